@@ -1,0 +1,1 @@
+"""SimpleGVR in plain PyTorch: model, sampling, training and evaluation. Never imports ComfyUI."""

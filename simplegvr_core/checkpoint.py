@@ -1,0 +1,77 @@
+"""Checkpoints: safetensors files whose metadata carries the configuration, written atomically and read strictly."""
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+METADATA_KEY = "simplegvr_config"
+
+
+def save(path: Path, kind: str, state_dict: dict[str, Tensor], **configs) -> None:
+    """Writes state_dict with metadata {"kind": kind, name: config, ...}. configs: dataclasses or JSON-able dicts.
+
+    The file appears whole or not at all: it is written beside its place and renamed.
+    """
+    described = {name: config if isinstance(config, dict) else asdict(config) for name, config in configs.items()}
+    metadata = {METADATA_KEY: json.dumps({"kind": kind, **described}), "format": "pt"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, partial, metadata)
+    os.replace(partial, path)
+
+
+def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Returns the tensors and the configuration of a checkpoint of this kind ("dit", "upsampler" or "tiny_vae").
+
+    Raises ValueError that names the file and the cure when it is not safetensors, truncated, or of another kind;
+    FileNotFoundError when it is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: check the name, or download or train the checkpoint first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}): download it again. "
+            "Pickled checkpoints (.pt, .pth, .ckpt) are not read, because loading one can run any code"
+        ) from error
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{path} carries no {METADATA_KEY!r} in its metadata: it was not written by SimpleGVR")
+    config = json.loads(metadata[METADATA_KEY])
+    if config["kind"] != kind:
+        raise ValueError(f"{path} holds a {config['kind']!r}, but a {kind!r} is wanted here")
+    return state_dict, config
+
+
+def parse_config(config_class: type, values: dict, path: Path):
+    """Returns config_class(**values) with JSON's lists as tuples. Raises ValueError that names an unknown key."""
+    unknown = values.keys() - {field.name for field in fields(config_class)}
+    if unknown:
+        raise ValueError(
+            f"{path} has unknown {config_class.__name__} keys {sorted(unknown)}: it was written by a newer version; update the pack"
+        )
+    return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def load_strict(model: nn.Module, state_dict: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    """Loads state_dict into model. Raises ValueError that lists missing, unexpected and mis-shaped keys."""
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own.keys() - state_dict.keys()]
+    problems += [f"unexpected {key}" for key in state_dict.keys() - own.keys()]
+    problems += [
+        f"{key} is {tuple(state_dict[key].shape)}, wanted {tuple(own[key].shape)}"
+        for key in own.keys() & state_dict.keys()
+        if own[key].shape != state_dict[key].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise ValueError(f"{path} does not fit its configuration, {len(problems)} problems: {shown}")
+    model.load_state_dict(state_dict, assign=assign)

@@ -1,0 +1,117 @@
+"""Video in and out, and training crops.
+
+B batch, F frames, H, W pixels; images uint8 (F, H, W, 3) as stored; video float (B, 3, F, H, W) in [-1, 1]
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from tqdm import tqdm
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """Returns the video files of a folder, sorted by name. Raises ValueError when there is none."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
+    return paths
+
+
+def read_frames(path: Path) -> Iterator[Tensor]:
+    """Yields the frames of a video file in order, each uint8 (H, W, 3)."""
+    with av.open(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        for frame in container.decode(video=0):
+            yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
+
+
+def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fraction]:
+    """Returns images (F, H, W, 3) uint8 of the first num_frames frames (all by default) and the frame rate in 1/s."""
+    with av.open(path) as container:
+        rate = container.streams.video[0].average_rate
+    images = [frame for _, frame in zip(range(num_frames or 2**31), read_frames(path), strict=False)]
+    return torch.stack(images), rate
+
+
+def write_video(path: Path, images: Tensor, rate: Fraction) -> None:
+    """Writes images (F, H, W, 3) uint8 as H.264, visually lossless. Odd sizes are kept by full-resolution chroma."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
+        stream.height, stream.width = images.shape[1:3]
+        stream.pix_fmt = "yuv420p" if even else "yuv444p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image.numpy(), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def to_video(images: Tensor) -> Tensor:
+    """Returns video (1, 3, F, H, W) in [-1, 1] of images (F, H, W, 3) uint8."""
+    return rearrange(images, "F H W C -> 1 C F H W").float() / 127.5 - 1
+
+
+def to_images(video: Tensor) -> Tensor:
+    """Returns images (F, H, W, 3) uint8 of the first video of (B, 3, F, H, W) in [-1, 1]; values outside are clamped."""
+    return rearrange(video[0].clamp(-1, 1) * 127.5 + 127.5, "C F H W -> F H W C").round().byte()
+
+
+def resize_frames(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Returns video (B, 3, F, *size), each frame resized alone by torch's interpolation mode ("area", "bicubic", ...)."""
+    frames = rearrange(video, "B C F H W -> (B F) C H W")
+    exact = {} if mode in ("area", "nearest-exact") else {"align_corners": False}
+    return rearrange(F.interpolate(frames, size, mode=mode, **exact), "(B F) C H W -> B C F H W", B=video.shape[0])
+
+
+def area_downscale(video: Tensor, scale: int) -> Tensor:
+    """Returns video (B, 3, F, H // scale, W // scale): means of scale x scale pixels. The rest of an edge is cut off."""
+    height, width = (extent // scale for extent in video.shape[3:])
+    return resize_frames(video[..., : height * scale, : width * scale], (height, width), "area")
+
+
+def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list[Tensor]:
+    """Returns clips of every video below folder: num_frames frames, a new one every spacing frames, uint8 (F, H, W, 3).
+
+    Frames taller than height pixels are made that tall by area averaging, which hides their compression.
+    """
+    clips = []
+    for path in find_videos(folder):
+        clip = []
+        for index, frame in enumerate(tqdm(read_frames(path), desc=path.name, unit="frame", mininterval=5)):
+            if index % spacing < num_frames:
+                clip.append(shrink(frame, height))
+            if len(clip) == num_frames:
+                clips.append(torch.stack(clip))
+                clip = []
+    return clips
+
+
+def shrink(frame: Tensor, height: int) -> Tensor:
+    """Returns frame (H, W, 3) uint8, made height pixels tall by area averaging if it is taller."""
+    if frame.shape[0] <= height:
+        return frame
+    width = round(frame.shape[1] * height / frame.shape[0])
+    return to_images(resize_frames(to_video(frame[None]), (height, width), "area"))[0]
+
+
+def random_crops(clips: list[Tensor], batch: int, num_frames: int, size: int, generator: torch.Generator) -> Tensor:
+    """Returns video (B, 3, F, size, size) in [-1, 1]: random clips, places, first frames and left-right mirroring."""
+
+    def draw(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    crops = []
+    for _ in range(batch):
+        clip = clips[draw(len(clips))]
+        f, y, x = (draw(extent - want + 1) for extent, want in zip(clip.shape, (num_frames, size, size), strict=False))
+        crop = to_video(clip[f : f + num_frames, y : y + size, x : x + size])
+        crops.append(crop.flip(-1) if draw(2) else crop)
+    return torch.cat(crops)

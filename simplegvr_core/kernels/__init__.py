@@ -1,0 +1,1 @@
+"""Implementations of window attention, all with one signature. `reference` is the plain one the others are tested against."""

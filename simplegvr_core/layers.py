@@ -1,0 +1,79 @@
+"""Building blocks shared by the networks: norms, causal 3D convolutions, Wan's embeddings and rotary positions.
+
+B batch, C channels, T latent frames, H, W latent cells or pixels, L tokens, n heads, d head dim
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Returns x with unit mean square over its channels. x: (B, C, ...). Each cell alone: a tile gives what the whole gives."""
+
+    def __init__(self, channels: int, device=None, dtype=None):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale.to(x).view(-1, *[1] * (x.ndim - 2))
+        return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x) * scale
+
+
+class CausalConv3d(nn.Module):
+    """Returns a 3x3x3 convolution of x, (B, C, T, H, W) -> (B, C', T, H, W): past frames only, edges replicated."""
+
+    def __init__(self, in_channels: int, out_channels: int, device=None, dtype=None, operations=nn):
+        super().__init__()
+        self.conv = operations.Conv3d(in_channels, out_channels, 3, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate"))
+
+
+class ResidualBlock3d(nn.Module):
+    """Returns x + f(x), f two causal convolutions with norm and SiLU. x: (B, C, T, H, W)."""
+
+    def __init__(self, channels: int, device=None, dtype=None, operations=nn):
+        super().__init__()
+        self.norm1 = ChannelNorm(channels, device, dtype)
+        self.conv1 = CausalConv3d(channels, channels, device, dtype, operations)
+        self.norm2 = ChannelNorm(channels, device, dtype)
+        self.conv2 = CausalConv3d(channels, channels, device, dtype, operations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+def sinusoidal_embedding(dim: int, position: Tensor) -> Tensor:
+    """Returns (B, dim) cosines then sines of position / 10000^(i / (dim / 2)). position: (B,), 0 to 1000 for timesteps."""
+    half = dim // 2
+    frequency = torch.pow(10000, -torch.arange(half, device=position.device, dtype=torch.float32) / half)
+    angle = torch.outer(position.float(), frequency)
+    return torch.cat((angle.cos(), angle.sin()), dim=1)
+
+
+def rotary_table(grid: tuple[int, int, int], head_dim: int, device=None) -> Tensor:
+    """Returns (L, d / 2, 2) cosine and sine of each token's rotary angles, float32, for L = T*H*W tokens in raster order.
+
+    Wan 2.1's split of the head: d - 4 (d // 6) features turn with T, 2 (d // 6) each with H and W; theta 10000.
+    The angles are computed in float64 on the CPU, as not every device has it.
+    """
+    widths = (head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6))
+    positions = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
+    angles = torch.cat(
+        [
+            position.reshape(-1, 1) * 10000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+            for position, width in zip(positions, widths, strict=True)
+        ],
+        dim=1,
+    )
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).to(device, torch.float32)
+
+
+def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
+    """Returns x with each pair of neighbouring features turned by its angle. x: (B, L, n, d); table: (L, d / 2, 2)."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table[:, None].unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

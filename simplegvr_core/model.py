@@ -1,0 +1,188 @@
+"""The diffusion transformer: Wan 2.1's parameter names and maths, 32 input channels, attention by configuration.
+
+B batch, T, H, W latent cells, L tokens of (1, 2, 2) cells, D width, n heads, d head dim, S text tokens
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from . import checkpoint
+from .attention import AttentionConfig, attend, full_attention
+from .layers import apply_rotary, rotary_table, sinusoidal_embedding
+
+LATENT_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the network; the defaults are those of Wan 2.1 1.3B with the condition's 16 channels added."""
+
+    in_dim: int = 32
+    dim: int = 1536
+    ffn_dim: int = 8960
+    num_heads: int = 12
+    num_layers: int = 30
+    text_dim: int = 4096
+    freq_dim: int = 256
+    eps: float = 1e-6
+
+
+class SelfAttention(nn.Module):
+    """Returns x's attention to itself, (B, L, D); cross-attention to a context when one is given."""
+
+    def __init__(self, config: DiTConfig, device, dtype, operations):
+        super().__init__()
+        linear = partial(operations.Linear, config.dim, config.dim, device=device, dtype=dtype)
+        norm = partial(operations.RMSNorm, config.dim, eps=config.eps, device=device, dtype=dtype)
+        self.num_heads = config.num_heads
+        self.q, self.k, self.v, self.o = linear(), linear(), linear(), linear()
+        self.norm_q, self.norm_k = norm(), norm()
+
+    def forward(self, x: Tensor, attention: Callable, rotary: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        source = x if context is None else context
+        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
+        q, k, v = (rearrange(y, "B L (n d) -> B L n d", n=self.num_heads) for y in (q, k, v))
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        return self.o(attention(q, k, v).flatten(2))
+
+
+class Block(nn.Module):
+    """One transformer block: self-attention, cross-attention to the text, feed-forward; modulated by the noise level."""
+
+    def __init__(self, config: DiTConfig, device, dtype, operations):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        norm = partial(operations.LayerNorm, config.dim, config.eps, **factory)
+        self.norm1, self.norm2 = norm(elementwise_affine=False), norm(elementwise_affine=False)
+        self.norm3 = norm(elementwise_affine=True)
+        self.self_attn = SelfAttention(config, **factory, operations=operations)
+        self.cross_attn = SelfAttention(config, **factory, operations=operations)
+        self.ffn = nn.Sequential(
+            operations.Linear(config.dim, config.ffn_dim, **factory),
+            nn.GELU(approximate="tanh"),
+            operations.Linear(config.ffn_dim, config.dim, **factory),
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, **factory))
+
+    def forward(self, x: Tensor, e: Tensor, rotary: Tensor, context: Tensor, self_attention: Callable, cross_attention: Callable):
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.to(x) + e).chunk(6, dim=1)
+        x = x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1), self_attention, rotary=rotary)
+        x = x + self.cross_attn(self.norm3(x), cross_attention, context=context)
+        return x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2))
+
+
+class Head(nn.Module):
+    """Returns the velocity of each token's cells, (B, L, 4 * 16)."""
+
+    def __init__(self, config: DiTConfig, device, dtype, operations):
+        super().__init__()
+        self.norm = operations.LayerNorm(config.dim, config.eps, elementwise_affine=False, device=device, dtype=dtype)
+        self.head = operations.Linear(config.dim, 4 * LATENT_CHANNELS, device=device, dtype=dtype)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        shift, scale = (self.modulation.to(x) + e).chunk(2, dim=1)
+        return self.head(modulate(self.norm(x), shift, scale))
+
+
+class SimpleGVRDiT(nn.Module):
+    """Predicts the velocity of a noised latent, given the upsampled low-resolution latent as further channels."""
+
+    def __init__(self, config: DiTConfig, attention: AttentionConfig, device=None, dtype=None, operations=nn):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.config, self.attention, self.dtype = config, attention, dtype
+        dim = config.dim
+        self.patch_embedding = operations.Conv3d(config.in_dim, dim, (1, 2, 2), stride=(1, 2, 2), device=device, dtype=torch.float32)
+        self.text_embedding = nn.Sequential(
+            operations.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), operations.Linear(dim, dim, **factory)
+        )
+        self.time_embedding = nn.Sequential(
+            operations.Linear(config.freq_dim, dim, **factory), nn.SiLU(), operations.Linear(dim, dim, **factory)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, **factory))
+        self.blocks = nn.ModuleList(Block(config, **factory, operations=operations) for _ in range(config.num_layers))
+        self.head = Head(config, **factory, operations=operations)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draws fresh weights for training: Xavier for matrices, ones and zeros for norms and biases, a head that gives 0."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("modulation"):
+                nn.init.normal_(parameter, std=self.config.dim**-0.5, generator=generator)
+            elif parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
+            elif name.endswith("weight"):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+        nn.init.zeros_(self.head.head.weight)
+
+    def forward(
+        self,
+        z: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        self_attention: Callable | None = None,
+        cross_attention: Callable = full_attention,
+    ) -> Tensor:
+        """Returns the velocity (B, 16, T, H, W).
+
+        z: (B, 32, T, H, W), 16 channels of the noised latent z_t, then 16 of the condition. timestep: (B,), 1000 sigma.
+        context: (B, S, text_dim) text features. self_attention: (q, k, v, grid, block) -> out, all (B, L, n, d), in
+        place of the configured one; cross_attention: (q, k, v) -> out. Odd sizes are padded circularly, then cropped.
+        """
+        height, width = z.shape[3:]
+        z = F.pad(z, (0, width % 2, 0, height % 2, 0, 0), mode="circular")
+        if self_attention is None:
+            self_attention = partial(attend, config=self.attention)
+        x = self.patch_embedding(z.float()).to(z.dtype)
+        grid = tuple(x.shape[2:])
+        x = rearrange(x, "B D T H W -> B (T H W) D")
+        e = self.time_embedding(sinusoidal_embedding(self.config.freq_dim, timestep).to(x.dtype))[:, None]
+        e_blocks = self.time_projection(e).unflatten(2, (6, -1)).squeeze(1)
+        context = self.text_embedding(context)
+        rotary = rotary_table(grid, self.config.dim // self.config.num_heads, x.device)
+        for index, block in enumerate(self.blocks):
+            x = block(x, e_blocks, rotary, context, partial(self_attention, grid=grid, block=index), cross_attention)
+        T, H, W = grid
+        velocity = rearrange(self.head(x, e), "B (T H W) (h w C) -> B C T (H h) (W w)", T=T, H=H, W=W, h=2, w=2)
+        return velocity[..., :height, :width]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Returns x (1 + scale) + shift. x: (B, L, D); shift, scale: (B, 1, D)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> dict[str, Tensor]:
+    """Returns a text-to-video state dict whose patch embedding takes in_dim channels; the new ones have zero weight.
+
+    The widened model gives what the original gives, whatever the condition (paper: initialisation of stage 1).
+    """
+    weight = state_dict["patch_embedding.weight"]
+    new = weight.new_zeros(weight.shape[0], in_dim - weight.shape[1], *weight.shape[2:])
+    return {**state_dict, "patch_embedding.weight": torch.cat((weight, new), dim=1)}
+
+
+def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
+    """Returns the model of a checkpoint, float32, on the CPU, and its configuration. Raises what checkpoint.read raises."""
+    state_dict, config = checkpoint.read(path, "dit")
+    model = SimpleGVRDiT(*parse_dit_config(config, path))
+    checkpoint.load_strict(model, state_dict, path)
+    return model.eval(), config
+
+
+def parse_dit_config(config: dict, path: Path) -> tuple[DiTConfig, AttentionConfig]:
+    """Returns the sizes and the attention in a checkpoint's configuration. Raises ValueError for an unknown key."""
+    return (
+        checkpoint.parse_config(DiTConfig, config["model"], path),
+        checkpoint.parse_config(AttentionConfig, config["attention"], path),
+    )

@@ -1,0 +1,112 @@
+"""Super-resolution of a latent: upsample, noise the condition, integrate the velocity from noise to data.
+
+`super_resolve` is the one entry that evaluation, benchmarks and tests share; inside ComfyUI its parts run under
+ComfyUI's sampler. B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .flow import clean_from_velocity, interpolate, shifted_sigmas
+from .model import LATENT_CHANNELS, SimpleGVRDiT
+from .upsampler import LatentUpsampler
+
+CELL = 8  # pixels a side
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a model wants to be sampled; it travels in the checkpoint.
+
+    cfg: guidance scale, 1 is none. shift: of the noise levels. noise_augmentation: noise share of the condition.
+    denoise: first noise level; below 1 sampling starts from the noised upsampled latent instead of pure noise.
+    """
+
+    steps: int = 50
+    cfg: float = 1.0
+    shift: float = 5.0
+    noise_augmentation: float = 0.4
+    denoise: float = 1.0
+
+
+@torch.inference_mode()
+def super_resolve(
+    model: SimpleGVRDiT,
+    upsampler: LatentUpsampler,
+    z_lr: Tensor,
+    size: tuple[int, int],
+    sampling: SamplingConfig,
+    context: Tensor,
+    null_context: Tensor,
+    seed: int,
+    noise_seed: int,
+    on_step: Callable[[int, Tensor], None] = lambda step, z_0: None,
+) -> Tensor:
+    """Returns the super-resolved latent (B, 16, T, *size).
+
+    z_lr: (B, 16, T, h, w). context, null_context: (B, S, text_dim) text features of the prompt and of no prompt.
+    seed draws the starting noise, noise_seed the condition's. A model with 16 input channels (any text-to-video Wan)
+    takes no condition: training-free mode, which needs denoise < 1. Raises ValueError otherwise.
+    """
+    condition_free = model.config.in_dim == LATENT_CHANNELS
+    if condition_free and sampling.denoise == 1:
+        raise ValueError("denoise is 1, so a model with 16 input channels would not see the video: set denoise to 0.3-0.6")
+    upsampled = upsampler(z_lr, size)
+    condition = augment_condition(upsampled, sampling.noise_augmentation, noise_seed)
+
+    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
+        z = z if condition_free else torch.cat((z, condition), dim=1)
+        timestep = (1000 * sigma).expand(len(z))
+        conditional = model(z, timestep, context)
+        if sampling.cfg == 1:
+            return conditional
+        unconditional = model(z, timestep, null_context)
+        return unconditional + sampling.cfg * (conditional - unconditional)
+
+    noise = draw_noise(upsampled.shape, seed).to(upsampled)
+    sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise).to(z_lr.device)
+    return sample_euler(velocity, interpolate(upsampled, noise, sigmas[0]), sigmas, on_step)
+
+
+def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callable[[int, Tensor], None]) -> Tensor:
+    """Returns z integrated along velocity(z, sigma) through sigmas, by Euler's method (equation 2).
+
+    on_step(i, z_0) is called in step i with the clean latent that its velocity predicts.
+    """
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        v = velocity(z, sigma)
+        on_step(i, clean_from_velocity(z, v, sigma))
+        z = z + (sigma_next - sigma) * v
+    return z
+
+
+def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: int) -> Tensor:
+    """Returns the condition (1 - s) upsampled + s noise, s = noise_augmentation, noise drawn from noise_seed."""
+    noise = draw_noise(upsampled.shape, noise_seed).to(upsampled)
+    return interpolate(upsampled, noise, noise_augmentation)
+
+
+def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Returns unit Gaussian noise, float32, drawn on the CPU so that a seed means the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Returns the size in cells of source, (h, w) cells, made scale times as large, to the nearest cell."""
+    return round(source[0] * scale), round(source[1] * scale)
+
+
+def pixel_size(width: int, height: int) -> tuple[int, int]:
+    """Returns (H, W) cells of a picture of width x height pixels. Raises ValueError when a side is no multiple of 8."""
+    if width % CELL or height % CELL:
+        nearest = " x ".join(str(max(CELL, round(side / CELL) * CELL)) for side in (width, height))
+        raise ValueError(f"target is {width} x {height} pixels, wanted multiples of {CELL}: the nearest is {nearest}")
+    return height // CELL, width // CELL
+
+
+def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Returns the size in cells whose short side is exactly pixels and whose ratio is source's, to the nearest cell."""
+    return scaled_size(source, pixels / CELL / min(source))

@@ -1,0 +1,136 @@
+"""TinyVAE: a small causal video autoencoder with Wan 2.1's latent shape (4x8x8 pixels a cell, 16 channels).
+
+The encoder is linear: the principal components of 4x8x8 pixel blocks, whitened. The decoder adds to its transpose what
+residual blocks predict at the latent's resolution, at twice that, and on the finished pixels.
+
+B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 16, T, H, W); video (B, 3, F, 8H, 8W) in [-1, 1]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from . import checkpoint
+from .layers import CausalConv3d, ResidualBlock3d
+
+LATENT_CHANNELS = 16
+BLOCK = 3 * 4 * 8 * 8
+
+# How ComfyUI turns a normalised Wan 2.1 latent into preview colours (R, G, B for each channel).
+# The latent is rotated to agree with it, so previews of this autoencoder's latents show true colours.
+PREVIEW_FACTORS = (
+    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
+    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
+    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
+    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TinyVAEConfig:
+    """Widths (channels) and numbers of residual blocks of the decoder's two levels, and the width of its pixel filter."""
+
+    latent_width: int = 128
+    latent_blocks: int = 4
+    fine_width: int = 64
+    fine_blocks: int = 3
+    pixel_width: int = 48
+
+
+class TinyVAE(nn.Module):
+    """Encodes video to normalised latents and back. `fit_encoder` sets the linear part; training does the rest."""
+
+    def __init__(self, config: TinyVAEConfig, device=None, dtype=None, operations=nn):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype, "operations": operations}
+        conv2d = {"device": device, "dtype": dtype, "padding": 1, "padding_mode": "replicate"}
+        width, fine, pixel = config.latent_width, config.fine_width, config.pixel_width
+        self.encoder = operations.Conv3d(BLOCK, LATENT_CHANNELS, 1, device=device, dtype=dtype)
+        self.linear_decoder = operations.Conv3d(LATENT_CHANNELS, BLOCK, 1, device=device, dtype=dtype)
+        self.stem = CausalConv3d(LATENT_CHANNELS, width, **factory)
+        self.latent_blocks = nn.ModuleList(ResidualBlock3d(width, **factory) for _ in range(config.latent_blocks))
+        self.widen = operations.Conv3d(width, 4 * fine, 1, device=device, dtype=dtype)
+        self.fine_blocks = nn.ModuleList(ResidualBlock3d(fine, **factory) for _ in range(config.fine_blocks))
+        self.head = operations.Conv3d(fine, BLOCK // 4, 1, device=device, dtype=dtype)
+        self.pixel_in = operations.Conv2d(12, pixel, 3, **conv2d)
+        self.pixel_mid = operations.Conv2d(pixel, pixel, 3, **conv2d)
+        self.pixel_out = operations.Conv2d(pixel, 12, 3, **conv2d)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draws the residual parts so that they start as zero: decoding starts as the linear decoder."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("scale"):
+                nn.init.ones_(parameter)
+            elif parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="linear", generator=generator)
+            else:
+                nn.init.zeros_(parameter)
+        for layer in (self.head, self.pixel_out):
+            nn.init.zeros_(layer.weight)
+
+    @torch.no_grad()
+    def fit_encoder(self, video: Tensor) -> None:
+        """Sets encoder and linear decoder to the 16 whitened principal components of video's blocks, (B, 3, F, 8H, 8W)."""
+        blocks = rearrange(to_blocks(video), "B C T H W -> (B T H W) C").double()
+        mean = blocks.mean(0)
+        variance, directions = torch.linalg.eigh(torch.cov((blocks - mean).T))
+        variance, directions = variance[-LATENT_CHANNELS:], directions[:, -LATENT_CHANNELS:]
+        decode = directions * variance.sqrt()
+        preview = torch.tensor(PREVIEW_FACTORS, dtype=torch.float64)
+        colour = rearrange(decode, "(c p) z -> c p z", c=3).mean(1)
+        u, _, vh = torch.linalg.svd(preview @ colour)
+        rotation = u @ vh  # orthogonal Procrustes: rotated latents @ preview is closest to each block's mean colour
+        encode = rotation @ (directions / variance.sqrt()).T
+        self.encoder.weight.copy_(encode[..., None, None, None])
+        self.encoder.bias.copy_(-encode @ mean)
+        self.linear_decoder.weight.copy_((decode @ rotation.T)[..., None, None, None])
+        self.linear_decoder.bias.copy_(mean)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Returns z (B, 16, T, H, W) of a video of any size: edges and last frame are repeated up to whole blocks."""
+        frames, height, width = video.shape[2:]
+        video = F.pad(video, (0, -width % 8, 0, -height % 8, 0, -(frames - 1) % 4), mode="replicate")
+        return self.encoder(to_blocks(video))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Returns the video (B, 3, 4 (T - 1) + 1, 8H, 8W) of z (B, 16, T, H, W)."""
+        h = self.stem(z)
+        for block in self.latent_blocks:
+            h = block(h)
+        h = rearrange(self.widen(h), "B (C h w) T H W -> B C T (H h) (W w)", h=2, w=2)
+        for block in self.fine_blocks:
+            h = block(h)
+        detail = rearrange(self.head(h), "B (C t h w) T H W -> B C (T t) (H h) (W w)", t=4, h=4, w=4)
+        return self.filter_pixels(self.linear_decode(z) + detail[:, :, 3:])
+
+    def linear_decode(self, z: Tensor) -> Tensor:
+        """Returns the video of z by the linear decoder alone, (B, 3, 4 (T - 1) + 1, 8H, 8W): cheap, for training losses."""
+        blocks = rearrange(self.linear_decoder(z), "B (C t h w) T H W -> B C (T t) (H h) (W w)", t=4, h=8, w=8)
+        return blocks[:, :, 3:]
+
+    def filter_pixels(self, video: Tensor) -> Tensor:
+        """Returns video plus a learned frame-by-frame correction at half resolution in space. (B, 3, F, 8H, 8W)."""
+        x = rearrange(video, "B C F (H h) (W w) -> (B F) (C h w) H W", h=2, w=2)
+        x = x + self.pixel_out(F.silu(self.pixel_mid(F.silu(self.pixel_in(x)))))
+        return rearrange(x, "(B F) (C h w) H W -> B C F (H h) (W w)", B=video.shape[0], h=2, w=2)
+
+
+def to_blocks(video: Tensor) -> Tensor:
+    """Returns (B, 768, T, H, W), each cell its 4x8x8 pixels. The first frame, repeated, is a block of its own.
+
+    video: (B, 3, 4 (T - 1) + 1, 8H, 8W) in [-1, 1].
+    """
+    video = F.pad(video, (0, 0, 0, 0, 3, 0), mode="replicate")
+    return rearrange(video, "B C (T t) (H h) (W w) -> B (C t h w) T H W", t=4, h=8, w=8)
+
+
+def load_tiny_vae(path: Path) -> TinyVAE:
+    """Returns the TinyVAE of a checkpoint, float32, on the CPU, not trainable. Raises what checkpoint.read raises."""
+    state_dict, config = checkpoint.read(path, "tiny_vae")
+    vae = TinyVAE(checkpoint.parse_config(TinyVAEConfig, config["model"], path))
+    checkpoint.load_strict(vae, state_dict, path)
+    return vae.eval().requires_grad_(False)
