@@ -5,7 +5,6 @@ import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -61,8 +60,8 @@ def parse_config(config_class: type, values: dict, path: Path):
     return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
-def load_strict(model: nn.Module, state_dict: dict[str, Tensor], path: Path, assign: bool = False) -> None:
-    """Loads state_dict into model. Raises ValueError that lists missing, unexpected and mis-shaped keys."""
+def check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError that lists missing, unexpected and mis-shaped keys, unless state_dict fits model exactly."""
     own = model.state_dict()
     problems = [f"missing {key}" for key in own.keys() - state_dict.keys()]
     problems += [f"unexpected {key}" for key in state_dict.keys() - own.keys()]
@@ -74,4 +73,9 @@ def load_strict(model: nn.Module, state_dict: dict[str, Tensor], path: Path, ass
     if problems:
         shown = "; ".join(sorted(problems)[:5])
         raise ValueError(f"{path} does not fit its configuration, {len(problems)} problems: {shown}")
-    model.load_state_dict(state_dict, assign=assign)
+
+
+def load_strict(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
+    """Copies state_dict into model. Raises ValueError as check_fit does."""
+    check_fit(model, state_dict, path)
+    model.load_state_dict(state_dict)

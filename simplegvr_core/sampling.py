@@ -6,6 +6,7 @@ ComfyUI's sampler. B batch, T latent frames, h, w low-resolution cells, H, W tar
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callabl
 
     on_step(i, z_0) is called in step i with the clean latent that its velocity predicts.
     """
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(z, sigma)
         on_step(i, clean_from_velocity(z, v, sigma))
         z = z + (sigma_next - sigma) * v

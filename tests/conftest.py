@@ -1,0 +1,94 @@
+"""Fixtures: ComfyUI in process with the pack loaded, a real ComfyUI server, tiny real checkpoints."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != REPO]
+sys.path += [str(REPO), str(REPO / "scripts"), str(REPO / "tests")]
+
+import comfyui as setup  # noqa: E402
+
+from simplegvr_core import checkpoint  # noqa: E402
+from simplegvr_core.attention import AttentionConfig  # noqa: E402
+from simplegvr_core.model import DiTConfig, SimpleGVRDiT  # noqa: E402
+from simplegvr_core.sampling import SamplingConfig  # noqa: E402
+from simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig  # noqa: E402
+
+DIT = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=3)
+ATTENTION = AttentionConfig(window=(1, 4, 3), top_k=1, unit=5)
+UPSAMPLER = UpsamplerConfig(width=16)
+
+
+def random_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Returns model with fresh weights, none of them zero: an untrained layer that gives 0 would hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    return model.eval()
+
+
+def save_dit(path: Path, config: DiTConfig = DIT, attention: AttentionConfig = ATTENTION) -> Path:
+    model = random_weights(SimpleGVRDiT(config, attention))
+    checkpoint.save(path, "dit", model.state_dict(), model=config, attention=attention, sampling=SamplingConfig(shift=3.0))
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Path:
+    """A models folder with a tiny GVR, a tiny 16-channel Wan and a tiny upsampler, random but real."""
+    models = tmp_path_factory.mktemp("models")
+    save_dit(models / "diffusion_models" / "gvr_test.safetensors")
+    save_dit(models / "diffusion_models" / "wan_test.safetensors", DiTConfig(in_dim=16, dim=128, ffn_dim=160, num_heads=1, num_layers=3))
+    upsampler = random_weights(LatentUpsampler(UPSAMPLER))
+    path = models / "latent_upscale_models" / "upsampler_test.safetensors"
+    checkpoint.save(path, "upsampler", upsampler.state_dict(), model=UPSAMPLER)
+    return models
+
+
+@pytest.fixture(scope="session")
+def comfy(checkpoints, tmp_path_factory):
+    """ComfyUI in process, on the CPU, with the pack loaded: `comfy.run(node_id, **inputs)` executes one node."""
+    path = setup.find_comfyui(setup.HOME)
+    assert path is not None, "no ComfyUI: run the tests with python3 scripts/test.py"
+    sys.path.insert(0, str(path))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    import folder_paths
+    import nodes
+
+    base = tmp_path_factory.mktemp("base")
+    setup.link_pack(base)
+    for folder in checkpoints.iterdir():
+        folder_paths.add_model_folder_path(folder.name, str(folder))
+    link = base / "custom_nodes" / setup.PACK_NAME
+    assert asyncio.run(nodes.load_custom_node(str(link))), "the pack did not load"
+
+    def run(node_id: str, **inputs):
+        node = nodes.NODE_CLASS_MAPPINGS[node_id]
+        with torch.inference_mode():
+            if hasattr(node, "define_schema"):
+                return node.execute(**inputs).args
+            return getattr(node(), node.FUNCTION)(**inputs)
+
+    return SimpleNamespace(run=run, nodes=nodes.NODE_CLASS_MAPPINGS, pack=sys.modules[str(link)])
+
+
+@pytest.fixture(scope="session")
+def server(checkpoints, tmp_path_factory):
+    """The address of a real ComfyUI server with the pack and the test checkpoints."""
+    base = tmp_path_factory.mktemp("server")
+    (base / "models").rmdir() if (base / "models").exists() else None
+    os.symlink(checkpoints, base / "models", target_is_directory=True)
+    with setup.server(base) as (address, _):
+        yield SimpleNamespace(address=address, base=base)
