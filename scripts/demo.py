@@ -1,0 +1,206 @@
+"""Super-resolves a video through a real ComfyUI: `python3 scripts/demo.py [INPUT.mp4] [--scale 3] [--out DIR] [--ui]`.
+
+Sets everything up the first time. Leaves the result as mp4, a side-by-side PNG, and a table of times and quality.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+from comfyui import HOME, REPO, SetupError, enter, is_open, say, server
+
+UI_PORT = 8188
+BUNDLED = REPO / "assets" / "demo.mp4"
+BUNDLED_ORIGINAL = REPO / "assets" / "demo_original.mp4"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", nargs="?", type=Path, default=BUNDLED, help="video to super-resolve (default: a bundled clip)")
+    parser.add_argument("--scale", type=float, default=3.0, help="width and height of the result over the input's, 1 to 8 (default: 3)")
+    parser.add_argument("--out", type=Path, default=REPO / "out", help="folder for the results (default: out)")
+    parser.add_argument("--ui", action="store_true", help="leave ComfyUI running and print its address")
+    arguments = parser.parse_args()
+    if not arguments.input.is_file():
+        parser.error(f"{arguments.input} is not a file")
+    if not 1 <= arguments.scale <= 8:
+        parser.error(f"--scale is {arguments.scale}, wanted 1 to 8")
+    return arguments
+
+
+def main(arguments: argparse.Namespace) -> None:
+    base = HOME / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    name = f"input{arguments.input.suffix}"
+    (base / "input").mkdir(exist_ok=True)
+    shutil.copy(arguments.input, base / "input" / name)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    say("starting ComfyUI")
+    with server(base, UI_PORT if arguments.ui and not is_open(UI_PORT) else None) as (address, process):
+        files, stages, peak = run_quickstart(address, process.pid, base, name, arguments)
+        report = write_results(files, arguments)
+        print_report(report, stages, peak)
+        if arguments.ui:
+            say(f"ComfyUI is at {address} with the workflows under Templates; stop it with Ctrl+C")
+            process.wait()
+
+
+def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: argparse.Namespace) -> tuple[list[Path], dict, float]:
+    """Returns the server's output files, the seconds of each node and the peak memory in GiB of the quickstart workflow.
+
+    H.264 as players know it holds even sizes only: for an odd result the frames are saved as PNG instead of a video.
+    """
+    from client import output_files, run_workflow
+
+    from simplegvr_core.data import read_frames
+
+    workflow = json.loads((REPO / "workflows" / "api" / "quickstart_video.json").read_text())
+    nodes = {node["class_type"]: node for node in workflow.values()}
+    nodes["LoadVideo"]["inputs"]["file"] = name
+    nodes["SimpleGVRSampler"]["inputs"]["size.scale"] = nodes["SimpleGVRTrim"]["inputs"]["scale"] = arguments.scale
+    height, width = next(read_frames(arguments.input)).shape[:2]
+    if round(height * arguments.scale) % 2 or round(width * arguments.scale) % 2:
+        trim = next(id for id, node in workflow.items() if node["class_type"] == "SimpleGVRTrim")
+        nodes["SaveVideo"].update(class_type="SaveImage", inputs={"images": [trim, 0], "filename_prefix": "SimpleGVR"})
+    progress = Progress({id: node["_meta"]["title"] for id, node in workflow.items()})
+    with PeakMemory(pid) as memory:
+        outputs = asyncio.run(run_workflow(address, workflow, progress))
+    return output_files(outputs, base / "output"), progress.close(), memory.peak
+
+
+class Progress:
+    """Shows the server's events as one progress bar a node, and keeps each node's seconds."""
+
+    def __init__(self, titles: dict[str, str]):
+        self.titles, self.stages = titles, {}
+        self.bar, self.started = None, time.monotonic()
+
+    def __call__(self, event) -> None:
+        from tqdm import tqdm
+
+        if event.kind == "executing":
+            self.close()
+            self.bar = event.node and tqdm(desc=self.titles[event.node], total=1, bar_format="{desc:28} {bar} {n}/{total} {elapsed}")
+        elif self.bar is not None:
+            self.bar.total, self.bar.n = event.maximum, event.value
+            self.bar.refresh()
+
+    def close(self) -> dict[str, float]:
+        """Returns the seconds of every node so far, after ending the one that runs."""
+        if self.bar:
+            self.bar.n = self.bar.total
+            self.bar.close()
+            self.stages[self.bar.desc] = time.monotonic() - self.started
+        self.bar, self.started = None, time.monotonic()
+        return self.stages
+
+
+class PeakMemory:
+    """Watches a process; peak is its largest resident memory in GiB."""
+
+    def __init__(self, pid: int):
+        import psutil
+
+        self.process, self.peak = psutil.Process(pid), 0.0
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    def watch(self) -> None:
+        while not self.stopped.wait(0.1):
+            self.peak = max(self.peak, self.process.memory_info().rss / 2**30)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
+    """Returns paths, sizes and, where the original is known, quality; writes the mp4, the PNG and demo.json."""
+    import torch
+
+    from simplegvr_core import metrics
+    from simplegvr_core.data import read_video, resize_frames, to_images, to_video, write_video
+    from simplegvr_core.evaluate import BUNDLE
+    from simplegvr_core.sampling import scaled_size
+    from simplegvr_core.upsampler import resize
+    from simplegvr_core.vae import load_tiny_vae
+
+    result = arguments.out / f"{arguments.input.stem}_simplegvr.mp4"
+    source, rate = read_video(arguments.input)
+    if files[0].suffix == ".png":
+        write_video(result, torch.stack([read_video(file)[0][0] for file in files]), rate)
+    else:
+        shutil.copy(files[0], result)
+    gvr = to_video(read_video(result)[0])
+    size = gvr.shape[3:]
+    vae = load_tiny_vae(BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
+    with torch.inference_mode():
+        z_lr = vae.encode(to_video(source))
+        latent_bilinear = vae.decode(resize(z_lr, scaled_size(z_lr.shape[3:], arguments.scale)))
+    videos = {
+        "low-res, bilinear": resize_frames(to_video(source), size, "bilinear"),
+        "latent bilinear": latent_bilinear[:, :, : len(source), : size[0], : size[1]],
+        "SimpleGVR": gvr,
+    }
+    report = {"result": str(result), "input": list(source.shape[:3]), "output": [gvr.shape[2], *size], "scale": arguments.scale}
+    if arguments.input == BUNDLED and arguments.scale == 3:
+        original = to_video(read_video(BUNDLED_ORIGINAL)[0])
+        report["quality"] = {name: [metrics.psnr(video, original), metrics.ssim(video, original)] for name, video in videos.items()}
+        videos["original"] = original
+    middle = {name: to_images(video[:, :, video.shape[2] // 2 :][:, :, :1])[0].numpy() for name, video in videos.items()}
+    report["side_by_side"] = str(result.with_suffix(".png"))
+    side_by_side(middle).save(report["side_by_side"])
+    (arguments.out / "demo.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+def side_by_side(pictures: dict):
+    """Returns a PIL picture: the pictures (H, W, 3) uint8 in a row with their names, and below their centres at 3x."""
+    from PIL import Image, ImageDraw
+
+    height, width = next(iter(pictures.values())).shape[:2]
+    label = 24
+    canvas = Image.new("RGB", (width * len(pictures), label + 2 * height), "black")
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, picture) in enumerate(pictures.items()):
+        image = Image.fromarray(picture)
+        box = (width // 3, height // 3, width // 3 + width // 3, height // 3 + height // 3)
+        draw.text((index * width + 6, 4), name, fill="white", font_size=15)
+        canvas.paste(image, (index * width, label))
+        canvas.paste(image.crop(box).resize((width, height), Image.Resampling.NEAREST), (index * width, label + height))
+    return canvas
+
+
+def print_report(report: dict, stages: dict[str, float], peak: float) -> None:
+    print("\n| stage | seconds |\n|---|---|")
+    for name, seconds in stages.items():
+        print(f"| {name.strip()} | {seconds:.1f} |")
+    print(f"| all | {sum(stages.values()):.1f} |\n\npeak memory of the server: {peak:.2f} GiB")
+    if "quality" in report:
+        print("\n| against the original | PSNR | SSIM |\n|---|---|---|")
+        for name, (psnr, ssim) in report["quality"].items():
+            print(f"| {name} | {psnr:.2f} dB | {ssim:.3f} |")
+    (frames, *source), (_, *target) = report["input"], report["output"]
+    print(f"\n{frames} frames, {source[1]} x {source[0]} -> {target[1]} x {target[0]}")
+    print(f"video:        {report['result']}\nside by side: {report['side_by_side']}")
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    enter()
+    sys.path.append(str(REPO))
+    try:
+        main(arguments)
+    except SetupError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        say("stopped")
