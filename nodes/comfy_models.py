@@ -67,6 +67,18 @@ class SimpleGVRModel(comfy.model_base.WAN21):
         )
         self.image_to_video = False
 
+    def concat_cond(self, **kwargs) -> Tensor:
+        """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
+        condition, latent = kwargs.get("concat_latent_image"), kwargs["noise"]
+        if condition is None:
+            raise ValueError("a SimpleGVR model has no condition: put SimpleGVR Conditioning before the sampler, or use SimpleGVR Sampler")
+        if condition.shape[2:] != latent.shape[2:]:
+            raise ValueError(
+                f"the condition is {tuple(condition.shape[2:])} latent frames, rows, columns, but the latent to sample is "
+                f"{tuple(latent.shape[2:])}: sample the latent that SimpleGVR Conditioning gives"
+            )
+        return super().concat_cond(**kwargs)
+
 
 @contextmanager
 def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, shift: float):

@@ -164,16 +164,25 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
 
 
 def side_by_side(pictures: dict):
-    """Returns a PIL picture: the pictures (H, W, 3) uint8 in a row with their names, and below their centres at 3x."""
+    """Returns a PIL picture: the pictures (H, W, 3) uint8 in a row with their names, below them their most detailed ninth at 3x."""
     from PIL import Image, ImageDraw
 
     height, width = next(iter(pictures.values())).shape[:2]
     label = 24
     canvas = Image.new("RGB", (width * len(pictures), label + 2 * height), "black")
     draw = ImageDraw.Draw(canvas)
+    ninths = [(x * (width // 3), y * (height // 3)) for x in range(3) for y in range(3)]
+    first = next(iter(pictures.values())).astype(int)
+    left, top = max(
+        ninths,
+        key=lambda corner: abs(
+            first[corner[1] :, corner[0] :][: height // 3, : width // 3 - 1]
+            - first[corner[1] :, corner[0] + 1 :][: height // 3, : width // 3 - 1]
+        ).sum(),
+    )
     for index, (name, picture) in enumerate(pictures.items()):
         image = Image.fromarray(picture)
-        box = (width // 3, height // 3, width // 3 + width // 3, height // 3 + height // 3)
+        box = (left, top, left + width // 3, top + height // 3)
         draw.text((index * width + 6, 4), name, fill="white", font_size=15)
         canvas.paste(image, (index * width, label))
         canvas.paste(image.crop(box).resize((width, height), Image.Resampling.NEAREST), (index * width, label + height))

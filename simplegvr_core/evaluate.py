@@ -103,7 +103,9 @@ class Evaluate:
             results[path.stem] = {}
             for method in methods:
                 with torch.inference_mode():
-                    video = METHODS[method](video_lr, self.scale, models)[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
+                    video = METHODS[method](video_lr, self.scale, models)[
+                        :, :, : original.shape[2], : original.shape[3], : original.shape[4]
+                    ]
                 results[path.stem][method] = {"psnr": metrics.psnr(video, original), "ssim": metrics.ssim(video, original)}
                 write_video(self.out / f"{path.stem}_{method}.mp4", to_images(video.cpu()), rate)
         mean = {

@@ -65,6 +65,7 @@ def comfy(checkpoints, tmp_path_factory):
     comfy.cli_args.args.cpu = True
     comfy.cli_args.args.use_pytorch_cross_attention = True
     import folder_paths
+
     import nodes
 
     base = tmp_path_factory.mktemp("base")
@@ -73,6 +74,8 @@ def comfy(checkpoints, tmp_path_factory):
         folder_paths.add_model_folder_path(folder.name, str(folder))
     link = base / "custom_nodes" / setup.PACK_NAME
     assert asyncio.run(nodes.load_custom_node(str(link))), "the pack did not load"
+    for name in ("custom_sampler", "model_advanced", "context_windows"):
+        asyncio.run(nodes.load_custom_node(str(path / "comfy_extras" / f"nodes_{name}.py"), module_parent="comfy_extras"))
 
     def run(node_id: str, **inputs):
         node = nodes.NODE_CLASS_MAPPINGS[node_id]

@@ -1,0 +1,99 @@
+"""Rectified flow, noise levels, Euler, sizes and super_resolve."""
+
+import pytest
+import torch
+from conftest import ATTENTION, DIT, UPSAMPLER, random_weights
+
+from simplegvr_core.flow import clean_from_velocity, interpolate, shifted_sigmas, velocity_target
+from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.sampling import (
+    SamplingConfig,
+    augment_condition,
+    draw_noise,
+    pixel_size,
+    sample_euler,
+    scaled_size,
+    short_side_size,
+    super_resolve,
+)
+from simplegvr_core.upsampler import LatentUpsampler
+
+Z = torch.randn(2, 16, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+NOISE = draw_noise(Z.shape, 1)
+
+
+def test_velocity_leads_back_to_the_clean_latent():
+    torch.testing.assert_close(clean_from_velocity(interpolate(Z, NOISE, 0.7), velocity_target(Z, NOISE), 0.7), Z)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("start", [1.0, 0.4])
+def test_euler_with_the_true_velocity_gives_the_clean_latent(steps, start):
+    sigmas = shifted_sigmas(steps, 5.0, start)
+    seen = []
+    out = sample_euler(lambda z, sigma: NOISE - Z, interpolate(Z, NOISE, start), sigmas, lambda i, z_0: seen.append((i, z_0)))
+    torch.testing.assert_close(out, Z, atol=1e-5, rtol=0)
+    assert [i for i, _ in seen] == list(range(steps))
+    torch.testing.assert_close(seen[0][1], Z, atol=1e-5, rtol=0)
+
+
+def test_sigmas_start_where_asked_and_fall_to_zero():
+    sigmas = shifted_sigmas(9, 5.0, 0.35)
+    assert len(sigmas) == 10
+    assert sigmas[0] == pytest.approx(0.35)
+    assert sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
+
+
+def test_sigmas_refuse_a_start_outside_zero_to_one():
+    with pytest.raises(ValueError, match="start is 0"):
+        shifted_sigmas(4, 5.0, 0)
+
+
+def test_condition_is_a_mix_that_its_seed_fixes():
+    torch.testing.assert_close(augment_condition(Z, 0.3, 5), 0.7 * Z + 0.3 * draw_noise(Z.shape, 5))
+    assert not torch.equal(augment_condition(Z, 0.3, 5), augment_condition(Z, 0.3, 6))
+    assert torch.equal(augment_condition(Z, 0.0, 5), Z)
+
+
+def test_sizes_are_exact_to_the_cell():
+    assert pixel_size(1920, 1080) == (135, 240)
+    assert scaled_size((14, 27), 3) == (42, 81)
+    assert scaled_size((13, 24), 2.83) == (37, 68)
+    assert short_side_size((60, 104), 1080) == (135, 234)
+    assert short_side_size((104, 60), 720) == (156, 90)
+
+
+def test_pixel_size_names_the_nearest_possible_size():
+    with pytest.raises(ValueError, match=r"1918 x 1083 .*1920 x 1080"):
+        pixel_size(1918, 1083)
+
+
+def resolve(model, size=(9, 13), **changes):
+    upsampler = random_weights(LatentUpsampler(UPSAMPLER))
+    sampling = SamplingConfig(**{"steps": 2, **changes})
+    null = torch.zeros(2, 1, 4096)
+    prompt = torch.randn(2, 3, 4096, generator=torch.Generator().manual_seed(2))
+    return super_resolve(model, upsampler, Z, size, sampling, prompt, null, seed=3, noise_seed=4)
+
+
+def test_super_resolve_gives_the_exact_size_and_depends_on_its_settings():
+    model = random_weights(SimpleGVRDiT(DIT, ATTENTION))
+    out = resolve(model)
+    assert out.shape == (2, 16, 3, 9, 13)
+    assert torch.equal(out, resolve(model))
+    for changes in ({"cfg": 2.0}, {"noise_augmentation": 0.1}, {"denoise": 0.5}, {"shift": 2.0}):
+        assert not torch.allclose(out, resolve(model, **changes), atol=1e-4), changes
+
+
+def test_guidance_is_a_line_through_both_predictions():
+    model = random_weights(SimpleGVRDiT(DIT, ATTENTION))
+    plain, null_only, twice = (resolve(model, steps=1, cfg=cfg) for cfg in (1.0, 0.0, 2.0))
+    torch.testing.assert_close(twice, null_only + 2 * (plain - null_only), atol=1e-4, rtol=0)
+
+
+def test_a_model_without_condition_needs_a_start_below_one():
+    model = random_weights(SimpleGVRDiT(DiTConfig(in_dim=16, dim=128, ffn_dim=160, num_heads=1, num_layers=1), ATTENTION))
+    assert resolve(model, denoise=0.5).shape == (2, 16, 3, 9, 13)
+    with pytest.raises(ValueError, match=r"set denoise to 0\.3-0\.6"):
+        resolve(model)

@@ -1,0 +1,87 @@
+"""SimpleGVR Sparse Attention on stock Wan models and on ours."""
+
+import pytest
+import torch
+from test_nodes import conditioned_ksampler, latent
+
+ALL_WINDOWS = {"preset": "custom", "window_frames": 1, "window_height": 4, "window_width": 3, "top_k": 4096, "unit": 0}
+ONE_WINDOW = {**ALL_WINDOWS, "top_k": 1}
+
+
+@pytest.fixture(scope="module")
+def wan(comfy):
+    return comfy.run("UNETLoader", unet_name="wan_test.safetensors", weight_dtype="default")[0]
+
+
+def patch(comfy, model, preset):
+    return comfy.run("SimpleGVRSparseAttention", model=model, preset=preset)[0]
+
+
+def sample(comfy, model, shape=(1, 16, 3, 18, 14), text=None):
+    conditioning = [[torch.zeros(1, 1, 4096) if text is None else text, {}]]
+    return comfy.run(
+        "KSampler", model=model, seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", positive=conditioning,
+        negative=conditioning, latent_image={"samples": torch.zeros(shape)}, denoise=1.0,
+    )[0]["samples"]  # fmt: skip
+
+
+def test_all_windows_on_stock_wan_is_dense(comfy, wan):
+    torch.testing.assert_close(sample(comfy, patch(comfy, wan, ALL_WINDOWS)), sample(comfy, wan), atol=1e-5, rtol=0)
+
+
+def test_one_window_on_stock_wan_is_not_and_the_input_model_is_unchanged(comfy, wan):
+    dense = sample(comfy, wan)
+    assert not torch.allclose(sample(comfy, patch(comfy, wan, ONE_WINDOW)), dense, atol=1e-3)
+    assert torch.equal(sample(comfy, wan), dense)
+
+
+@pytest.mark.parametrize("preset", ["paper", "balanced", "dense units"])
+def test_presets_run(comfy, wan, preset):
+    out, report = comfy.run("SimpleGVRSparseAttention", model=wan, preset={"preset": preset})
+    assert preset in report
+    assert sample(comfy, out, (1, 16, 7, 30, 22)).isfinite().all()
+
+
+def test_cross_attention_of_the_grids_length_stays_dense(comfy, wan):
+    """512 text tokens and a grid of 512 tokens have equal shapes."""
+    text = torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(0))
+    shape = (1, 16, 2, 32, 32)
+    torch.testing.assert_close(
+        sample(comfy, patch(comfy, wan, ALL_WINDOWS), shape, text), sample(comfy, wan, shape, text), atol=1e-5, rtol=0
+    )
+    only_windows = {**ALL_WINDOWS, "top_k": 0}
+    once, seen = patch(comfy, wan, only_windows), []
+    override = once.model_options["transformer_options"]["optimized_attention_override"]
+
+    def counting(func, *args, **kwargs):
+        def dense(*inner, **inner_kwargs):
+            seen.append(kwargs["transformer_options"]["block_index"])
+            return func(*inner, **inner_kwargs)
+
+        return override(dense, *args, **kwargs)
+
+    once.model_options["transformer_options"]["optimized_attention_override"] = counting
+    sample(comfy, once, shape, text)
+    assert seen == [0, 1, 2] * 2
+
+
+def test_an_earlier_override_is_kept_for_what_we_leave_alone(comfy, wan):
+    calls = []
+
+    def earlier(func, *args, **kwargs):
+        calls.append(1)
+        return func(*args, **kwargs)
+
+    first = wan.clone()
+    first.model_options["transformer_options"]["optimized_attention_override"] = earlier
+    sample(comfy, patch(comfy, first, ONE_WINDOW))
+    assert len(calls) == 3 * 2  # cross-attention of three blocks in two steps
+
+
+def test_our_model_takes_the_nodes_attention(comfy):
+    model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
+    upscaled = latent((1, 16, 3, 18, 14))
+    own = conditioned_ksampler(comfy, model, upscaled)
+    as_own = {**ONE_WINDOW, "unit": 5}
+    torch.testing.assert_close(conditioned_ksampler(comfy, patch(comfy, model, as_own), upscaled), own, atol=1e-6, rtol=0)
+    assert not torch.allclose(conditioned_ksampler(comfy, patch(comfy, model, ALL_WINDOWS), upscaled), own, atol=1e-4)
