@@ -1,6 +1,7 @@
 """The core's networks inside ComfyUI: its operations, memory management, model options and VAE socket."""
 
 import logging
+import math
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..simplegvr_core.attention import AttentionConfig, attend
 from ..simplegvr_core.model import DiTConfig, SimpleGVRDiT, parse_dit_config
 from ..simplegvr_core.sampling import SamplingConfig
 from ..simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig
-from ..simplegvr_core.vae import TinyVAE, TinyVAEConfig
+from ..simplegvr_core.vae import BLOCK, TinyVAE, TinyVAEConfig
 
 ATTENTION_OPTION = "simplegvr_attention"  # key in transformer_options: an AttentionConfig in place of the checkpoint's
 
@@ -155,9 +156,9 @@ class TinyVAESocket(comfy.sd.VAE):
         self.upscale_ratio = (lambda frames: max(0, 4 * frames - 3), 8, 8)
         self.downscale_ratio = (lambda frames: max(0, (frames + 3) // 4), 8, 8)
         self.upscale_index_formula = self.downscale_index_formula = (4, 8, 8)
-        widest = vae_config.fine_width * 6
-        self.memory_used_encode = lambda shape, dtype: 8 * shape[2] * shape[3] * shape[4] * dtype.itemsize
-        self.memory_used_decode = lambda shape, dtype: widest * shape[2] * 4 * shape[3] * shape[4] * dtype.itemsize
+        per_cell = 4 * BLOCK + 6 * 4 * vae_config.fine_width  # values alive at once: pixels, and the finer level's activations
+        self.memory_used_encode = lambda shape, dtype: 4 * math.prod(shape) * dtype.itemsize
+        self.memory_used_decode = lambda shape, dtype: per_cell * math.prod(shape[2:]) * dtype.itemsize
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, [torch.bfloat16, torch.float32])

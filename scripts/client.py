@@ -39,6 +39,10 @@ async def run_workflow(address: str, workflow: dict, on_event: Callable[[Event],
             if data.get("prompt_id") != prompt_id:
                 continue
             match event["type"]:
+                case "executing" if data["node"] is None:  # the history is complete from here on
+                    on_event(Event("executing", None))
+                    async with session.get(f"/history/{prompt_id}") as response:
+                        return (await response.json())[prompt_id]["outputs"]
                 case "executing":
                     on_event(Event("executing", data["node"]))
                 case "progress":
@@ -47,9 +51,6 @@ async def run_workflow(address: str, workflow: dict, on_event: Callable[[Event],
                     raise WorkflowError(f"{data['node_type']}: {data['exception_message']}")
                 case "execution_interrupted":
                     raise WorkflowError("interrupted")
-                case "execution_success":
-                    async with session.get(f"/history/{prompt_id}") as response:
-                        return (await response.json())[prompt_id]["outputs"]
         raise WorkflowError("the server closed the connection: see its log")
 
 

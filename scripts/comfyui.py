@@ -118,7 +118,12 @@ def install(home: Path, python: Path, comfyui: Path) -> None:
     constraints.write_text("\n".join(TORCH))
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     wanted = ["-r", comfyui / "requirements.txt", "-r", REPO / "pyproject.toml", *extras, "-c", constraints]
-    run([python, "-m", "uv", "pip", "install", "--python", python, *wanted], cure)
+    command = [python, "-m", "uv", "pip", "install", "--python", python, *wanted]
+    try:
+        run([*command, "--torch-backend", "auto"], cure)
+    except SetupError:
+        say("PyTorch's own index, which has a build for just this machine, cannot be used; taking the general one")
+        run(command, cure)
 
 
 def run(command: list, cure: str) -> None:

@@ -43,7 +43,9 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
             "Pickled checkpoints (.pt, .pth, .ckpt) are not read, because loading one can run any code"
         ) from error
     if METADATA_KEY not in metadata:
-        raise ValueError(f"{path} carries no {METADATA_KEY!r} in its metadata: it was not written by SimpleGVR")
+        raise ValueError(
+            f"{path} carries no {METADATA_KEY!r} in its metadata: it is no SimpleGVR checkpoint. Stock models load in ComfyUI's own loader nodes"
+        )
     config = json.loads(metadata[METADATA_KEY])
     if config["kind"] != kind:
         raise ValueError(f"{path} holds a {config['kind']!r}, but a {kind!r} is wanted here")

@@ -11,6 +11,7 @@ import torch
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != REPO]
+os.environ["DO_NOT_TRACK"] = "1"  # comfy-cli's
 sys.path += [str(REPO), str(REPO / "scripts"), str(REPO / "tests")]
 
 import comfyui as setup  # noqa: E402

@@ -83,5 +83,5 @@ def test_another_kind(path):
 
 def test_foreign_safetensors(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="not written by SimpleGVR"):
+    with pytest.raises(ValueError, match="is no SimpleGVR checkpoint"):
         load_dit(tmp_path / "x.safetensors")

@@ -1,0 +1,93 @@
+"""Writes workflows/*.json and their thumbnails from workflows/api/*.json, through ComfyUI's own front end.
+
+`python3 scripts/author_workflows.py`, after a change to an API workflow or to a node's inputs.
+"""
+
+import io
+import json
+import shutil
+
+from comfyui import HOME, REPO, enter, say, server
+
+WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+DOWNLOADS = {
+    "wan2.1_t2v_1.3B_fp16.safetensors": "diffusion_models",
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": "text_encoders",
+    "wan_2.1_vae.safetensors": "vae",
+}
+NOTES = {
+    "quickstart_video": """## SimpleGVR quickstart
+Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a CPU), and run.
+
+Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
+substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.""",
+    "wan21_t2v_to_1080p": """## Wan 2.1 to 1080p with SimpleGVR
+The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decoded in between.
+
+**There are no public SimpleGVR weights for Wan 2.1 yet.** This workflow is for the ones you train
+(`gvr_wan21_1.3b` and `gvr_wan21_upsampler` are example names). Until then use *wan21_training_free_1080p*.""",
+    "wan21_training_free_1080p": """## Wan 2.1 to 1080p, training-free
+Works today with stock Wan 2.1 1.3B: the upsampled latent is noised to **denoise** (0.3 to 0.6) and refined by the
+same model with sparse attention. This is not the trained SimpleGVR; expect less detail and more change.""",
+}
+
+
+def author(page, name: str) -> dict:
+    """Returns the UI workflow of one API workflow: arranged, seeds fixed, model links and a note added."""
+    api = json.loads((REPO / "workflows" / "api" / f"{name}.json").read_text())
+    downloads = {
+        file: {"name": file, "url": f"{WAN}/{folder}/{file}?download=true", "directory": folder} for file, folder in DOWNLOADS.items()
+    }
+    return page.evaluate(
+        """async ([api, name, downloads, note]) => {
+            await app.loadApiJson(api, name)
+            app.graph.arrange()
+            for (const node of app.graph._nodes) {
+                const [width, height] = node.computeSize()
+                const room = {CLIPTextEncode: 160, LoadVideo: 320}[node.type] ?? 0
+                node.setSize([Math.max(width, 280), Math.max(height, room)])
+                for (const widget of node.widgets ?? []) {
+                    if (widget.name === 'control_after_generate') widget.value = 'fixed'
+                    if (downloads[widget.value]) node.properties.models = [downloads[widget.value]]
+                }
+            }
+            app.graph.arrange()
+            const top = Math.min(...app.graph._nodes.map(n => n.pos[1])), left = Math.min(...app.graph._nodes.map(n => n.pos[0]))
+            const markdown = LiteGraph.createNode('MarkdownNote')
+            app.graph.add(markdown)
+            markdown.widgets[0].value = note
+            markdown.setSize([640, 200])
+            markdown.pos = [left, top - 260]
+            return app.graph.serialize()
+        }""",
+        [api, name, downloads, NOTES[name]],
+    )
+
+
+def main() -> None:
+    from browser import comfyui_page, install_chromium, show_graph
+    from PIL import Image
+
+    install_chromium()
+    base = HOME / "authoring"
+    listed = {**DOWNLOADS, "gvr_wan21_1.3b.safetensors": "diffusion_models", "gvr_wan21_upsampler.safetensors": "latent_upscale_models"}
+    for file, folder in listed.items():  # empty: they are listed, so that their nodes are not drawn as missing, never loaded
+        (base / "models" / folder).mkdir(parents=True, exist_ok=True)
+        (base / "models" / folder / file).touch()
+    (base / "input").mkdir(exist_ok=True)
+    shutil.copy(REPO / "assets" / "demo.mp4", base / "input")
+    with server(base) as (address, _), comfyui_page(address) as page:
+        for name in NOTES:
+            say(f"authoring {name}")
+            graph = author(page, name)
+            for key in ("id", "revision"):
+                graph.pop(key, None)
+            (REPO / "workflows" / f"{name}.json").write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n")
+            show_graph(page)
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((60, 60, 1800, 880))
+            picture.save(REPO / "workflows" / f"{name}.jpg", quality=85)
+
+
+if __name__ == "__main__":
+    enter()
+    main()

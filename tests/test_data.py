@@ -1,0 +1,67 @@
+"""Video files, colour ranges, crops."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from conftest import REPO
+
+from simplegvr_core.data import (
+    area_downscale,
+    find_videos,
+    load_clips,
+    random_crops,
+    read_video,
+    resize_frames,
+    to_images,
+    to_video,
+    write_video,
+)
+
+DEMO = REPO / "assets" / "demo.mp4"
+
+
+def test_images_to_video_and_back_is_exact():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, 16, 16, 3)
+    assert torch.equal(to_images(to_video(images)), images)
+    assert to_video(images).aminmax() == (-1, 1)
+
+
+@pytest.mark.parametrize("height, width", [(54, 96), (53, 95)])
+def test_written_video_keeps_size_frames_rate_and_looks(tmp_path, height, width):
+    images = read_video(DEMO, 5)[0][:, :height, :width]
+    write_video(tmp_path / "a.mp4", images, Fraction(24))
+    again, rate = read_video(tmp_path / "a.mp4")
+    assert again.shape == images.shape
+    assert rate == 24
+    assert (again.float() - images.float()).abs().mean() < 4
+
+
+def test_area_downscale_is_the_mean_of_each_square():
+    video = torch.randn(2, 3, 4, 7, 11, generator=torch.Generator().manual_seed(0))
+    small = area_downscale(video, 3)
+    assert small.shape == (2, 3, 4, 2, 3)
+    torch.testing.assert_close(small[1, 2, 3, 1, 2], video[1, 2, 3, 3:6, 6:9].mean())
+
+
+def test_resizing_treats_every_frame_alone():
+    video = torch.randn(1, 3, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resize_frames(video, (9, 13), "bicubic")[:, :, 2:3], resize_frames(video[:, :, 2:3], (9, 13), "bicubic"))
+
+
+def test_clips_are_shrunk_and_spaced():
+    clips = load_clips(REPO / "assets", num_frames=5, spacing=16, height=54)
+    assert [tuple(clip.shape) for clip in clips] == [(5, 54, 96, 3)] * 4  # two files of 33 frames, at 0 and 16; 32 is too short
+
+
+def test_crops_repeat_with_their_seed():
+    clips = load_clips(REPO / "assets", num_frames=9, spacing=16, height=108)
+    draw = [random_crops(clips, 3, 5, 32, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert draw[0].shape == (3, 3, 5, 32, 32)
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+
+
+def test_a_folder_without_video_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no video"):
+        find_videos(tmp_path)

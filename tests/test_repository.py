@@ -1,0 +1,84 @@
+"""The repository's own rules: imports point one way, files stay small, the README tells the truth."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
+LAYERS = [
+    {"flow", "layers", "metrics", "kernels", "kernels.reference", "kernels.sdpa", "temporal", "checkpoint", "data"},
+    {"attention", "upsampler", "vae"},
+    {"model"},
+    {"sampling"},
+    {"train", "evaluate"},
+]
+
+
+def tracked() -> list[str]:
+    """Returns the repository's files, without those that git ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    return listed.stdout.splitlines()
+
+
+def test_core_never_imports_comfyui():
+    modules = [str(path.with_suffix("")).replace("/", ".") for path in CORE if path.stem != "__init__"]
+    code = f"import sys\nfor m in {modules}: __import__(m)\nprint({{'comfy', 'comfy_api', 'folder_paths', 'nodes'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("path", CORE, ids=str)
+def test_core_imports_point_one_way(path):
+    own = ".".join(path.with_suffix("").parts[1:]).removesuffix(".__init__")
+    level = next((i for i, layer in enumerate(LAYERS) if own in layer), None)
+    if own == "__init__":
+        return
+    assert level is not None, f"{own} has no place in LAYERS"
+    text = (REPO / path).read_text()
+    imported = set(re.findall(r"^from \.(\w+) import", text, re.M))
+    for names in re.findall(r"^from \. import (.+)$", text, re.M):
+        imported |= set(names.split(", "))
+    allowed = set().union(*LAYERS[:level])
+    assert imported <= allowed, imported - allowed
+
+
+def test_pack_imports_are_relative():
+    for path in [*(REPO / "nodes").glob("*.py"), *(REPO / "simplegvr_core").rglob("*.py")]:
+        assert not re.search(r"^\s*(import|from) simplegvr_core", path.read_text(), re.M), path
+
+
+def test_files_are_short():
+    for path in [*(REPO / "nodes").glob("*.py"), *(REPO / "simplegvr_core").rglob("*.py"), *(REPO / "scripts").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_readmes_file_guide_lists_exactly_the_files_there_are():
+    guide = (REPO / "README.md").read_text().split("## File guide")[1]
+    listed = set(re.findall(r"^\| `([^`]+)` \|", guide, re.M))
+    there = {
+        name for name in tracked() if re.fullmatch(r"(nodes|simplegvr_core|scripts)/.*\.py", name) and not name.endswith("__init__.py")
+    }
+    assert listed == there
+
+
+def test_bundled_weights_stay_within_48_mb_and_are_safetensors():
+    weights = [path for path in (REPO / "models").rglob("*") if path.is_file() and path.suffix != ".md"]
+    assert all(path.suffix == ".safetensors" for path in weights)
+    assert sum(path.stat().st_size for path in weights) <= 48 * 2**20
+
+
+def test_ruff_is_clean():
+    for command in (["check"], ["format", "--check"]):
+        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=REPO, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+
+
+def test_comfy_node_validate_is_clean(tmp_path):
+    command = [sys.executable, "-m", "comfy_cli", "--no-json", "--skip-prompt", "node", "validate"]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "warning" not in result.stdout.lower(), result.stdout

@@ -1,0 +1,82 @@
+"""Set-up and demo: what they find, what they refuse, what they leave."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import comfyui as setup
+import pytest
+from conftest import REPO
+
+from simplegvr_core.data import read_video, write_video
+
+
+def test_comfyui_path_comes_first(monkeypatch):
+    found = setup.find_comfyui(setup.HOME)
+    monkeypatch.setenv("COMFYUI_PATH", str(found))
+    assert setup.find_comfyui(REPO / "nowhere") == found.resolve()
+
+
+def test_a_wrong_comfyui_path_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(setup.SetupError, match=r"COMFYUI_PATH is .* no main\.py"):
+        setup.find_comfyui(setup.HOME)
+
+
+def test_without_network_first_set_up_says_so(monkeypatch, tmp_path):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(setup, "comfy_cli_workspaces", list)
+    for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(setup.SetupError, match="Check the network and run again, or set COMFYUI_PATH"):
+        setup.set_up(tmp_path)
+    assert not (tmp_path / "installed.json").exists()
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(setup.SetupError, match=f"port {port} is in use"), setup.server(tmp_path, port):
+            pass
+
+
+def test_a_server_that_cannot_start_shows_its_log(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").write_text("raise SystemExit('no module named what it needs')")
+    monkeypatch.setattr(setup, "link_pack", lambda base: None)
+    with pytest.raises(setup.SetupError, match="no module named what it needs"), setup.server(tmp_path):
+        pass
+
+
+def test_run_starts_the_environments_python_in_the_repository(tmp_path):
+    command = [sys.executable, REPO / "scripts" / "run.py", "-c", "import os, torch; print(os.getcwd(), torch.__version__)"]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert out.split()[0] == str(REPO)
+
+
+def test_demo_on_an_odd_clip_gives_exactly_three_times_its_size(tmp_path):
+    images, rate = read_video(REPO / "assets" / "demo_original.mp4")
+    write_video(tmp_path / "odd.mp4", images[:, :61, :105], rate)
+    command = [sys.executable, REPO / "scripts" / "demo.py", tmp_path / "odd.mp4", "--scale", "3", "--out", tmp_path / "out"]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "33 frames, 105 x 61 -> 315 x 183" in out
+    result, result_rate = read_video(tmp_path / "out" / "odd_simplegvr.mp4")
+    assert result.shape == (33, 183, 315, 3)
+    assert result_rate == rate
+    assert (tmp_path / "out" / "odd_simplegvr.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "out" / "demo.json").read_text())["output"] == [33, 183, 315]
+
+
+REFUSED = [(["none.mp4"], "none.mp4 is not a file"), (["--scale", "0.5"], "--scale is 0.5, wanted 1 to 8")]
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED)
+def test_demo_refuses_bad_arguments_before_set_up(arguments, message):
+    result = subprocess.run([sys.executable, REPO / "scripts" / "demo.py", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr

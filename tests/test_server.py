@@ -1,0 +1,169 @@
+"""End to end: a real ComfyUI server runs the bundled models on real video."""
+
+import asyncio
+import json
+import shutil
+import urllib.request
+
+import pytest
+import torch
+from client import WorkflowError, output_files, run_workflow
+from conftest import REPO
+
+from simplegvr_core.data import read_video, to_video, write_video
+
+API = REPO / "workflows" / "api"
+
+
+def quickstart(server, video, scale=3.0, **sampler):
+    """Returns the quickstart workflow for a video, with scale and other inputs of the sampler changed."""
+    shutil.copy(video, server.base / "input" / video.name)
+    workflow = json.loads((API / "quickstart_video.json").read_text())
+    nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    nodes["LoadVideo"]["file"] = video.name
+    nodes["SimpleGVRTrim"]["scale"] = scale
+    nodes["SimpleGVRSampler"].update({"size.scale": scale, "steps": 2, **sampler})
+    return workflow
+
+
+def run(server, workflow, on_event=lambda event: None):
+    return asyncio.run(run_workflow(server.address, workflow, on_event))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A real clip of odd height whose frames are no 4n + 1."""
+    images, rate = read_video(REPO / "assets" / "demo.mp4", 7)
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_video(path, images[:, :58, :70], rate)
+    return path
+
+
+def test_quickstart_gives_exactly_the_asked_size_and_all_frames(server, clip):
+    events = []
+    files = output_files(run(server, quickstart(server, clip), events.append), server.base / "output")
+    images, rate = read_video(files[0])
+    assert images.shape == (7, 174, 210, 3)
+    assert rate == 24
+    progress = [(event.value, event.maximum) for event in events if event.kind == "progress" and event.node == "7"]
+    assert progress[-1] == (2, 2)
+
+
+def test_quickstart_resembles_its_source(server, clip):
+    files = output_files(run(server, quickstart(server, clip, 2.0, steps=8)), server.base / "output")
+    result, source = (to_video(read_video(path)[0]) for path in (files[0], clip))
+    shrunk = torch.nn.functional.interpolate(result[0].transpose(0, 1), source.shape[3:], mode="area")
+    assert (shrunk - source[0].transpose(0, 1)).abs().mean() < 0.12
+
+
+def test_preview_frames_reach_the_client(server, clip):
+    """The sampler sends ComfyUI's own latent previews, in colours near those of the video."""
+    import io
+
+    import aiohttp
+    from PIL import Image
+
+    async def watch():
+        async with aiohttp.ClientSession(server.address) as session, session.ws_connect("/ws?clientId=preview", max_msg_size=0) as socket:
+            workflow = quickstart(server, clip, 2.0, steps=8, seed=11)
+            await session.post("/prompt", json={"prompt": workflow, "client_id": "preview"})
+            pictures = []
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == b"\0\0\0\1":
+                    pictures.append(Image.open(io.BytesIO(message.data[8:])))
+                elif message.type == aiohttp.WSMsgType.TEXT and json.loads(message.data)["type"] == "execution_success":
+                    return pictures
+
+    pictures = asyncio.run(watch())
+    assert len(pictures) >= 2
+    shown = torch.tensor(list(pictures[-1].convert("RGB").getdata())).float().mean(0)
+    source = read_video(clip)[0].float().mean((0, 1, 2))
+    assert (shown - source).abs().max() < 40
+
+
+def test_an_interrupt_stops_and_the_next_prompt_runs_clean(server, clip):
+    def outputs(seed):
+        return output_files(run(server, quickstart(server, clip, 2.0, seed=seed)), server.base / "output")
+
+    before = read_video(outputs(21)[0])[0]
+
+    def interrupt(event):
+        if event.kind == "progress" and event.value == 1:
+            request = urllib.request.Request(f"{server.address}/interrupt", b"{}", {"Content-Type": "application/json"})
+            urllib.request.urlopen(request).close()
+
+    with pytest.raises(WorkflowError, match="interrupted"):
+        run(server, quickstart(server, clip, 2.0, steps=200, seed=22), interrupt)
+    outputs(23)
+    assert torch.equal(before, read_video(outputs(21)[0])[0])
+
+
+def test_a_missing_model_is_refused_before_anything_runs(server, clip):
+    workflow = quickstart(server, clip)
+    workflow["5"]["inputs"]["model_name"] = "not_there.safetensors"
+    with pytest.raises(WorkflowError, match=r"(?s)value_not_in_list.*not_there\.safetensors"):
+        run(server, workflow)
+
+
+def test_a_broken_checkpoint_is_named(server, clip, checkpoints):
+    whole = (REPO / "models" / "diffusion_models" / "gvr_tiny.safetensors").read_bytes()
+    (checkpoints / "diffusion_models" / "broken.safetensors").write_bytes(whole[:-100])
+    workflow = quickstart(server, clip)
+    workflow["5"]["inputs"]["model_name"] = "broken.safetensors"
+    with pytest.raises(WorkflowError, match=r"SimpleGVRLoadModel: .*broken\.safetensors is not a complete safetensors file"):
+        run(server, workflow)
+
+
+def test_training_free_chain_from_a_text_to_video_sampler(server):
+    """Empty latent -> stock KSampler (16-channel Wan) -> GVR, training-free with sparse attention -> saved latent."""
+
+    def node(class_type, **inputs):
+        return {"class_type": class_type, "inputs": inputs}
+
+    workflow = {
+        "1": node("UNETLoader", unet_name="wan_test.safetensors", weight_dtype="default"),
+        "2": node("SimpleGVRNullPrompt"),
+        "3": node("EmptyHunyuanLatentVideo", width=128, height=80, length=9, batch_size=1),
+        "4": node("KSampler", model=["1", 0], seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+                  positive=["2", 0], negative=["2", 0], latent_image=["3", 0]),
+        "5": node("SimpleGVRSparseAttention", model=["1", 0], preset="paper"),
+        "6": node("SimpleGVRLoadUpsampler", model_name="bilinear.safetensors"),
+        "7": {"class_type": "SimpleGVRSampler", "inputs": {
+            "model": ["5", 0], "upsampler": ["6", 0], "latent": ["4", 0], "size": "width x height", "size.width": 328, "size.height": 200,
+            "seed": 1, "steps": 2, "cfg": 1.0, "noise_augmentation": 0.4, "denoise": 0.4, "noise_seed": 0}},
+        "8": node("SaveLatent", samples=["7", 0], filename_prefix="gvr"),
+        "9": node("PreviewAny", source=["7", 1]),
+    }  # fmt: skip
+    outputs = run(server, workflow)
+    assert "Training-free" in outputs["9"]["text"][0]
+    from safetensors.torch import load_file
+
+    saved = load_file(server.base / "output" / outputs["8"]["latents"][0]["filename"])
+    assert saved["latent_tensor"].shape == (1, 16, 3, 25, 41)
+
+
+def test_object_info_describes_every_input_and_output(server):
+    with urllib.request.urlopen(f"{server.address}/object_info") as response:
+        info = {name: node for name, node in json.load(response).items() if node["python_module"].endswith("ComfyUI-SimpleGVR")}
+    assert len(info) == 9
+    for name, node in info.items():
+        assert node["description"] and node["search_aliases"], name
+        assert all(node["output_tooltips"]), name
+        for group in node["input"].values():
+            for input_name, (_, options) in group.items():
+                assert options.get("tooltip"), (name, input_name)
+                for option in options.get("options", []):
+                    for inner in option.get("inputs", {}).values() if isinstance(option, dict) else []:
+                        assert all(spec[1].get("tooltip") for spec in inner.values()), (name, input_name)
+
+
+def test_tiny_vae_keeps_odd_sizes_and_frames_in_stock_nodes(clip, comfy):
+    vae = comfy.run("SimpleGVRLoadTinyVAE", vae_name="gvr_tiny_vae.safetensors")[0]
+    images = read_video(clip)[0] / 255
+    latent = comfy.run("VAEEncode", vae=vae, pixels=images)[0]
+    assert latent["samples"].shape == (1, 16, 3, 8, 9)  # 58 x 70 pixels, 7 frames, rounded up
+    decoded = comfy.run("VAEDecode", vae=vae, samples=latent)[0]
+    assert decoded.shape == (9, 64, 72, 3)
+    assert (decoded[:7, :58, :70] - images).abs().mean() < 0.05
+    tiled = comfy.run("VAEDecodeTiled", vae=vae, samples=latent, tile_size=512, overlap=64, temporal_size=64, temporal_overlap=8)[0]
+    torch.testing.assert_close(tiled, decoded, atol=1e-4, rtol=0)

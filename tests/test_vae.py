@@ -1,0 +1,71 @@
+"""TinyVAE: shapes of Wan 2.1, causal in time, closed-form start, latents whose previews show true colours."""
+
+import pytest
+import torch
+from conftest import REPO, random_weights
+
+from simplegvr_core.data import read_video, resize_frames, to_video
+from simplegvr_core.vae import PREVIEW_FACTORS, TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
+
+SMALL = TinyVAEConfig(latent_width=16, latent_blocks=1, fine_width=16, fine_blocks=1, pixel_width=8)
+
+
+@pytest.fixture(scope="module")
+def video():
+    return to_video(read_video(REPO / "assets" / "demo_original.mp4", 17)[0])[..., :160, :200]
+
+
+@pytest.fixture(scope="module")
+def fitted(video):
+    vae = TinyVAE(SMALL)
+    vae.init_weights(torch.Generator().manual_seed(0))
+    vae.fit_encoder(video)
+    return vae.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("frames, height, width", [(1, 8, 16), (17, 24, 40), (6, 13, 21)])
+def test_sizes_are_those_of_wan(fitted, video, frames, height, width):
+    z = fitted.encode(video[:, :, :frames, :height, :width])
+    latent_frames = -(-(frames - 1) // 4) + 1
+    assert z.shape == (1, 16, latent_frames, -(-height // 8), -(-width // 8))
+    assert fitted.decode(z).shape == (1, 3, 4 * latent_frames - 3, 8 * z.shape[3], 8 * z.shape[4])
+
+
+def test_fresh_decoder_is_the_linear_one(fitted, video):
+    z = fitted.encode(video)
+    torch.testing.assert_close(fitted.decode(z), fitted.linear_decode(z))
+
+
+def test_fitted_latents_are_white(fitted, video):
+    z = fitted.encode(video).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(z.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.cov(z), torch.eye(16), atol=1e-2, rtol=0)
+
+
+def test_linear_decoder_projects_blocks_on_their_principal_components(fitted, video):
+    blocks = to_blocks(video).transpose(0, 1).flatten(1)
+    once = to_blocks(fitted.linear_decode(fitted.encode(video))).transpose(0, 1).flatten(1)
+    spectrum = torch.linalg.eigvalsh(torch.cov(blocks.double()))
+    lost = (blocks - once)[:, 200:].square().sum(0).mean()  # the first latent frame keeps one of its four equal frames
+    assert lost < 1.1 * spectrum[:-16].sum()
+
+
+def test_later_frames_never_change_earlier_ones(video):
+    vae = random_weights(TinyVAE(SMALL))
+    changed = video.clone()
+    changed[:, :, 9:] *= -1
+    with torch.no_grad():
+        before, after = vae.encode(video), vae.encode(changed)
+        assert torch.equal(before[:, :, :3], after[:, :, :3])
+        torch.testing.assert_close(vae.decode(before)[:, :, :9], vae.decode(after)[:, :, :9], atol=1e-5, rtol=0)
+
+
+def test_bundled_latents_have_unit_scale_and_previews_of_true_colours(video):
+    vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
+    z = vae.encode(video)
+    assert 0.5 < z.std() < 1.5
+    preview = torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS))
+    shown = resize_frames(video[:, :, ::4], z.shape[3:], "area")
+    for channel in range(3):
+        pair = torch.stack((preview[:, channel].flatten(), shown[:, channel].flatten()))
+        assert torch.corrcoef(pair)[0, 1] > 0.8

@@ -1,0 +1,90 @@
+"""Every workflow is valid for the real server, and loads in the real front end with no missing node."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from browser import comfyui_page, show_graph
+from conftest import REPO
+
+NAMES = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
+
+
+def api_workflow(name: str) -> dict:
+    return json.loads((REPO / "workflows" / "api" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    with comfyui_page(server.address) as page:
+        yield page
+
+
+def test_all_three_are_there_with_twin_and_thumbnail():
+    assert NAMES == ["quickstart_video", "wan21_t2v_to_1080p", "wan21_training_free_1080p"]
+    for name in NAMES:
+        assert (REPO / "workflows" / "api" / f"{name}.json").exists()
+        assert (REPO / "workflows" / f"{name}.jpg").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_comfy_cli_finds_the_workflow_valid(server, tmp_path, name):
+    """Against this server's object_info, with the model files that the workflow names, which a user downloads or trains."""
+    with urllib.request.urlopen(f"{server.address}/object_info") as response:
+        info = json.load(response)
+    for node in api_workflow(name).values():
+        for key, value in node["inputs"].items():
+            if isinstance(value, str) and Path(value).suffix in (".safetensors", ".mp4"):
+                spec = info[node["class_type"]]["input"]["required"][key]
+                (spec[1]["options"] if spec[0] == "COMBO" else spec[0]).append(value)
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    command = [
+        sys.executable,
+        "-m",
+        "comfy_cli",
+        "--no-json",
+        "workflow",
+        "validate",
+        "--workflow",
+        REPO / "workflows" / "api" / f"{name}.json",
+    ]
+    result = subprocess.run([*command, "--input", tmp_path / "info.json"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_front_end_loads_it_and_gives_the_api_workflow_back(page, name, tmp_path_factory):
+    graph = json.loads((REPO / "workflows" / f"{name}.json").read_text())
+    missing, prompt = page.evaluate(
+        """async (graph) => {
+            await app.loadGraphData(graph)
+            const missing = app.graph._nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type]).map(n => n.type)
+            return [missing, (await app.graphToPrompt()).output]
+        }""",
+        graph,
+    )
+    assert missing == []
+    expected = {id: (node["class_type"], node["inputs"]) for id, node in api_workflow(name).items()}
+    loaded = {id: (node["class_type"], node["inputs"]) for id, node in prompt.items()}
+    assert loaded.keys() == expected.keys()
+    for id, (class_type, inputs) in expected.items():
+        assert loaded[id][0] == class_type
+        assert inputs.items() <= loaded[id][1].items(), class_type
+    show_graph(page)
+    page.screenshot(path=tmp_path_factory.getbasetemp() / f"{name}.png")
+
+
+def test_models_carry_download_links(page):
+    graph = json.loads((REPO / "workflows" / "wan21_training_free_1080p.json").read_text())
+    linked = {model["name"]: model for node in graph["nodes"] for model in node["properties"].get("models", [])}
+    assert linked.keys() == {"wan2.1_t2v_1.3B_fp16.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"}
+    assert all(model["url"].startswith("https://huggingface.co/") for model in linked.values())
+    assert {model["directory"] for model in linked.values()} == {"diffusion_models", "text_encoders", "vae"}
+
+
+def test_server_offers_the_workflows_as_templates(server):
+    with urllib.request.urlopen(f"{server.address}/api/workflow_templates") as response:
+        assert sorted(json.load(response)["ComfyUI-SimpleGVR"]) == NAMES
