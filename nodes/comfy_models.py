@@ -42,21 +42,26 @@ class ComfyDiT(SimpleGVRDiT):
         return executor.execute(x, timestep, context, None, None, transformer_options)
 
     def _forward(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options):
-        attention = transformer_options.get(ATTENTION_OPTION, self.attention)
         transformer_options["total_blocks"] = len(self.blocks)
+        self_attention = partial(self.self_attention, transformer_options=transformer_options)
+        cross_attention = partial(dense_attention, transformer_options=transformer_options)
+        return super().forward(x, timestep, context, self_attention, cross_attention)
 
-        def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (y.flatten(2) for y in (q, k, v))
-            out = optimized_attention(q, k, v, heads=self.config.num_heads, transformer_options=transformer_options)
-            return out.unflatten(2, (self.config.num_heads, -1))
+    @torch.compiler.disable  # a compiled model would keep the options it was compiled with
+    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, transformer_options: dict) -> Tensor:
+        """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
+        transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
+        attention = transformer_options.get(ATTENTION_OPTION, self.attention)
+        if attention.kind == "full" and attention.unit is None:
+            return dense_attention(q, k, v, transformer_options)
+        return attend(q, k, v, grid, attention, block)
 
-        def self_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int) -> Tensor:
-            transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
-            if attention.kind == "full" and attention.unit is None:
-                return dense(q, k, v)
-            return attend(q, k, v, grid, attention, block)
 
-        return super().forward(x, timestep, context, self_attention, dense)
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+    """Returns ComfyUI's own attention, (B, L, n, d), by the kernel the user chose; k and v may have another length."""
+    heads = q.shape[2]
+    q, k, v = (y.flatten(2) for y in (q, k, v))
+    return optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options).unflatten(2, (heads, -1))
 
 
 class SimpleGVRModel(comfy.model_base.WAN21):

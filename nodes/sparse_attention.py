@@ -8,7 +8,7 @@ from einops import rearrange
 
 from ..simplegvr_core.attention import AttentionConfig, attend
 from .bridge import CATEGORY
-from .comfy_models import ATTENTION_OPTION
+from .comfy_models import ATTENTION_OPTION, SimpleGVRModel
 
 PRESETS = {
     "paper": AttentionConfig(window=(1, 12, 9), top_k=1, unit=5),
@@ -63,8 +63,10 @@ class SimpleGVRSparseAttention(io.ComfyNode):
         )
         model = model.clone()
         options = model.model_options["transformer_options"]
-        options[ATTENTION_OPTION] = config
-        options["optimized_attention_override"] = sparse_override(config, options.get("optimized_attention_override"))
+        if isinstance(model.model, SimpleGVRModel):
+            options[ATTENTION_OPTION] = config
+        else:
+            options["optimized_attention_override"] = sparse_override(config, options.get("optimized_attention_override"))
         report = f"Sparse attention '{preset['preset']}': {config}"
         return io.NodeOutput(model, report, ui=ui.PreviewText(report))
 

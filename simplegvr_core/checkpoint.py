@@ -44,7 +44,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
         ) from error
     if METADATA_KEY not in metadata:
         raise ValueError(
-            f"{path} carries no {METADATA_KEY!r} in its metadata: it is no SimpleGVR checkpoint. Stock models load in ComfyUI's own loader nodes"
+            f"{path} carries no {METADATA_KEY!r} in its metadata: it is no SimpleGVR checkpoint; load stock models with ComfyUI's own nodes"
         )
     config = json.loads(metadata[METADATA_KEY])
     if config["kind"] != kind:

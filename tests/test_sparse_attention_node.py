@@ -85,3 +85,32 @@ def test_our_model_takes_the_nodes_attention(comfy):
     as_own = {**ONE_WINDOW, "unit": 5}
     torch.testing.assert_close(conditioned_ksampler(comfy, patch(comfy, model, as_own), upscaled), own, atol=1e-6, rtol=0)
     assert not torch.allclose(conditioned_ksampler(comfy, patch(comfy, model, ALL_WINDOWS), upscaled), own, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["wan_test", "gvr_test"])
+def test_a_compiled_model_takes_every_change_of_attention(comfy, name):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    loader = {"wan_test": ("UNETLoader", "unet_name"), "gvr_test": ("SimpleGVRLoadModel", "model_name")}[name]
+    model = comfy.run(loader[0], **{loader[1]: f"{name}.safetensors"}, weight_dtype="default")[0]
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    upscaled = latent((1, 16, 3, 18, 14))
+    for preset in (None, ONE_WINDOW, ALL_WINDOWS, None):
+        pair = [patch(comfy, m, preset) if preset else m for m in (model, compiled)]
+        outs = [conditioned_ksampler(comfy, m, upscaled) for m in pair]
+        torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
+
+
+def test_cross_attention_of_the_grids_length_stays_dense_in_our_model(comfy):
+    model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
+    text = [[torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(0)), {}]]
+    upscaled = latent((1, 16, 2, 32, 32))
+    positive, negative, empty = comfy.run(
+        "SimpleGVRConditioning", positive=text, negative=text, upscaled=upscaled, noise_augmentation=0.4, noise_seed=2
+    )
+    inputs = dict(seed=1, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0)
+    inputs |= dict(positive=positive, negative=negative, latent_image=empty)
+    as_own = {**ONE_WINDOW, "unit": 5}
+    own = comfy.run("KSampler", model=model, **inputs)[0]["samples"]
+    torch.testing.assert_close(comfy.run("KSampler", model=patch(comfy, model, as_own), **inputs)[0]["samples"], own, atol=1e-6, rtol=0)
