@@ -186,6 +186,8 @@ def link_pack(base: Path) -> None:
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK_NAME
+    if link.is_symlink() and link.resolve() != REPO:  # this folder was moved
+        link.unlink()
     if link.exists():
         return
     if os.name == "nt":
