@@ -25,9 +25,10 @@ TINY_VAE_FOLDER = "simplegvr_tiny_vae"
 def register_model_folders() -> None:
     """Adds the pack's models/ folder to ComfyUI's search paths, after the user's own."""
     models = Path(__file__).resolve().parents[1] / "models"
+    own = str(Path(folder_paths.models_dir) / TINY_VAE_FOLDER)
+    folder_paths.folder_names_and_paths.setdefault(TINY_VAE_FOLDER, ([own], {".safetensors"}))
     for name in ("diffusion_models", "latent_upscale_models", TINY_VAE_FOLDER):
         folder_paths.add_model_folder_path(name, str(models / name))
-    folder_paths.add_model_folder_path(TINY_VAE_FOLDER, str(Path(folder_paths.models_dir) / TINY_VAE_FOLDER))
 
 
 def latent_samples(latent: dict, node: type[io.ComfyNode]) -> Tensor:

@@ -29,7 +29,8 @@ ATTENTION_OPTION = "simplegvr_attention"  # key in transformer_options: an Atten
 
 
 class ComfyDiT(SimpleGVRDiT):
-    """The DiT with ComfyUI's operations, dense attention and wrappers. Model options are read like the stock Wan's."""
+    """The DiT with ComfyUI's operations, dense attention and wrappers. Of the stock Wan's patches it reads none but
+    attention overrides, and those for its dense attention only."""
 
     def __init__(self, config: DiTConfig, attention: AttentionConfig, dtype=None, device=None, operations=None, **detected):
         super().__init__(config, attention, device=device, dtype=dtype, operations=operations)
@@ -65,13 +66,13 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) 
 
 
 class SimpleGVRModel(comfy.model_base.WAN21):
-    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT."""
+    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT. sampling: what its checkpoint recommends."""
 
-    def __init__(self, model_config, dit: DiTConfig, attention: AttentionConfig, device=None):
+    def __init__(self, model_config, dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, device=None):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=partial(ComfyDiT, dit, attention)
         )
-        self.image_to_video = False
+        self.image_to_video, self.sampling = False, sampling
 
     def concat_cond(self, **kwargs) -> Tensor:
         """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
@@ -87,14 +88,14 @@ class SimpleGVRModel(comfy.model_base.WAN21):
 
 
 @contextmanager
-def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, shift: float):
-    """While open, ComfyUI's loader builds our model for a text-to-video Wan state dict, at this sampling shift."""
+def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig):
+    """While open, ComfyUI's loader builds our model for a text-to-video Wan state dict."""
 
     class SimpleGVRConfig(comfy.supported_models.WAN21_T2V):
-        sampling_settings = {"shift": shift}
+        sampling_settings = {"shift": sampling.shift}
 
         def get_model(self, state_dict, prefix="", device=None):
-            return SimpleGVRModel(self, dit, attention, device)
+            return SimpleGVRModel(self, dit, attention, sampling, device)
 
     comfy.supported_models.models.insert(0, SimpleGVRConfig)
     try:
@@ -111,8 +112,8 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     state_dict, config = checkpoint.read(Path(path), "dit")
     dit, attention = parse_dit_config(config, Path(path))
     checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), state_dict, Path(path))
-    sampling = checkpoint.parse_config(SamplingConfig, config["sampling"], Path(path))
-    with detect_as_simplegvr(dit, attention, sampling.shift):
+    sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
+    with detect_as_simplegvr(dit, attention, sampling):
         model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, disable_dynamic=disable_dynamic)
     model.cached_patcher_init = (load_model, (path, model_options))
     return model
@@ -124,7 +125,7 @@ def load_upsampler(path: str) -> comfy.model_patcher.ModelPatcher:
     Raises ValueError that names the file when it is no complete upsampler or does not fit its configuration.
     """
     state_dict, config = checkpoint.read(Path(path), "upsampler")
-    upsampler_config = checkpoint.parse_config(UpsamplerConfig, config["model"], Path(path))
+    upsampler_config = checkpoint.parse_config(UpsamplerConfig, config, "model", Path(path))
     checkpoint.check_fit(LatentUpsampler(upsampler_config, device="meta"), state_dict, Path(path))
     dtype = comfy.model_management.vae_dtype(allowed_dtypes=[torch.bfloat16, torch.float32])
     model = LatentUpsampler(upsampler_config, dtype=dtype, operations=comfy.ops.disable_weight_init).eval()
@@ -155,7 +156,7 @@ class TinyVAESocket(comfy.sd.VAE):
         with without_empty_vae_warning():
             super().__init__(sd={})
         state_dict, config = checkpoint.read(Path(path), "tiny_vae")
-        vae_config = checkpoint.parse_config(TinyVAEConfig, config["model"], Path(path))
+        vae_config = checkpoint.parse_config(TinyVAEConfig, config, "model", Path(path))
         checkpoint.check_fit(TinyVAE(vae_config, device="meta"), state_dict, Path(path))
         self.latent_dim, self.latent_channels, self.crop_input = 3, 16, False
         self.upscale_ratio = (lambda frames: max(0, 4 * frames - 3), 8, 8)

@@ -92,19 +92,25 @@ class SimpleGVRTrim(io.ComfyNode):
             node_id="SimpleGVRTrim",
             display_name="SimpleGVR Trim",
             category=CATEGORY,
-            description="Cuts a decoded video to exactly scale times its source. Latents hold whole 8x8 pixel cells and "
-            "4n + 1 frames, so a source of another size comes out with a repeated edge.",
+            description="Cuts a decoded video to scale times its source. Latents hold whole 8x8 pixel cells and 4n + 1 frames, "
+            "so a source of another size comes out with a repeated edge. (At a fractional scale the picture is stretched by "
+            "less than one cell.)",
             search_aliases=["crop to source", "exact size"],
             inputs=[
                 io.Image.Input("images", tooltip="The decoded, super-resolved video."),
                 io.Image.Input("source", tooltip="The video that was encoded."),
                 io.Float.Input("scale", default=3.0, min=1.0, max=8.0, step=0.01, tooltip="The scale given to SimpleGVR Sampler."),
+                io.Boolean.Input(
+                    "even",
+                    default=True,
+                    tooltip="Round odd sizes down to even, as Save Video's H.264 needs. Off: exactly scale times the source.",
+                ),
             ],
-            outputs=[io.Image.Output(tooltip="As many frames as the source, each exactly scale times its size.")],
+            outputs=[io.Image.Output(tooltip="As many frames as the source, each scale times its size.")],
         )
 
     @classmethod
-    def execute(cls, images: Tensor, source: Tensor, scale: float) -> io.NodeOutput:
+    def execute(cls, images: Tensor, source: Tensor, scale: float, even: bool) -> io.NodeOutput:
         wanted = (source.shape[0], round(source.shape[1] * scale), round(source.shape[2] * scale))
         if any(have < want for have, want in zip(images.shape, wanted, strict=False)):
             raise ValueError(
@@ -112,11 +118,13 @@ class SimpleGVRTrim(io.ComfyNode):
                 "that source and scale ask for: give it the scale of SimpleGVR Sampler and the video that was encoded"
             )
         frames, height, width = wanted
+        if even:
+            height, width = height - height % 2, width - width % 2
         return io.NodeOutput(images[:frames, :height, :width])
 
 
 def null_prompt() -> list:
-    """Returns a CONDITIONING of one zero token: all tokens of Wan's padded empty prompt are equal, so one says as much."""
+    """Returns a CONDITIONING of one zero token, what SimpleGVR models are trained with. Any number of them says the same."""
     return [[torch.zeros(1, 1, TEXT_DIM), {}]]
 
 

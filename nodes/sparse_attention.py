@@ -1,8 +1,9 @@
-"""SimpleGVR Sparse Attention: windows and temporal units for the self-attention of any Wan model."""
+"""SimpleGVR Sparse Attention: windows and temporal units for the self-attention of stock Wan models."""
 
 import math
 
 import torch
+from comfy.ldm.wan.model import WanModel
 from comfy_api.latest import io, ui
 from einops import rearrange
 
@@ -40,7 +41,7 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             "On weights trained with dense attention it is an approximation.",
             search_aliases=["sparse attention", "window attention", "local attention", "faster Wan"],
             inputs=[
-                io.Model.Input("model", tooltip="Any Wan 2.1 or 2.2 model, or a SimpleGVR model."),
+                io.Model.Input("model", tooltip="A text- or image-to-video Wan 2.1 or 2.2 model, or a SimpleGVR model."),
                 io.DynamicCombo.Input(
                     "preset",
                     options=[*presets, custom],
@@ -61,6 +62,12 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             top_k=preset["top_k"],
             unit=preset["unit"] or None,
         )
+        network = model.model.diffusion_model
+        if not isinstance(model.model, SimpleGVRModel) and type(network) is not WanModel:
+            raise ValueError(
+                f"SimpleGVR Sparse Attention: the model is a {type(network).__name__}, wanted a text- or image-to-video "
+                "Wan 2.1 or 2.2 model or a SimpleGVR model: others keep their attention where this node does not reach"
+            )
         model = model.clone()
         options = model.model_options["transformer_options"]
         if isinstance(model.model, SimpleGVRModel):

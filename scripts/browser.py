@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,7 +33,7 @@ def install_chromium() -> None:
     if shutil.which("apt-get") and os.geteuid() == 0:
         commands = [["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]]
     else:
-        commands = [["playwright", "install", "chromium"]]
+        commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
     for command in commands:
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     if not find_chromium():

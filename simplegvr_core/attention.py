@@ -5,6 +5,7 @@ q, k, v: (B, L, n, d), rotary positions already applied.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return rearrange(out, "B n L d -> B L n d")
 
 
+@lru_cache(maxsize=64)
 def window_table(grid: tuple[int, int, int], window: tuple[int, int, int], shifted: bool) -> Tensor:
     """Returns (W, P) raster indices of each window's tokens, -1 where a window at the edge has fewer than P.
 
@@ -82,6 +84,7 @@ def window_table(grid: tuple[int, int, int], window: tuple[int, int, int], shift
     return torch.nn.utils.rnn.pad_sequence(cells, batch_first=True, padding_value=-1)
 
 
+@torch.no_grad()
 def select_windows(q: Tensor, k: Tensor, table: Tensor, top_k: int) -> Tensor:
     """Returns (B, n, W, 1 + top_k) window indices for each window and head: itself, then its most similar others.
 
@@ -95,6 +98,7 @@ def select_windows(q: Tensor, k: Tensor, table: Tensor, top_k: int) -> Tensor:
         return itself
     live = (table >= 0).float()[..., None, None]
     q_mean, k_mean = ((x.float()[:, table.clamp(min=0)] * live).sum(2) / live.sum(1) for x in (q, k))
-    scores = torch.einsum("B W n d, B V n d -> B n W V", q_mean, k_mean)
+    with torch.autocast(q.device.type, enabled=False):  # training's would choose by scores in bfloat16
+        scores = torch.einsum("B W n d, B V n d -> B n W V", q_mean, k_mean)
     scores.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     return torch.cat((itself, scores.topk(top_k).indices), dim=-1)

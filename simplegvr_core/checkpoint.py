@@ -52,8 +52,14 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
     return state_dict, config
 
 
-def parse_config(config_class: type, values: dict, path: Path):
-    """Returns config_class(**values) with JSON's lists as tuples. Raises ValueError that names an unknown key."""
+def parse_config(config_class: type, config: dict, section: str, path: Path):
+    """Returns config_class(**config[section]) with JSON's lists as tuples.
+
+    Raises ValueError that names the file and a missing section or unknown keys.
+    """
+    if section not in config:
+        raise ValueError(f"{path} has no {section!r} in its configuration: it was not written by this version's checkpoint.save")
+    values = config[section]
     unknown = values.keys() - {field.name for field in fields(config_class)}
     if unknown:
         raise ValueError(

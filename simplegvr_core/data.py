@@ -81,7 +81,10 @@ def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list
     """Returns clips of every video below folder: num_frames frames, a new one every spacing frames, uint8 (F, H, W, 3).
 
     Frames taller than height pixels are made that tall by area averaging, which hides their compression.
+    Raises ValueError when spacing is less than num_frames, or no video is long enough for a clip.
     """
+    if spacing < num_frames:
+        raise ValueError(f"spacing is {spacing} frames, wanted at least the {num_frames} of a clip")
     clips = []
     for path in find_videos(folder):
         clip = []
@@ -91,6 +94,8 @@ def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list
             if len(clip) == num_frames:
                 clips.append(torch.stack(clip))
                 clip = []
+    if not clips:
+        raise ValueError(f"no video in {folder} has {num_frames} frames: use longer videos or fewer frames")
     return clips
 
 
@@ -103,7 +108,10 @@ def shrink(frame: Tensor, height: int) -> Tensor:
 
 
 def random_crops(clips: list[Tensor], batch: int, num_frames: int, size: int, generator: torch.Generator) -> Tensor:
-    """Returns video (B, 3, F, size, size) in [-1, 1]: random clips, places, first frames and left-right mirroring."""
+    """Returns video (B, 3, F, size, size) in [-1, 1]: random clips, places, first frames and left-right mirroring.
+
+    Raises ValueError when a clip is smaller than a crop.
+    """
 
     def draw(limit: int) -> int:
         return int(torch.randint(limit, (), generator=generator))
@@ -111,6 +119,9 @@ def random_crops(clips: list[Tensor], batch: int, num_frames: int, size: int, ge
     crops = []
     for _ in range(batch):
         clip = clips[draw(len(clips))]
+        if any(have < want for have, want in zip(clip.shape, (num_frames, size, size), strict=False)):
+            frames, height, width = clip.shape[:3]
+            raise ValueError(f"a clip has {frames} frames of {width} x {height}, the crops want {num_frames} of {size} x {size}")
         f, y, x = (draw(extent - want + 1) for extent, want in zip(clip.shape, (num_frames, size, size), strict=False))
         crop = to_video(clip[f : f + num_frames, y : y + size, x : x + size])
         crops.append(crop.flip(-1) if draw(2) else crop)

@@ -102,27 +102,30 @@ class Evaluate:
         if unknown := set(methods) - METHODS.keys():
             raise ValueError(f"--methods has unknown {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
         models = self.load_models()
+        if self.out.resolve().is_relative_to(self.clips.resolve()):
+            raise ValueError(f"--out {self.out} is inside --clips {self.clips}: its videos would be taken for clips")
         results = {}
         for path in tqdm(find_videos(self.clips), unit="clip"):
             original, rate = self.read_original(path)
             video_lr = area_downscale(original, self.scale)
-            results[path.stem] = {}
+            name = "_".join(path.relative_to(self.clips).with_suffix("").parts)
+            results[name] = {}
             for method in methods:
                 with torch.inference_mode():
                     video = METHODS[method](video_lr, self.scale, models)[
                         :, :, : original.shape[2], : original.shape[3], : original.shape[4]
                     ]
-                results[path.stem][method] = {"psnr": metrics.psnr(video, original), "ssim": metrics.ssim(video, original)}
-                write_video(self.out / f"{path.stem}_{method}.mp4", to_images(video.cpu()), rate)
+                results[name][method] = {"psnr": metrics.psnr(video, original), "ssim": metrics.ssim(video, original)}
+                write_video(self.out / f"{name}_{method}.mp4", to_images(video.cpu()), rate)
         mean = {
-            method: {name: sum(clip[method][name] for clip in results.values()) / len(results) for name in ("psnr", "ssim")}
+            method: {metric: sum(clip[method][metric] for clip in results.values()) / len(results) for metric in ("psnr", "ssim")}
             for method in methods
         }
         return {"clips": results, "mean": mean}
 
     def load_models(self) -> Models:
         dit, config = load_dit(self.model)
-        sampling = parse_config(SamplingConfig, config["sampling"], self.model)
+        sampling = parse_config(SamplingConfig, config, "sampling", self.model)
         return Models(
             load_tiny_vae(self.vae).to(self.device),
             load_upsampler(self.upsampler).to(self.device),

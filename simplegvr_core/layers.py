@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LATENT_CHANNELS = 16  # of Wan 2.1's video autoencoder
+
 
 class ChannelNorm(nn.Module):
     """Returns x with unit mean square over its channels. x: (B, C, ...). Each cell alone: a tile gives what the whole gives."""
@@ -58,18 +60,16 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device=None) -> Tens
     """Returns (L, d / 2, 2) cosine and sine of each token's rotary angles, float32, for L = T*H*W tokens in raster order.
 
     Wan 2.1's split of the head: d - 4 (d // 6) features turn with T, 2 (d // 6) each with H and W; theta 10000.
-    The angles are computed in float64 on the CPU, as not every device has it.
+    Each axis' angles are computed in float64 on the CPU, as not every device has it.
     """
     widths = (head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6))
-    positions = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
-    angles = torch.cat(
-        [
-            position.reshape(-1, 1) * 10000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-            for position, width in zip(positions, widths, strict=True)
-        ],
-        dim=1,
-    )
-    return torch.stack((angles.cos(), angles.sin()), dim=-1).to(device, torch.float32)
+    axes = []
+    for axis, (size, width) in enumerate(zip(grid, widths, strict=True)):
+        frequency = 10000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angle = torch.outer(torch.arange(size, dtype=torch.float64), frequency)
+        turn = torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
+        axes.append(turn.view([size if i == axis else 1 for i in range(3)] + [width // 2, 2]).expand(*grid, -1, -1))
+    return torch.cat(axes, dim=3).flatten(0, 2)
 
 
 def apply_rotary(x: Tensor, table: Tensor) -> Tensor:

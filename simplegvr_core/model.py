@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .attention import AttentionConfig, attend, full_attention
-from .layers import apply_rotary, rotary_table, sinusoidal_embedding
-
-LATENT_CHANNELS = 16
+from .layers import LATENT_CHANNELS, apply_rotary, rotary_table, sinusoidal_embedding
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,8 @@ def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
 
 
 def parse_dit_config(config: dict, path: Path) -> tuple[DiTConfig, AttentionConfig]:
-    """Returns the sizes and the attention in a checkpoint's configuration. Raises ValueError for an unknown key."""
+    """Returns the sizes and the attention in a checkpoint's configuration. Raises what parse_config raises."""
     return (
-        checkpoint.parse_config(DiTConfig, config["model"], path),
-        checkpoint.parse_config(AttentionConfig, config["attention"], path),
+        checkpoint.parse_config(DiTConfig, config, "model", path),
+        checkpoint.parse_config(AttentionConfig, config, "attention", path),
     )

@@ -4,6 +4,7 @@
 ComfyUI's sampler. B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .flow import clean_from_velocity, interpolate, shifted_sigmas
-from .model import LATENT_CHANNELS, SimpleGVRDiT
+from .layers import LATENT_CHANNELS
+from .model import SimpleGVRDiT
 from .upsampler import LatentUpsampler
 
 CELL = 8  # pixels a side
@@ -44,7 +46,7 @@ def super_resolve(
     null_context: Tensor,
     seed: int,
     noise_seed: int,
-    on_step: Callable[[int, Tensor], None] = lambda step, z_0: None,
+    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
 ) -> Tensor:
     """Returns the super-resolved latent (B, 16, T, *size).
 
@@ -72,14 +74,14 @@ def super_resolve(
     return sample_euler(velocity, interpolate(upsampled, noise, sigmas[0]), sigmas, on_step)
 
 
-def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callable[[int, Tensor], None]) -> Tensor:
+def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callable[[int, Tensor, Tensor], None]) -> Tensor:
     """Returns z integrated along velocity(z, sigma) through sigmas, by Euler's method (equation 2).
 
-    on_step(i, z_0) is called in step i with the clean latent that its velocity predicts.
+    on_step(i, z, z_0) is called in step i with the noised latent and the clean one that its velocity predicts.
     """
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(z, sigma)
-        on_step(i, clean_from_velocity(z, v, sigma))
+        on_step(i, z, clean_from_velocity(z, v, sigma))
         z = z + (sigma_next - sigma) * v
     return z
 
@@ -96,8 +98,8 @@ def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Returns the size in cells of source, (h, w) cells, made scale times as large, to the nearest cell."""
-    return round(source[0] * scale), round(source[1] * scale)
+    """Returns the size in whole cells that holds source, (h, w) cells, made scale times as large."""
+    return tuple(math.ceil(round(extent * scale, 6)) for extent in source)
 
 
 def pixel_size(width: int, height: int) -> tuple[int, int]:
@@ -110,4 +112,4 @@ def pixel_size(width: int, height: int) -> tuple[int, int]:
 
 def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
     """Returns the size in cells whose short side is exactly pixels and whose ratio is source's, to the nearest cell."""
-    return scaled_size(source, pixels / CELL / min(source))
+    return tuple(round(extent * pixels / CELL / min(source)) for extent in source)

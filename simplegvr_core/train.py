@@ -1,19 +1,21 @@
 """Training: `python scripts/run.py -m simplegvr_core.train {vae,upsampler,gvr} --help`.
 
 One loop, `fit`, and a loss for each model. Everything random comes from one generator, whose state is saved with the
-rest, so a killed run goes on with the losses it would have had.
+rest, so a killed run goes on with the losses it would have had (unless it is limited in minutes, which are the clock's).
 """
 
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -22,9 +24,9 @@ from . import checkpoint
 from .attention import AttentionConfig
 from .data import area_downscale, load_clips, random_crops
 from .flow import interpolate, velocity_target
-from .model import DiTConfig, SimpleGVRDiT
+from .model import DiTConfig, SimpleGVRDiT, widen
 from .sampling import SamplingConfig
-from .upsampler import LatentUpsampler, UpsamplerConfig, load_upsampler
+from .upsampler import VARIANTS, LatentUpsampler, load_upsampler
 from .vae import TinyVAE, TinyVAEConfig, load_tiny_vae
 
 
@@ -62,6 +64,7 @@ def fit(model: nn.Module, loss_of: Callable[[torch.Generator], Tensor], loop: Lo
             part.load_state_dict(state[name])
         generator.set_state(state["generator"].cpu())
         first, elapsed = state["step"], state["elapsed"]
+        losses_path.write_text("".join(losses_path.read_text().splitlines(keepends=True)[:first]))
     start = time.monotonic() - elapsed
     progress = tqdm(range(first, loop.steps), initial=first, total=loop.steps, unit="step", mininterval=5)
     for step in progress:
@@ -137,7 +140,8 @@ class TrainUpsampler:
     videos: Path
     vae: Path
     out: Path
-    upsampler: UpsamplerConfig = UpsamplerConfig(width=64)
+    variant: Literal["simplegvr", "channel_expansion", "cnn"] = "simplegvr"
+    width: int = 64
     loop: LoopConfig = LoopConfig()
     crops: Crops = Crops()
     scales: tuple[int, ...] = (2, 3, 4)
@@ -145,7 +149,8 @@ class TrainUpsampler:
     def run(self) -> dict:
         clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
         vae = load_tiny_vae(self.vae).to(self.loop.device)
-        upsampler = LatentUpsampler(self.upsampler)
+        config = replace(VARIANTS[self.variant], width=self.width)
+        upsampler = LatentUpsampler(config)
         upsampler.init_weights(torch.Generator().manual_seed(self.loop.seed))
         upsampler.to(self.loop.device)
 
@@ -155,7 +160,7 @@ class TrainUpsampler:
                 return upsampler_loss(upsampler(z_lr, z_hr.shape[3:]), z_hr, vae)
 
         trained = fit(upsampler, loss_of, self.loop, self.out)
-        return {"upsampler": save_half(self.out / "upsampler.safetensors", "upsampler", trained, model=self.upsampler)}
+        return {"upsampler": save_half(self.out / "upsampler.safetensors", "upsampler", trained, model=config)}
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,8 @@ class TrainGVR:
     vae: Path
     out: Path
     init_upsampler: Path
+    init_t2v: Path | None = None
+    """Text-to-video Wan checkpoint (safetensors, stock key names) to start from, widened; --dit must have its sizes."""
     dit: DiTConfig = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
     attention: AttentionConfig = AttentionConfig()
     sampling: SamplingConfig = SamplingConfig(steps=8, shift=3.0, noise_augmentation=0.1)
@@ -182,6 +189,8 @@ class TrainGVR:
         vae = load_tiny_vae(self.vae).to(device)
         dit = SimpleGVRDiT(self.dit, self.attention)
         dit.init_weights(torch.Generator().manual_seed(self.loop.seed))
+        if self.init_t2v is not None:
+            checkpoint.load_strict(dit, widen(load_file(self.init_t2v)), self.init_t2v)
         models = nn.ModuleDict({"upsampler": load_upsampler(self.init_upsampler), "dit": dit}).to(device)
         null_context = torch.zeros(self.crops.batch, 1, self.dit.text_dim, device=device)
 

@@ -12,9 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import checkpoint
-from .layers import CausalConv3d, ChannelNorm
-
-LATENT_CHANNELS = 16
+from .layers import LATENT_CHANNELS, CausalConv3d, ChannelNorm
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class LatentUpsampler(nn.Module):
 
     def __init__(self, config: UpsamplerConfig, device=None, dtype=None, operations=nn):
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype or torch.float32
         factory = {"device": device, "dtype": dtype, "operations": operations}
         width = config.width
         double, halve = ("double", "halve") if config.expand_time else ("keep", "keep")
@@ -77,8 +75,8 @@ class LatentUpsampler(nn.Module):
             self.out = CausalConv3d(width, LATENT_CHANNELS, **factory)
 
     def get_dtype(self) -> torch.dtype:
-        """Returns the dtype of the weights, which ComfyUI asks for."""
-        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+        """Returns the dtype to run in, which ComfyUI asks for."""
+        return self.dtype
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draws fresh weights for training; the last layer is zero."""
@@ -130,6 +128,6 @@ def sampling_position(z: Tensor, size: tuple[int, int]) -> Tensor:
 def load_upsampler(path: Path) -> LatentUpsampler:
     """Returns the upsampler of a checkpoint, float32, on the CPU. Raises what checkpoint.read and load_strict raise."""
     state_dict, config = checkpoint.read(path, "upsampler")
-    upsampler = LatentUpsampler(checkpoint.parse_config(UpsamplerConfig, config["model"], path))
+    upsampler = LatentUpsampler(checkpoint.parse_config(UpsamplerConfig, config, "model", path))
     checkpoint.load_strict(upsampler, state_dict, path)
     return upsampler.eval()

@@ -15,9 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import checkpoint
-from .layers import CausalConv3d, ResidualBlock3d
+from .layers import LATENT_CHANNELS, CausalConv3d, ResidualBlock3d
 
-LATENT_CHANNELS = 16
 BLOCK = 3 * 4 * 8 * 8
 
 # How ComfyUI turns a normalised Wan 2.1 latent into preview colours (R, G, B for each channel).
@@ -134,6 +133,6 @@ def to_blocks(video: Tensor) -> Tensor:
 def load_tiny_vae(path: Path) -> TinyVAE:
     """Returns the TinyVAE of a checkpoint, float32, on the CPU, not trainable. Raises what checkpoint.read raises."""
     state_dict, config = checkpoint.read(path, "tiny_vae")
-    vae = TinyVAE(checkpoint.parse_config(TinyVAEConfig, config["model"], path))
+    vae = TinyVAE(checkpoint.parse_config(TinyVAEConfig, config, "model", path))
     checkpoint.load_strict(vae, state_dict, path)
     return vae.eval().requires_grad_(False)

@@ -76,6 +76,14 @@ def test_unknown_configuration_key(path):
         load_dit(path)
 
 
+def test_a_missing_section_is_named(path):
+    rewrite(path, kind="upsampler")
+    _, config = checkpoint.read(path, "upsampler")
+    del config["model"]
+    with pytest.raises(ValueError, match="has no 'model' in its configuration"):
+        checkpoint.parse_config(type(DIT), config, "model", path)
+
+
 def test_another_kind(path):
     with pytest.raises(ValueError, match="holds a 'dit', but a 'upsampler' is wanted"):
         load_upsampler(path)

@@ -62,6 +62,16 @@ def test_crops_repeat_with_their_seed():
     assert not torch.equal(draw[0], draw[2])
 
 
+def test_clips_that_cannot_be_cut_are_refused():
+    with pytest.raises(ValueError, match="spacing is 4 frames, wanted at least the 5"):
+        load_clips(REPO / "assets", num_frames=5, spacing=4, height=54)
+    with pytest.raises(ValueError, match="has 99 frames: use longer videos"):
+        load_clips(REPO / "assets", num_frames=99, spacing=99, height=54)
+    clips = load_clips(REPO / "assets", num_frames=5, spacing=33, height=54)
+    with pytest.raises(ValueError, match="a clip has 5 frames of 96 x 54, the crops want 5 of 64 x 64"):
+        random_crops(clips, 1, 5, 64, torch.Generator().manual_seed(0))
+
+
 def test_a_folder_without_video_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no video"):
         find_videos(tmp_path)

@@ -18,7 +18,7 @@ def results(tmp_path_factory):
     clips = tmp_path_factory.mktemp("clips")
     for path in [*(REPO / "tests" / "clips").glob("*.mp4"), REPO / "assets" / "demo_original.mp4"]:
         shutil.copy(path, clips)
-    return Evaluate(clips, clips / "out", "gvr,upsampler,latent_bilinear,bicubic", num_frames=9, height=216).run()
+    return Evaluate(clips, tmp_path_factory.mktemp("out"), "gvr,upsampler,latent_bilinear,bicubic", num_frames=9, height=216).run()
 
 
 def test_psnr_of_a_constant_error_of_one_level_is_48_db():
@@ -44,13 +44,19 @@ def test_simplegvr_beats_latent_bilinear_on_every_unseen_clip(results):
 
 
 def test_command_prints_a_table_and_ends_with_json(tmp_path):
-    shutil.copy(next((REPO / "tests" / "clips").glob("*.mp4")), tmp_path / "one.mp4")
-    command = [sys.executable, "-m", "simplegvr_core.evaluate", "--clips", tmp_path, "--out", tmp_path / "out"]
+    (tmp_path / "clips").mkdir()
+    shutil.copy(next((REPO / "tests" / "clips").glob("*.mp4")), tmp_path / "clips" / "one.mp4")
+    command = [sys.executable, "-m", "simplegvr_core.evaluate", "--clips", tmp_path / "clips", "--out", tmp_path / "out"]
     command += ["--methods", "latent_bilinear,bicubic", "--num-frames", "5", "--height", "96"]
     lines = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[0] == "| clip | latent_bilinear | bicubic |"
     assert json.loads(lines[-1])["clips"]["one"]["bicubic"]["psnr"] > 15
     assert (tmp_path / "out" / "one_bicubic.mp4").exists()
+
+
+def test_its_own_videos_are_never_taken_for_clips(tmp_path):
+    with pytest.raises(ValueError, match="is inside --clips"):
+        Evaluate(tmp_path, tmp_path / "out", "bicubic").run()
 
 
 def test_an_unknown_method_is_named(tmp_path):

@@ -31,7 +31,7 @@ def test_velocity_leads_back_to_the_clean_latent():
 def test_euler_with_the_true_velocity_gives_the_clean_latent(steps, start):
     sigmas = shifted_sigmas(steps, 5.0, start)
     seen = []
-    out = sample_euler(lambda z, sigma: NOISE - Z, interpolate(Z, NOISE, start), sigmas, lambda i, z_0: seen.append((i, z_0)))
+    out = sample_euler(lambda z, sigma: NOISE - Z, interpolate(Z, NOISE, start), sigmas, lambda i, z, z_0: seen.append((i, z_0)))
     torch.testing.assert_close(out, Z, atol=1e-5, rtol=0)
     assert [i for i, _ in seen] == list(range(steps))
     torch.testing.assert_close(seen[0][1], Z, atol=1e-5, rtol=0)
@@ -60,6 +60,7 @@ def test_sizes_are_exact_to_the_cell():
     assert pixel_size(1920, 1080) == (135, 240)
     assert scaled_size((14, 27), 3) == (42, 81)
     assert scaled_size((13, 24), 2.83) == (37, 68)
+    assert scaled_size((13, 24), 2.05) == (27, 50)
     assert short_side_size((60, 104), 1080) == (135, 234)
     assert short_side_size((104, 60), 720) == (156, 90)
 

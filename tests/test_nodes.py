@@ -35,11 +35,14 @@ def wan(comfy):
 
 @pytest.fixture
 def sample(comfy, model, upsampler):
+    """Runs SimpleGVR Sampler with inputs or settings changed; settings="recommended" for the checkpoint's."""
+
     def run(**changes):
-        inputs = dict(
-            model=model, upsampler=upsampler, latent=latent(), size=scale(2), seed=1, steps=2, cfg=1.0,
-            noise_augmentation=0.4, denoise=1.0, noise_seed=2,
-        )  # fmt: skip
+        if changes.get("settings") == "recommended":
+            changes["settings"] = {"settings": "recommended"}
+        settings = {"settings": "custom", "steps": 2, "cfg": 1.0, "noise_augmentation": 0.4, "denoise": 1.0}
+        settings |= {key: changes.pop(key) for key in settings.keys() & changes.keys()}
+        inputs = dict(model=model, upsampler=upsampler, latent=latent(), size=scale(2), seed=1, noise_seed=2, settings=settings)
         out, report = comfy.run("SimpleGVRSampler", **{**inputs, **changes})
         return out["samples"], report
 
@@ -59,9 +62,11 @@ def test_every_node_is_there(comfy):
     assert comfy.nodes.keys() >= NODE_IDS
 
 
-def test_sampler_equals_conditioning_and_stock_ksampler(comfy, model, upsampler, sample):
+@pytest.mark.parametrize("steps", [2, 8, 20])
+def test_sampler_equals_conditioning_and_stock_ksampler(comfy, model, upsampler, sample, steps):
+    """For steps that divide 1000: ComfyUI's "simple" scheduler rounds the others to its table of 1000 noise levels."""
     upscaled = comfy.run("SimpleGVRLatentUpscale", upsampler=upsampler, latent=latent(), size=scale(2))[0]
-    torch.testing.assert_close(sample()[0], conditioned_ksampler(comfy, model, upscaled), atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample(steps=steps)[0], conditioned_ksampler(comfy, model, upscaled, steps), atol=1e-5, rtol=0)
 
 
 def test_sampler_cfg_equals_stock_ksampler(comfy, model, upsampler, sample):
@@ -70,10 +75,24 @@ def test_sampler_cfg_equals_stock_ksampler(comfy, model, upsampler, sample):
     torch.testing.assert_close(sample(cfg=2.0)[0], expected, atol=1e-5, rtol=0)
 
 
-def test_training_free_mode_says_so(sample, wan):
-    out, report = sample(model=wan, denoise=0.5)
+def test_training_free_mode_says_so(comfy, sample, wan):
+    out, report = sample(model=wan, denoise=0.5, positive=comfy.run("SimpleGVRNullPrompt")[0])
     assert out.shape == (1, 16, 3, 10, 14)
     assert "Training-free" in report
+
+
+def test_recommended_settings_are_the_checkpoints(comfy, model, sample):
+    out, report = sample(settings="recommended")
+    assert "noise share 0.40" in report
+    assert "50 steps, cfg 1, shift 3" in report
+    torch.testing.assert_close(out, sample(steps=50)[0])
+
+
+def test_recommended_settings_of_a_stock_model_are_training_free(comfy, wan, sample):
+    null = comfy.run("SimpleGVRNullPrompt")[0]
+    _, report = sample(model=wan, settings="recommended", positive=null, negative=null)
+    assert "from noise level 0.40" in report
+    assert "20 steps, cfg 6, shift 8" in report
 
 
 def test_target_size_by_width_and_height_and_by_short_side(sample):
@@ -145,6 +164,30 @@ def test_a_target_that_does_not_fit_is_refused(sample, size, message):
 def test_training_free_mode_needs_a_start_below_one(sample, wan):
     with pytest.raises(ValueError, match=r"set denoise to 0\.3-0\.6"):
         sample(model=wan)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 6.0])
+def test_training_free_mode_needs_the_prompts(comfy, sample, wan, cfg):
+    prompt = {} if cfg == 1 else {"positive": comfy.run("SimpleGVRNullPrompt")[0]}
+    with pytest.raises(ValueError, match="connect the positive and negative prompt"):
+        sample(model=wan, denoise=0.4, cfg=cfg, **prompt)
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.1, 2.05, 2.83, 3.0, 3.1])
+@pytest.mark.parametrize("source", [(7, 58, 71), (9, 64, 72)])
+def test_trim_gives_exactly_scale_times_the_source_at_any_scale(comfy, upsampler, factor, source):
+    frames, height, width = source
+    cells = latent((1, 16, -(-(frames - 1) // 4) + 1, -(-height // 8), -(-width // 8)))
+    upscaled = comfy.run("SimpleGVRLatentUpscale", upsampler=upsampler, latent=cells, size=scale(factor))[0]["samples"]
+    decoded = torch.zeros(4 * upscaled.shape[2] - 3, 8 * upscaled.shape[3], 8 * upscaled.shape[4], 3)
+    exact, even = (comfy.run("SimpleGVRTrim", images=decoded, source=torch.zeros(*source, 3), scale=factor, even=e)[0] for e in (0, 1))
+    assert exact.shape == (frames, round(height * factor), round(width * factor), 3)
+    assert even.shape[1:3] == tuple(side - side % 2 for side in exact.shape[1:3])
+
+
+def test_trim_refuses_a_video_that_is_too_small(comfy):
+    with pytest.raises(ValueError, match="give it the scale of SimpleGVR Sampler"):
+        comfy.run("SimpleGVRTrim", images=torch.zeros(5, 16, 16, 3), source=torch.zeros(5, 8, 8, 3), scale=3.0, even=True)
 
 
 def test_another_packs_upscaler_is_refused(comfy, sample, wan):

@@ -39,9 +39,9 @@ def test_core_imports_point_one_way(path):
         return
     assert level is not None, f"{own} has no place in LAYERS"
     text = (REPO / path).read_text()
-    imported = set(re.findall(r"^from \.(\w+) import", text, re.M))
-    for names in re.findall(r"^from \. import (.+)$", text, re.M):
-        imported |= set(names.split(", "))
+    imported = set(re.findall(r"^\s*from \.([\w.]+) import", text, re.M)) - {"kernels"}
+    for package, names in re.findall(r"^\s*from \.(kernels)? ?import (.+)$", text, re.M):
+        imported |= {f"{package}.{name}" if package else name for name in names.split(", ")}
     allowed = set().union(*LAYERS[:level])
     assert imported <= allowed, imported - allowed
 
@@ -69,6 +69,16 @@ def test_bundled_weights_stay_within_48_mb_and_are_safetensors():
     weights = [path for path in (REPO / "models").rglob("*") if path.is_file() and path.suffix != ".md"]
     assert all(path.suffix == ".safetensors" for path in weights)
     assert sum(path.stat().st_size for path in weights) <= 48 * 2**20
+
+
+def test_what_the_readmes_show_is_in_the_repository():
+    there = tracked()
+    for folder, readme in ((".", REPO / "README.md"), ("models", REPO / "models" / "README.md")):
+        text = readme.read_text()
+        shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) + re.findall(r"`([\w/.]+\.(?:safetensors|json|md))`", text)
+        missing = [name for name in shown if (name if folder == "." else f"{folder}/{name}") not in there]
+        assert shown and not missing, missing
+        assert not re.search(r"^\W*[A-Z]{5,}\W*$", text, re.M), "a figure still has to be filled in"
 
 
 def test_ruff_is_clean():

@@ -25,9 +25,25 @@ def test_a_wrong_comfyui_path_is_named(monkeypatch, tmp_path):
         setup.find_comfyui(setup.HOME)
 
 
+def test_comfy_clis_workspace_comes_before_the_download(monkeypatch, tmp_path):
+    """A stand-in for the command, that answers as comfy-cli 1.23 does."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    workspace = tmp_path / "workspace"
+    (workspace / "comfy").mkdir(parents=True)
+    (workspace / "main.py").touch()
+    answer = json.dumps({"ok": True, "data": {"workspace_path": str(workspace)}})
+    (tmp_path / "comfy").write_text(f"#!{sys.executable}\nprint({answer!r})\n")
+    (tmp_path / "comfy").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (workspace / "comfyui_version.py").write_text('__version__ = "0.30.1"')
+    assert setup.find_comfyui(setup.HOME) == workspace
+    (workspace / "comfyui_version.py").write_text('__version__ = "0.9.1"')
+    assert setup.find_comfyui(setup.HOME) != workspace
+
+
 def test_without_network_first_set_up_says_so(monkeypatch, tmp_path):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    monkeypatch.setattr(setup, "comfy_cli_workspaces", list)
+    monkeypatch.setattr(setup, "comfy_cli_workspace", lambda: None)
     for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(setup.SetupError, match="Check the network and run again, or set COMFYUI_PATH"):
@@ -53,10 +69,10 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path, monkeypatch):
         pass
 
 
-def test_run_starts_the_environments_python_in_the_repository(tmp_path):
-    command = [sys.executable, REPO / "scripts" / "run.py", "-c", "import os, torch; print(os.getcwd(), torch.__version__)"]
+def test_run_finds_our_modules_from_any_folder(tmp_path):
+    command = [sys.executable, REPO / "scripts" / "run.py", "-c", "import os, simplegvr_core.flow as f; print(os.getcwd(), f.__file__)"]
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert out.split()[0] == str(REPO)
+    assert out.split() == [str(tmp_path), str(REPO / "simplegvr_core" / "flow.py")]
 
 
 def test_demo_on_an_odd_clip_gives_exactly_three_times_its_size(tmp_path):

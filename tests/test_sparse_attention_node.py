@@ -1,5 +1,7 @@
 """SimpleGVR Sparse Attention on stock Wan models and on ours."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_nodes import conditioned_ksampler, latent
@@ -33,6 +35,14 @@ def test_one_window_on_stock_wan_is_not_and_the_input_model_is_unchanged(comfy, 
     dense = sample(comfy, wan)
     assert not torch.allclose(sample(comfy, patch(comfy, wan, ONE_WINDOW)), dense, atol=1e-3)
     assert torch.equal(sample(comfy, wan), dense)
+
+
+def test_models_that_keep_attention_out_of_reach_are_refused(comfy):
+    from comfy.ldm.wan.model import VaceWanModel
+
+    vace = VaceWanModel(dim=128, ffn_dim=160, num_heads=1, num_layers=1, vace_layers=1, vace_in_dim=96, operations=torch.nn)
+    with pytest.raises(ValueError, match="the model is a VaceWanModel, wanted"):
+        patch(comfy, SimpleNamespace(model=SimpleNamespace(diffusion_model=vace)), ONE_WINDOW)
 
 
 @pytest.mark.parametrize("preset", ["paper", "balanced", "dense units"])

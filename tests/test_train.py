@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, random_weights
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.model import DiTConfig, load_dit
+from simplegvr_core.model import DiTConfig, SimpleGVRDiT, load_dit
 from simplegvr_core.train import Crops, LoopConfig, TrainGVR, TrainUpsampler, TrainVAE, fit
-from simplegvr_core.upsampler import UpsamplerConfig, load_upsampler
+from simplegvr_core.upsampler import load_upsampler
 from simplegvr_core.vae import TinyVAEConfig, load_tiny_vae
 
 LOOP = LoopConfig(steps=12, warmup=2, save_every=5)
@@ -37,7 +38,7 @@ def regression(seed=0):
 
 def test_the_loss_falls(tmp_path):
     network, loss_of = regression()
-    fit(network, loss_of, LoopConfig(steps=300, learning_rate=1e-2, warmup=10, ema=0.9), tmp_path)
+    fit(network, loss_of, LoopConfig(steps=500, learning_rate=3e-2, warmup=10, ema=0.9), tmp_path)
     assert losses(tmp_path)[-1] < 0.1 * losses(tmp_path)[0]
 
 
@@ -60,7 +61,7 @@ def test_a_killed_run_resumes_with_the_losses_it_would_have_had(tmp_path):
         fit(network, killed, LOOP, tmp_path / "killed")
     network, loss_of = regression(seed=1)
     resumed = fit(network, loss_of, LOOP, tmp_path / "killed")
-    assert losses(tmp_path / "killed")[-7:] == losses(tmp_path / "whole")[-7:]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -83,10 +84,14 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     videos = REPO / "assets"
     vae = TrainVAE(videos, out / "vae", VAE, LOOP, replace(CROPS, num_frames=9)).run()["tiny_vae"]
-    upsampler = TrainUpsampler(videos, vae, out / "upsampler", UpsamplerConfig(width=16), LOOP, CROPS, scales=(2, 3)).run()["upsampler"]
+    upsampler = TrainUpsampler(videos, vae, out / "upsampler", width=16, loop=LOOP, crops=CROPS, scales=(2, 3)).run()["upsampler"]
     sizes = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2)
     attention = AttentionConfig(window=(1, 2, 2))
-    gvr = TrainGVR(videos, vae, out / "gvr", upsampler, sizes, attention, loop=LOOP, crops=CROPS, scales=(2,)).run()
+    t2v = random_weights(SimpleGVRDiT(replace(sizes, in_dim=16), attention))
+    save_file(t2v.state_dict(), out / "t2v.safetensors")
+    gvr = TrainGVR(
+        videos, vae, out / "gvr", upsampler, out / "t2v.safetensors", sizes, attention, loop=LOOP, crops=CROPS, scales=(2,)
+    ).run()
     return out, vae, gvr
 
 
@@ -101,6 +106,10 @@ def test_every_command_writes_a_loadable_checkpoint(trained):
 
 
 def test_training_changes_the_upsampler_and_the_model(trained):
-    _, _, gvr = trained
+    out, _, gvr = trained
     assert load_upsampler(gvr["upsampler"]).out.conv.weight.any()
-    assert load_dit(gvr["dit"])[0].head.head.weight.any()
+    weights = load_dit(gvr["dit"])[0].state_dict()
+    start = load_file(out / "t2v.safetensors")
+    distance = (weights["blocks.0.ffn.0.weight"] - start["blocks.0.ffn.0.weight"]).abs().max()
+    assert 0 < distance < 0.05  # it started from the text-to-video model, whose weights spread over 0.2, and moved
+    assert weights["patch_embedding.weight"][:, 16:].any()
