@@ -24,8 +24,8 @@ substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in 
     "wan21_t2v_to_1080p": """## Wan 2.1 to 1080p with SimpleGVR
 The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decoded in between.
 
-**There are no public SimpleGVR weights for Wan 2.1 yet.** This workflow is for the ones you train
-(`gvr_wan21_1.3b` and `gvr_wan21_upsampler` are example names). Until then use *wan21_training_free_1080p*.""",
+**There are no SimpleGVR weights for Wan 2.1 yet.** This workflow is ready for them (`gvr_wan21_1.3b` and
+`gvr_wan21_upsampler` are example names). Until then use *wan21_training_free_1080p*.""",
     "wan21_training_free_1080p": """## Wan 2.1 to 1080p, training-free
 Works today with stock Wan 2.1 1.3B: the upsampled latent is noised to **denoise** (0.3 to 0.6) and refined by the
 same model with sparse attention. This is not the trained SimpleGVR; expect less detail and more change.""",

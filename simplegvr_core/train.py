@@ -180,7 +180,7 @@ class TrainGVR:
     loop: LoopConfig = LoopConfig()
     crops: Crops = Crops()
     scales: tuple[int, ...] = (2, 3, 4)
-    noise_range: tuple[float, float] = (0.0, 0.6)
+    noise_range: tuple[float, float] = (0.0, 0.3)
     """Noise share of the condition, drawn evenly; the paper's is (0.3, 0.6)."""
 
     def run(self) -> dict:

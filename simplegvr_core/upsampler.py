@@ -71,6 +71,7 @@ class LatentUpsampler(nn.Module):
         self.before = nn.ModuleList(ResampleBlock(c, width, double, **factory) for c in widths_in[: config.blocks])
         self.after = nn.ModuleList(ResampleBlock(c, width, halve, **factory) for c in widths_out[: config.blocks])
         if config.blocks:
+            self.stem = operations.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1, device=device, dtype=dtype)
             self.norm = ChannelNorm(width, device, dtype)
             self.out = CausalConv3d(width, LATENT_CHANNELS, **factory)
 
@@ -95,7 +96,7 @@ class LatentUpsampler(nn.Module):
         bilinear = resize(z_lr, size)
         if not self.config.blocks:
             return bilinear
-        h = z_lr
+        h = self.stem(z_lr)
         for block in self.before:
             h = block(h)
         h = torch.cat((resize(h, size), sampling_position(h, size)), dim=1)

@@ -1,6 +1,7 @@
 """TinyVAE: a small causal video autoencoder with Wan 2.1's latent shape (4x8x8 pixels a cell, 16 channels).
 
-The encoder is linear: the principal components of 4x8x8 pixel blocks, whitened. The decoder adds to its transpose what
+The encoder is linear: the principal components of 4x8x8 pixel blocks, half whitened, so that noise hides fine detail
+before it hides colour and shape. The decoder adds to its transpose what
 residual blocks predict at the latent's resolution, at twice that, and on the finished pixels.
 
 B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 16, T, H, W); video (B, 3, F, 8H, 8W) in [-1, 1]
@@ -73,17 +74,22 @@ class TinyVAE(nn.Module):
 
     @torch.no_grad()
     def fit_encoder(self, video: Tensor) -> None:
-        """Sets encoder and linear decoder to the 16 whitened principal components of video's blocks, (B, 3, F, 8H, 8W)."""
+        """Sets encoder and linear decoder to the 16 principal components of video's blocks, (B, 3, F, 8H, 8W).
+
+        A component of variance v gets variance proportional to sqrt(v) in the latent; the mean over channels is 1.
+        """
         blocks = rearrange(to_blocks(video), "B C T H W -> (B T H W) C").double()
         mean = blocks.mean(0)
         variance, directions = torch.linalg.eigh(torch.cov((blocks - mean).T))
         variance, directions = variance[-LATENT_CHANNELS:], directions[:, -LATENT_CHANNELS:]
-        decode = directions * variance.sqrt()
+        spread = variance**0.25
+        spread *= (LATENT_CHANNELS / spread.square().sum()).sqrt()
+        decode = directions * variance.sqrt() / spread
         preview = torch.tensor(PREVIEW_FACTORS, dtype=torch.float64)
         colour = rearrange(decode, "(c p) z -> c p z", c=3).mean(1)
         u, _, vh = torch.linalg.svd(preview @ colour)
         rotation = u @ vh  # orthogonal Procrustes: rotated latents @ preview is closest to each block's mean colour
-        encode = rotation @ (directions / variance.sqrt()).T
+        encode = rotation @ (directions * spread / variance.sqrt()).T
         self.encoder.weight.copy_(encode[..., None, None, None])
         self.encoder.bias.copy_(-encode @ mean)
         self.linear_decoder.weight.copy_((decode @ rotation.T)[..., None, None, None])
