@@ -111,17 +111,33 @@ class SimpleGVRDiT(nn.Module):
         self.head = Head(config, **factory, operations=operations)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws fresh weights for training: Xavier for matrices, ones and zeros for norms and biases, a head that gives 0."""
+        """Draws fresh weights for training, with which the model starts as the guess velocity = z_t - condition.
+
+        That is right at sigma 1 for a condition without error. Tokens begin with their cells' values as they are, beside
+        constants that keep the last norm from rescaling them; blocks add nothing (adaLN-zero); the head takes the
+        difference. Needs dim >= 4 in_dim.
+        """
         for name, parameter in self.named_parameters():
-            if name.endswith("modulation"):
-                nn.init.normal_(parameter, std=self.config.dim**-0.5, generator=generator)
-            elif parameter.ndim > 1:
+            if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
             elif name.endswith("weight"):
                 nn.init.ones_(parameter)
             else:
                 nn.init.zeros_(parameter)
-        nn.init.zeros_(self.head.head.weight)
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation)
+            nn.init.zeros_(block.cross_attn.o.weight)
+        for parameter in (self.time_embedding[2].weight, self.time_projection[1].weight, self.head.modulation, self.head.head.weight):
+            nn.init.zeros_(parameter)
+        values = 4 * self.config.in_dim
+        with torch.no_grad():
+            self.patch_embedding.weight.flatten(1).copy_(torch.eye(self.config.dim, values))
+            self.patch_embedding.bias[values::2], self.patch_embedding.bias[values + 1 :: 2] = 2.0, -2.0
+            spread = (1 + 3 * (1 - values / self.config.dim)) ** 0.5  # of a token of unit values and the constants
+            token = torch.arange(values).view(-1, LATENT_CHANNELS, 4)  # (z_t and condition, channel, cell of the token)
+            out = rearrange(torch.arange(4 * LATENT_CHANNELS), "(p C) -> C p", C=LATENT_CHANNELS)
+            for source, sign in zip(token, (1, -1), strict=False):
+                self.head.head.weight[out, source] = sign * spread
 
     def forward(
         self,
