@@ -39,6 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
     name = f"input{arguments.input.suffix}"
     (base / "input").mkdir(exist_ok=True)
     shutil.copy(arguments.input, base / "input" / name)
+    shutil.copy(BUNDLED, base / "input")  # the clip that the quickstart workflow names
     arguments.out.mkdir(parents=True, exist_ok=True)
     say("starting ComfyUI")
     with server(base, UI_PORT if arguments.ui and not is_open(UI_PORT) else None) as (address, process):
@@ -169,6 +170,7 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
 
 def side_by_side(pictures: dict):
     """Returns a PIL picture: the pictures (H, W, 3) uint8 in a row with their names, below them their most detailed ninth at 3x."""
+    import numpy as np
     from PIL import Image, ImageDraw
 
     height, width = next(iter(pictures.values())).shape[:2]
@@ -176,14 +178,8 @@ def side_by_side(pictures: dict):
     canvas = Image.new("RGB", (width * len(pictures), label + 2 * height), "black")
     draw = ImageDraw.Draw(canvas)
     ninths = [(x * (width // 3), y * (height // 3)) for x in range(3) for y in range(3)]
-    first = next(iter(pictures.values())).astype(int)
-    left, top = max(
-        ninths,
-        key=lambda corner: abs(
-            first[corner[1] :, corner[0] :][: height // 3, : width // 3 - 1]
-            - first[corner[1] :, corner[0] + 1 :][: height // 3, : width // 3 - 1]
-        ).sum(),
-    )
+    detail = np.abs(np.diff(next(iter(pictures.values())).astype(int), axis=1))
+    left, top = max(ninths, key=lambda corner: detail[corner[1] :, corner[0] :][: height // 3, : width // 3].sum())
     for index, (name, picture) in enumerate(pictures.items()):
         image = Image.fromarray(picture)
         box = (left, top, left + width // 3, top + height // 3)

@@ -113,3 +113,11 @@ def test_heads_and_batch_entries_select_for_themselves():
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="full, swin, sparse_local"):
         AttentionConfig(kind="dense")
+
+
+def test_mixed_precision_training_selects_the_same_windows():
+    q, k, _ = qkv((5, 9, 13))
+    table = window_table((5, 9, 13), (1, 4, 3), False)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = select_windows(q, k, table, top_k=2)
+    assert torch.equal(mixed, select_windows(q, k, table, top_k=2))
