@@ -112,7 +112,7 @@ def settings_input() -> io.DynamicCombo.Input:
             io.DynamicCombo.Option(
                 "custom",
                 [
-                    io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Model evaluations. The paper uses 50; gvr_tiny 8."),
+                    io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Model evaluations. The paper uses 50; gvr_tiny 4."),
                     io.Float.Input(
                         "cfg", default=1.0, min=0.0, max=30.0, step=0.1, tooltip="Guidance by the prompts; 1 is none, in half the time."
                     ),

@@ -176,7 +176,7 @@ class TrainGVR:
     """Text-to-video Wan checkpoint (safetensors, stock key names) to start from, widened; --dit must have its sizes."""
     dit: DiTConfig = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
     attention: AttentionConfig = AttentionConfig()
-    sampling: SamplingConfig = SamplingConfig(steps=8, shift=3.0, noise_augmentation=0.1)
+    sampling: SamplingConfig = SamplingConfig(steps=4, shift=3.0, noise_augmentation=0.1, denoise=0.3)
     loop: LoopConfig = LoopConfig()
     crops: Crops = Crops()
     scales: tuple[int, ...] = (2, 3, 4)
