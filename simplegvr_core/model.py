@@ -115,8 +115,11 @@ class SimpleGVRDiT(nn.Module):
 
         That is right at sigma 1 for a condition without error. Tokens begin with their cells' values as they are, beside
         constants that keep the last norm from rescaling them; blocks add nothing (adaLN-zero); the head takes the
-        difference. Needs dim >= 4 in_dim.
+        difference. Raises ValueError when dim is less than 4 in_dim.
         """
+        values = 4 * self.config.in_dim
+        if self.config.dim < values:
+            raise ValueError(f"dim is {self.config.dim}, wanted at least {values}, the values of a token")
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
@@ -129,12 +132,13 @@ class SimpleGVRDiT(nn.Module):
             nn.init.zeros_(block.cross_attn.o.weight)
         for parameter in (self.time_embedding[2].weight, self.time_projection[1].weight, self.head.modulation, self.head.head.weight):
             nn.init.zeros_(parameter)
-        values = 4 * self.config.in_dim
         with torch.no_grad():
             self.patch_embedding.weight.flatten(1).copy_(torch.eye(self.config.dim, values))
             self.patch_embedding.bias[values::2], self.patch_embedding.bias[values + 1 :: 2] = 2.0, -2.0
             spread = (1 + 3 * (1 - values / self.config.dim)) ** 0.5  # of a token of unit values and the constants
-            token = torch.arange(values).view(-1, LATENT_CHANNELS, 4)  # (z_t and condition, channel, cell of the token)
+            token = torch.arange(values)[: 8 * LATENT_CHANNELS].view(
+                -1, LATENT_CHANNELS, 4
+            )  # (z_t and condition, channel, cell of the token)
             out = rearrange(torch.arange(4 * LATENT_CHANNELS), "(p C) -> C p", C=LATENT_CHANNELS)
             for source, sign in zip(token, (1, -1), strict=False):
                 self.head.head.weight[out, source] = sign * spread

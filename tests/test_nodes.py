@@ -201,7 +201,7 @@ def test_another_family_of_model_is_refused(sample, checkpoints, comfy):
     from simplegvr_core.model import DiTConfig
 
     save_dit(
-        checkpoints / "diffusion_models" / "i2v_test.safetensors", DiTConfig(in_dim=36, dim=128, ffn_dim=160, num_heads=1, num_layers=1)
+        checkpoints / "diffusion_models" / "i2v_test.safetensors", DiTConfig(in_dim=36, dim=256, ffn_dim=160, num_heads=2, num_layers=1)
     )
     i2v = comfy.run("UNETLoader", unet_name="i2v_test.safetensors", weight_dtype="default")[0]
     with pytest.raises(ValueError, match=r"36 input channels, wanted a SimpleGVR model \(32\)"):
@@ -269,7 +269,7 @@ def test_sampler_custom_advanced(comfy, model):
     torch.testing.assert_close(out, conditioned_ksampler(comfy, model, upscaled), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.1), ("fp16", 0.02), ("fp8_e4m3fn", 1.0), ("fp8_e5m2", 2.0)])
+@pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.5), ("fp16", 0.02), ("fp8_e4m3fn", 1.0), ("fp8_e5m2", 2.0)])
 def test_weight_dtypes(comfy, sample, dtype, tolerance):
     model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype=dtype)[0]
     error = (sample(model=model)[0] - sample()[0]).abs().max()

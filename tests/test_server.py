@@ -5,6 +5,7 @@ import json
 import shutil
 import urllib.request
 
+import numpy as np
 import pytest
 import torch
 from client import WorkflowError, output_files, run_workflow
@@ -60,7 +61,7 @@ def test_quickstart_resembles_its_source(server, clip):
 
 
 def test_preview_frames_reach_the_client(server, clip):
-    """The sampler sends ComfyUI's own latent previews, in colours near those of the video."""
+    """The sampler sends ComfyUI's own latent previews, and they look like the video."""
     import io
 
     import aiohttp
@@ -79,9 +80,12 @@ def test_preview_frames_reach_the_client(server, clip):
 
     pictures = asyncio.run(watch())
     assert len(pictures) >= 2
-    shown = torch.tensor(list(pictures[-1].convert("RGB").getdata())).float().mean(0)
-    source = read_video(clip)[0].float().mean((0, 1, 2))
-    assert (shown - source).abs().max() < 40
+    width, height = pictures[-1].size
+    shown = pictures[-1].convert("RGB").crop((0, 0, width * 70 // 72, height * 58 // 64))  # without the padding to whole cells
+    source = Image.fromarray(read_video(clip)[0][0].numpy())
+    pair = np.stack([np.array(picture.resize((14, 12), Image.Resampling.BOX)) for picture in (shown, source)])
+    for channel in range(3):
+        assert np.corrcoef(pair[..., channel].reshape(2, -1))[0, 1] > 0.6
 
 
 def test_an_interrupt_stops_and_the_next_prompt_runs_clean(server, clip):
