@@ -79,11 +79,14 @@ def test_every_token_is_in_one_window_and_windows_are_boxes(grid, shifted):
     table = window_table(grid, (2, 4, 3), shifted)
     tokens = table[table >= 0]
     assert torch.equal(tokens.sort().values, torch.arange(grid[0] * grid[1] * grid[2]))
+    largest = [0, 0, 0]
     for row in table:
         t, h, w = torch.unravel_index(row[row >= 0], grid)
         spans = [int(axis.max() - axis.min()) + 1 for axis in (t, h, w)]
         assert spans[0] * spans[1] * spans[2] == len(t)
         assert all(span <= size for span, size in zip(spans, (2, 4, 3), strict=True))
+        largest = list(map(max, largest, spans))
+    assert shifted or largest == [2, 4, 3]
 
 
 def test_selection_finds_the_most_similar_window_and_counts_live_tokens_only():
