@@ -123,8 +123,8 @@ def settings_input() -> io.DynamicCombo.Input:
                         min=0.01,
                         max=1.0,
                         step=0.01,
-                        tooltip="Noise share to start from. 1 for SimpleGVR models; 0.3 to 0.6 for a stock Wan model, which "
-                        "then starts from the noised upsampled latent.",
+                        tooltip="Noise level to start from. 1 is pure noise, as in the paper; below 1 starts from the noised upsampled "
+                        "latent: gvr_tiny 0.3, a stock Wan model 0.3 to 0.6.",
                     ),
                 ],
             ),

@@ -6,6 +6,7 @@ Sets everything up the first time. Leaves the result as mp4, a side-by-side PNG,
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 import threading
@@ -34,15 +35,22 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from simplegvr_core.data import read_frames
+
+    try:
+        next(read_frames(arguments.input))
+    except (ValueError, StopIteration) as error:
+        sys.exit(str(error) or f"{arguments.input} has no frames")
     base = HOME / "base"
     base.mkdir(parents=True, exist_ok=True)
-    name = f"input{arguments.input.suffix}"
+    name = f"demo_{os.getpid()}{arguments.input.suffix}"  # other runs share this folder
     (base / "input").mkdir(exist_ok=True)
     shutil.copy(arguments.input, base / "input" / name)
     shutil.copy(BUNDLED, base / "input")  # the clip that the quickstart workflow names
     arguments.out.mkdir(parents=True, exist_ok=True)
     say("starting ComfyUI")
-    with server(base, UI_PORT if arguments.ui and not is_open(UI_PORT) else None) as (address, process):
+    port = UI_PORT if arguments.ui and not is_open(UI_PORT) else None
+    with server(base, port, base / f"server_{os.getpid()}.log") as (address, process):
         files, stages, peak = run_quickstart(address, process.pid, base, name, arguments)
         report = write_results(files, arguments)
         print_report(report, stages, peak)
@@ -65,11 +73,12 @@ def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: arg
     nodes["LoadVideo"]["inputs"]["file"] = name
     nodes["SimpleGVRSampler"]["inputs"]["size.scale"] = nodes["SimpleGVRTrim"]["inputs"]["scale"] = arguments.scale
     nodes["SimpleGVRTrim"]["inputs"]["even"] = False
+    nodes["SaveVideo"]["inputs"]["filename_prefix"] = f"video/{Path(name).stem}"
     height, width = next(read_frames(arguments.input)).shape[:2]
     if round(height * arguments.scale) % 2 or round(width * arguments.scale) % 2:
         trim = next(id for id, node in workflow.items() if node["class_type"] == "SimpleGVRTrim")
         say("the result has an odd size, which the stock Save Video cannot write: it is written from pictures, without sound")
-        nodes["SaveVideo"].update(class_type="SaveImage", inputs={"images": [trim, 0], "filename_prefix": "SimpleGVR"})
+        nodes["SaveVideo"].update(class_type="SaveImage", inputs={"images": [trim, 0], "filename_prefix": Path(name).stem})
     progress = Progress({id: node["_meta"]["title"] for id, node in workflow.items()})
     with PeakMemory(pid) as memory:
         outputs = asyncio.run(run_workflow(address, workflow, progress))
@@ -156,7 +165,7 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
         "SimpleGVR": gvr,
     }
     report = {"result": str(result), "input": list(source.shape[:3]), "output": [gvr.shape[2], *size], "scale": arguments.scale}
-    if arguments.input == BUNDLED and arguments.scale == 3:
+    if arguments.input.resolve() == BUNDLED and arguments.scale == 3:
         original = to_video(read_video(BUNDLED_ORIGINAL)[0])
         compared = {**videos, "low-res through TinyVAE, bilinear": resize_frames(decoded, size, "bilinear")}
         report["quality"] = {name: [metrics.psnr(video, original), metrics.ssim(video, original)] for name, video in compared.items()}
@@ -198,6 +207,7 @@ def print_report(report: dict, stages: dict[str, float], peak: float) -> None:
         print("\n| against the original | PSNR | SSIM |\n|---|---|---|")
         for name, (psnr, ssim) in report["quality"].items():
             print(f"| {name} | {psnr:.2f} dB | {ssim:.3f} |")
+        print("gvr_tiny starts from TinyVAE's latent, so the last line, not the first, is what it can be compared with.")
     (frames, *source), (_, *target) = report["input"], report["output"]
     print(f"\n{frames} frames, {source[1]} x {source[0]} -> {target[1]} x {target[0]}")
     print(f"video:        {report['result']}\nside by side: {report['side_by_side']}")

@@ -19,6 +19,8 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 
 def find_videos(folder: Path) -> list[Path]:
     """Returns the video files of a folder, sorted by name. Raises ValueError when there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
@@ -26,11 +28,14 @@ def find_videos(folder: Path) -> list[Path]:
 
 
 def read_frames(path: Path) -> Iterator[Tensor]:
-    """Yields the frames of a video file in order, each uint8 (H, W, 3)."""
-    with av.open(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        for frame in container.decode(video=0):
-            yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    """Yields the frames of a video file in order, each uint8 (H, W, 3), upright. Raises ValueError when there are none."""
+    try:
+        with av.open(path) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for frame in container.decode(video=0):
+                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).rot90(round(frame.rotation / 90))
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} is not a video that can be read ({error})") from error
 
 
 def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fraction]:

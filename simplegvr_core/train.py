@@ -234,7 +234,7 @@ def draw_pair(clips: list[Tensor], crops: Crops, scales: tuple[int, ...], vae: T
 def upsampler_loss(upsampled: Tensor, z_hr: Tensor, vae: TinyVAE) -> Tensor:
     """Returns the mean absolute error of the latent plus five times that of its linearly decoded pixels.
 
-    Whitened channels weigh alike in the latent but not in the picture; the second term gives them their weight.
+    The latent gives fine detail more weight than the picture does; the second term restores the balance.
     """
     upsampled = upsampled.float()
     return F.l1_loss(upsampled, z_hr) + 5 * F.l1_loss(vae.linear_decode(upsampled), vae.linear_decode(z_hr))
