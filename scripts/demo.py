@@ -50,13 +50,16 @@ def main(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     say("starting ComfyUI")
     port = UI_PORT if arguments.ui and not is_open(UI_PORT) else None
-    with server(base, port, base / f"server_{os.getpid()}.log") as (address, process):
+    log = base / f"server_{os.getpid()}.log"
+    with server(base, port, log) as (address, process):
         files, stages, peak = run_quickstart(address, process.pid, base, name, arguments)
         report = write_results(files, arguments)
         print_report(report, stages, peak)
         if arguments.ui:
             say(f"ComfyUI is at {address} with the workflows under Templates; stop it with Ctrl+C")
             process.wait()
+    for leftover in (log, base / "input" / name, *files):
+        leftover.unlink()
 
 
 def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: argparse.Namespace) -> tuple[list[Path], dict, float]:

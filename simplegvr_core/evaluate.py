@@ -101,9 +101,9 @@ class Evaluate:
         methods = self.methods.split(",")
         if unknown := set(methods) - METHODS.keys():
             raise ValueError(f"--methods has unknown {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
-        models = self.load_models()
         if self.out.resolve().is_relative_to(self.clips.resolve()):
             raise ValueError(f"--out {self.out} is inside --clips {self.clips}: its videos would be taken for clips")
+        models = self.load_models()
         results = {}
         for path in tqdm(find_videos(self.clips), unit="clip"):
             original, rate = self.read_original(path)
@@ -112,9 +112,8 @@ class Evaluate:
             results[name] = {}
             for method in methods:
                 with torch.inference_mode():
-                    video = METHODS[method](video_lr, self.scale, models)[
-                        :, :, : original.shape[2], : original.shape[3], : original.shape[4]
-                    ]
+                    video = METHODS[method](video_lr, self.scale, models)
+                video = video[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
                 results[name][method] = {"psnr": metrics.psnr(video, original), "ssim": metrics.ssim(video, original)}
                 write_video(self.out / f"{name}_{method}.mp4", to_images(video.cpu()), rate)
         mean = {
@@ -145,7 +144,7 @@ class Evaluate:
 def print_table(results: dict) -> None:
     """Prints PSNR in dB and SSIM of every clip and method."""
     methods = list(results["mean"])
-    print("| clip | " + " | ".join(methods) + " |\n|---" * 1 + "|---" * len(methods) + "|")
+    print("| clip | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
     for name, clip in [*results["clips"].items(), ("mean", results["mean"])]:
         print(f"| {name} | " + " | ".join(f"{clip[m]['psnr']:.2f} dB, {clip[m]['ssim']:.3f}" for m in methods) + " |")
 

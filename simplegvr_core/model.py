@@ -136,9 +136,8 @@ class SimpleGVRDiT(nn.Module):
             self.patch_embedding.weight.flatten(1).copy_(torch.eye(self.config.dim, values))
             self.patch_embedding.bias[values::2], self.patch_embedding.bias[values + 1 :: 2] = 2.0, -2.0
             spread = (1 + 3 * (1 - values / self.config.dim)) ** 0.5  # of a token of unit values and the constants
-            token = torch.arange(values)[: 8 * LATENT_CHANNELS].view(
-                -1, LATENT_CHANNELS, 4
-            )  # (z_t and condition, channel, cell of the token)
+            # (z_t and condition, channel, cell of the token)
+            token = torch.arange(min(values, 8 * LATENT_CHANNELS)).view(-1, LATENT_CHANNELS, 4)
             out = rearrange(torch.arange(4 * LATENT_CHANNELS), "(p C) -> C p", C=LATENT_CHANNELS)
             for source, sign in zip(token, (1, -1), strict=False):
                 self.head.head.weight[out, source] = sign * spread
