@@ -44,18 +44,23 @@ class ComfyDiT(SimpleGVRDiT):
 
     def _forward(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options):
         transformer_options["total_blocks"] = len(self.blocks)
-        self_attention = partial(self.self_attention, transformer_options=transformer_options)
-        cross_attention = partial(dense_attention, transformer_options=transformer_options)
-        return super().forward(x, timestep, context, self_attention, cross_attention)
+        options = {"transformer_options": transformer_options}
+        self_attention, token_order = partial(self.self_attention, **options), partial(self.token_order, **options)
+        return super().forward(x, timestep, context, self_attention, partial(dense_attention, **options), token_order)
 
     @torch.compiler.disable  # a compiled model would keep the options it was compiled with
+    def token_order(self, grid: tuple[int, int, int], device: torch.device, transformer_options: dict) -> Tensor | None:
+        """Returns the order of tokens that serves the attention of this run best, None for raster order."""
+        return transformer_options.get(ATTENTION_OPTION, self.attention).token_order(grid, device)
+
+    @torch.compiler.disable
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, transformer_options: dict) -> Tensor:
         """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
         transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
         attention = transformer_options.get(ATTENTION_OPTION, self.attention)
         if attention.kind == "full" and attention.unit is None:
             return dense_attention(q, k, v, transformer_options)
-        return attend(q, k, v, grid, attention, block)
+        return attend(q, k, v, grid, attention, block, ordered=True)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

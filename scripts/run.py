@@ -3,9 +3,10 @@
 import os
 import sys
 
-from comfyui import REPO, become, enter
+from comfyui import HOME, REPO, become, enter, find_comfyui
 
 if __name__ == "__main__":
     enter()
     os.environ["PYTHONPATH"] = str(REPO)
+    os.environ["COMFYUI_PATH"] = str(find_comfyui(HOME))  # for benchmarks against it
     become([sys.executable, *sys.argv[1:]])

@@ -1,22 +1,22 @@
 """Self-attention over a grid of video tokens: full, shifted windows, or the paper's sparse local attention.
 
-B batch, L = T*H*W tokens in raster order, n heads, d head dim, W windows, P tokens of the largest window.
-q, k, v: (B, L, n, d), rotary positions already applied.
+B batch, L tokens, n heads, d head dim. q, k, v: (B, L, n, d), rotary positions already applied.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .kernels import reference, sdpa
+from . import kernels
 from .temporal import segments
+from .windows import Windows, cut_windows, token_order
 
-KERNELS = {"reference": reference.window_attention, "sdpa": sdpa.window_attention}
 KINDS = ("full", "swin", "sparse_local")
+SCORE_BYTES = 64 * 2**20  # of window scores alive at a time
 
 
 @dataclass(frozen=True)
@@ -24,41 +24,79 @@ class AttentionConfig:
     """Which tokens attend to which.
 
     kind: "full"; "swin", windows that shift in every other block; or "sparse_local", a window and its top_k most
-    similar others. window: tokens along T, H, W. unit: frames of a temporal unit, outside of which nothing is seen;
-    None means the whole video.
+    similar others. window: tokens along T, H, W. radius: how many windows away, along height and width, those others may
+    be; None means anywhere. unit: frames of a temporal unit, outside of which nothing is seen; None means the whole video.
     """
 
     kind: str = "sparse_local"
     window: tuple[int, int, int] = (1, 12, 9)
     top_k: int = 1
     unit: int | None = 5
+    radius: int | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"attention kind is {self.kind!r}, wanted one of {', '.join(KINDS)}")
 
+    @property
+    def window_major(self) -> bool:
+        """Whether the order of tokens that serves it best is window-major: its windows never move."""
+        return self.kind == "sparse_local"
 
-def attend(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], config: AttentionConfig, block: int, impl: str = "sdpa"):
+    def token_order(self, grid: tuple[int, int, int], device: torch.device | None = None) -> Tensor | None:
+        """Returns (L,) raster numbers of the tokens in the order that serves it best, None for raster order."""
+        return token_order(grid, self.window, device) if self.window_major else None
+
+    def windows(self, grid, block: int, ordered: bool = False, num_references: int = 0, device=None) -> Windows:
+        """Returns one block's windows, inside its temporal units. block: its index; odd blocks shift what shifts."""
+        shifted = block % 2 == 1
+        units = tuple(segments(grid[0], self.unit or grid[0], shifted))
+        return cut_windows(grid, self.window, units, shifted and self.kind == "swin", ordered and self.window_major, num_references, device)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: tuple[int, int, int],
+    config: AttentionConfig,
+    block: int,
+    ordered: bool = False,
+    implementation: str | None = None,
+) -> Tensor:
     """Returns attention (B, L, n, d) of one block. block: its index; odd blocks shift units and Swin windows.
 
-    impl: "reference" or "sdpa". Scores are scaled by 1 / sqrt(d).
+    Tokens are in raster order, or in config.token_order when ordered. Tokens after the grid's are references:
+    all see them, they see all. implementation: of kernels.MODULES, by default the fastest. Scores are scaled by
+    1 / sqrt(d).
     """
-    shifted = block % 2 == 1
-    lengths = segments(grid[0], config.unit or grid[0], shifted)
-    frame = grid[1] * grid[2]
-    parts = zip(*(x.split([frames * frame for frames in lengths], dim=1) for x in (q, k, v)), strict=True)
-    return torch.cat(
-        [attend_unit(*part, (frames, *grid[1:]), config, shifted, impl) for frames, part in zip(lengths, parts, strict=True)], dim=1
-    )
-
-
-def attend_unit(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], config: AttentionConfig, shifted: bool, impl: str):
-    """Returns attention (B, L, n, d) inside one temporal unit of grid tokens."""
-    if config.kind == "full":
+    if config.kind == "full" and config.unit is None:
         return full_attention(q, k, v)
-    table = window_table(grid, config.window, shifted and config.kind == "swin").to(q.device)
-    top_k = config.top_k if config.kind == "sparse_local" else 0
-    return KERNELS[impl](q, k, v, table, select_windows(q, k, table, top_k))
+    length = grid[0] * grid[1] * grid[2]
+    num_references = q.shape[1] - length
+    if num_references:
+        seen = attend_grid(q[:, :length], k, v, grid, config, block, ordered, num_references, implementation)
+        return torch.cat((seen, full_attention(q[:, length:], k, v)), dim=1)
+    return attend_grid(q, k, v, grid, config, block, ordered, 0, implementation)
+
+
+def attend_grid(q, k, v, grid, config: AttentionConfig, block: int, ordered: bool, num_references: int, implementation) -> Tensor:
+    """Returns attention (B, L, n, d) of the grid's tokens to each other and to the references behind them."""
+    if config.kind == "full":
+        return attend_in_units(q, k, v, grid, config.unit or grid[0], block)
+    q, k = q.to(v.dtype), k.to(v.dtype)  # mixed precision normalises q and k in float32
+    windows = config.windows(grid, block, ordered, num_references, q.device)
+    kernel = kernels.load(implementation or kernels.fastest(q.device, q.dtype, q.shape[-1], torch.is_grad_enabled() and q.requires_grad))
+    return kernel.window_attention(q, k, v, windows, select_windows(q, k, windows, config, kernel))
+
+
+def attend_in_units(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], unit: int, block: int) -> Tensor:
+    """Returns full attention inside each temporal unit, and to the references."""
+    frame, references = grid[1] * grid[2], q.shape[1]
+    lengths = [frames * frame for frames in segments(grid[0], unit, block % 2 == 1)]
+    parts = zip(*(x[:, :references].split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    k, v = k[:, references:], v[:, references:]
+    return torch.cat([full_attention(q_, torch.cat((k_, k), dim=1), torch.cat((v_, v), dim=1)) for q_, k_, v_ in parts], dim=1)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -67,38 +105,54 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return rearrange(out, "B n L d -> B L n d")
 
 
-@lru_cache(maxsize=64)
-def window_table(grid: tuple[int, int, int], window: tuple[int, int, int], shifted: bool) -> Tensor:
-    """Returns (W, P) raster indices of each window's tokens, -1 where a window at the edge has fewer than P.
-
-    Windows are cut from the first corner, or half a window earlier when shifted; those at the far edges are smaller.
-    """
-    T, H, W = grid
-    tokens = torch.arange(T * H * W).view(grid)
-    cells = [
-        cell.flatten()
-        for slab in tokens.split(segments(T, window[0], shifted), dim=0)
-        for row in slab.split(segments(H, window[1], shifted), dim=1)
-        for cell in row.split(segments(W, window[2], shifted), dim=2)
-    ]
-    return torch.nn.utils.rnn.pad_sequence(cells, batch_first=True, padding_value=-1)
-
-
 @torch.no_grad()
-def select_windows(q: Tensor, k: Tensor, table: Tensor, top_k: int) -> Tensor:
-    """Returns (B, n, W, 1 + top_k) window indices for each window and head: itself, then its most similar others.
+def select_windows(q: Tensor, k: Tensor, windows: Windows, config: AttentionConfig, kernel) -> Tensor:
+    """Returns (B, n, num_windows, K) rows of windows.table that each window attends to, -1 for none.
 
-    Similarity is the product of the windows' mean q and mean k, in float32; the mean counts live tokens only.
-    Fewer than top_k others: all of them.
+    First itself, then its config.top_k most similar others, then all references. kernel: whose window_mean to use.
     """
-    num_windows = len(table)
-    top_k = min(top_k, num_windows - 1)
-    itself = torch.arange(num_windows, device=q.device).expand(q.shape[0], q.shape[2], -1)[..., None]
-    if top_k == 0:
-        return itself
-    live = (table >= 0).float()[..., None, None]
-    q_mean, k_mean = ((x.float()[:, table.clamp(min=0)] * live).sum(2) / live.sum(1) for x in (q, k))
-    with torch.autocast(q.device.type, enabled=False):  # training's would choose by scores in bfloat16
-        scores = torch.einsum("B W n d, B V n d -> B n W V", q_mean, k_mean)
-    scores.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-    return torch.cat((itself, scores.topk(top_k).indices), dim=-1)
+    batch, _, heads, _ = q.shape
+    rows = torch.arange(len(windows.table), device=q.device)
+    itself, references = rows[: windows.num_windows, None], rows[windows.num_windows :].expand(windows.num_windows, -1)
+    top_k = config.top_k if config.kind == "sparse_local" else 0
+    shape = (batch, heads, -1, -1)
+    chosen = [itself.expand(shape), references.expand(shape)]
+    if top_k:
+        chosen.insert(1, most_similar(kernel.window_mean(q, windows), kernel.window_mean(k, windows), windows, top_k, config.radius))
+    return torch.cat(chosen, dim=-1)
+
+
+def most_similar(q_mean: Tensor, k_mean: Tensor, windows: Windows, top_k: int, radius: int | None = None) -> Tensor:
+    """Returns (B, n, num_windows, top_k) windows of the same unit and at most radius away, most similar first, -1 for none.
+
+    q_mean, k_mean: (B, num_windows, n, d) float32; similarity is their product. Fewer than top_k others: all of them.
+    """
+    unit = windows.unit
+    num_units, size = unit.shape
+    top_k = min(top_k, size - 1)
+    per_row = 4 * q_mean.shape[0] * q_mean.shape[2] * num_units * size
+    parts = []
+    for rows in torch.arange(size, device=unit.device).split(max(1, SCORE_BYTES // per_row)):
+        barred = (unit < 0)[:, None] | (unit[:, rows, None] == unit[:, None])
+        if radius is not None:
+            place = windows.place[unit]
+            barred |= (place[:, rows, None] - place[:, None]).abs().amax(-1) > radius
+        with exact_float32(q_mean.device):
+            scores = torch.einsum("B U r n d, B U M n d -> B n U r M", q_mean[:, unit[:, rows]], k_mean[:, unit])
+        scores.masked_fill_(barred, -torch.inf)
+        best, index = scores.max(-1, keepdim=True) if top_k == 1 else scores.topk(top_k)
+        window = unit[:, None, :].expand(-1, len(rows), -1).expand(*index.shape[:2], -1, -1, -1).gather(-1, index)
+        parts.append(window.masked_fill(best.isneginf(), -1))
+    return rearrange(torch.cat(parts, dim=3), "B n U M k -> B n (U M) k")[:, :, windows.slot]
+
+
+@contextmanager
+def exact_float32(device: torch.device):
+    """While open, float32 products stay float32: neither mixed precision nor TensorFloat-32, which choose other windows."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

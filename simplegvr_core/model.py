@@ -149,17 +149,20 @@ class SimpleGVRDiT(nn.Module):
         context: Tensor,
         self_attention: Callable | None = None,
         cross_attention: Callable = full_attention,
+        token_order: Callable | None = None,
     ) -> Tensor:
         """Returns the velocity (B, 16, T, H, W).
 
         z: (B, 32, T, H, W), 16 channels of the noised latent z_t, then 16 of the condition. timestep: (B,), 1000 sigma.
         context: (B, S, text_dim) text features. self_attention: (q, k, v, grid, block) -> out, all (B, L, n, d), in
-        place of the configured one; cross_attention: (q, k, v) -> out. Odd sizes are padded circularly, then cropped.
+        place of the configured one; token_order: (grid, device) -> (L,) raster numbers of the tokens in the order in
+        which it wants them, None for raster order. cross_attention: (q, k, v) -> out. Odd sizes are padded circularly,
+        then cropped.
         """
+        if self_attention is None:
+            self_attention, token_order = partial(attend, config=self.attention, ordered=True), self.attention.token_order
         height, width = z.shape[3:]
         z = F.pad(z, (0, width % 2, 0, height % 2, 0, 0), mode="circular")
-        if self_attention is None:
-            self_attention = partial(attend, config=self.attention)
         x = self.patch_embedding(z.float()).to(z.dtype)
         grid = tuple(x.shape[2:])
         x = rearrange(x, "B D T H W -> B (T H W) D")
@@ -167,10 +170,16 @@ class SimpleGVRDiT(nn.Module):
         e_blocks = self.time_projection(e).unflatten(2, (6, -1)).squeeze(1)
         context = self.text_embedding(context)
         rotary = rotary_table(grid, self.config.dim // self.config.num_heads, x.device)
+        order = token_order and token_order(grid, x.device)
+        if order is not None:
+            x, rotary = x[:, order], rotary[order]
         for index, block in enumerate(self.blocks):
             x = block(x, e_blocks, rotary, context, partial(self_attention, grid=grid, block=index), cross_attention)
+        x = self.head(x, e)
+        if order is not None:
+            x = x[:, order.argsort()]
         T, H, W = grid
-        velocity = rearrange(self.head(x, e), "B (T H W) (h w C) -> B C T (H h) (W w)", T=T, H=H, W=W, h=2, w=2)
+        velocity = rearrange(x, "B (T H W) (h w C) -> B C T (H h) (W w)", T=T, H=H, W=W, h=2, w=2)
         return velocity[..., :height, :width]
 
 

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # our kernels run on the CPU, slowly; read when Triton is first imported
+
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != REPO]
 os.environ["DO_NOT_TRACK"] = "1"  # comfy-cli's

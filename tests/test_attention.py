@@ -1,109 +1,122 @@
-"""Attention: implementations agree, limits are exact, temporal units and ragged windows are right."""
+"""Attention: implementations agree, limits are exact, each window sees what it should and nothing else."""
+
+import logging
 
 import pytest
 import torch
 from conftest import ATTENTION
 
-from simplegvr_core.attention import AttentionConfig, attend, full_attention, select_windows, window_table
-from simplegvr_core.kernels import sdpa
-from simplegvr_core.temporal import segments
+from simplegvr_core import attention, kernels
+from simplegvr_core.attention import AttentionConfig, attend, full_attention, select_windows
+from simplegvr_core.kernels import reference, sdpa
+from simplegvr_core.windows import cut_windows
 
 GRIDS = [(3, 5, 7), (5, 9, 13), (20, 12, 18)]
+CONFIGS = [
+    AttentionConfig(window=(1, 4, 3), top_k=0),
+    AttentionConfig(window=(1, 4, 3), top_k=1),
+    AttentionConfig(window=(2, 4, 5), top_k=3, unit=None),
+    AttentionConfig(window=(2, 2, 2), top_k=3, radius=1),
+    AttentionConfig(window=(1, 5, 7), top_k=7),  # more than a short unit has
+    AttentionConfig(kind="swin", window=(2, 3, 4)),
+]
 
 
-def qkv(grid, batch=2, heads=3, dim=8):
+def qkv(grid, batch=2, heads=3, dim=8, references=0):
     generator = torch.Generator().manual_seed(0)
-    length = grid[0] * grid[1] * grid[2]
+    length = grid[0] * grid[1] * grid[2] + references
     return [torch.randn(batch, length, heads, dim, generator=generator) for _ in range(3)]
 
 
-def test_units_of_the_paper():
-    assert segments(20, 5, shifted=False) == [5, 5, 5, 5]
-    assert segments(20, 5, shifted=True) == [2, 5, 5, 5, 3]
-
-
-@pytest.mark.parametrize("extent", range(1, 24))
-@pytest.mark.parametrize("shifted", [False, True])
-def test_segments_cover_the_extent(extent, shifted):
-    lengths = segments(extent, 5, shifted)
-    assert sum(lengths) == extent
-    assert all(0 < length <= 5 for length in lengths)
-    assert extent > 5 or lengths == [extent]
+def chosen(q, k, grid, config, block=0):
+    return select_windows(q, k, config.windows(grid, block), config, reference)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("block", [0, 1])
-@pytest.mark.parametrize(
-    "config",
-    [
-        AttentionConfig(window=(1, 4, 3), top_k=0),
-        AttentionConfig(window=(1, 4, 3), top_k=1),
-        AttentionConfig(window=(2, 4, 5), top_k=3, unit=None),
-        AttentionConfig(kind="swin", window=(2, 3, 4)),
-    ],
-)
-def test_sdpa_equals_reference(grid, block, config):
-    q, k, v = qkv(grid)
-    expected = attend(q, k, v, grid, config, block, impl="reference")
-    torch.testing.assert_close(attend(q, k, v, grid, config, block), expected, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("references", [0, 17])
+def test_sdpa_equals_reference_in_both_orders_of_tokens(grid, block, config, references):
+    q, k, v = qkv(grid, references=references)
+    expected = attend(q, k, v, grid, config, block, implementation="reference")
+    torch.testing.assert_close(attend(q, k, v, grid, config, block, implementation="sdpa"), expected, atol=1e-5, rtol=0)
+    length = grid[0] * grid[1] * grid[2]
+    order = config.token_order(grid)
+    order = torch.arange(length + references) if order is None else torch.cat((order, length + torch.arange(references)))
+    ordered = attend(q[:, order], k[:, order], v[:, order], grid, config, block, ordered=True)
+    torch.testing.assert_close(ordered[:, order.argsort()], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_all_windows_selected_is_full_attention(grid):
-    q, k, v = qkv(grid)
+@pytest.mark.parametrize("references", [0, 17])
+def test_all_windows_selected_is_full_attention(grid, references):
+    q, k, v = qkv(grid, references=references)
     config = AttentionConfig(window=(1, 4, 3), top_k=10_000, unit=None)
     torch.testing.assert_close(attend(q, k, v, grid, config, 0), full_attention(q, k, v), atol=1e-5, rtol=0)
 
 
-def test_gathering_in_small_chunks_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_small_chunks_change_nothing(monkeypatch, config):
     q, k, v = qkv((5, 9, 13))
-    whole = attend(q, k, v, (5, 9, 13), ATTENTION, 0)
-    monkeypatch.setattr(sdpa, "GATHER_BYTES", 1)
-    torch.testing.assert_close(attend(q, k, v, (5, 9, 13), ATTENTION, 0), whole)
+    whole = attend(q, k, v, (5, 9, 13), config, 1)
+    monkeypatch.setattr(sdpa, "CACHE_BYTES", 1)
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1)
+    torch.testing.assert_close(attend(q, k, v, (5, 9, 13), config, 1), whole)
 
 
+@pytest.mark.parametrize("kind", ["full", "sparse_local"])
 @pytest.mark.parametrize("block, lengths", [(0, [5, 5, 1]), (1, [2, 5, 4])])
-def test_nothing_is_seen_outside_the_temporal_unit(block, lengths):
+def test_nothing_is_seen_outside_the_temporal_unit(kind, block, lengths):
     grid, frame = (11, 3, 4), 12
     q, k, v = qkv(grid)
-    config = AttentionConfig(kind="full", unit=5)
+    config = AttentionConfig(kind=kind, window=(1, 3, 4), top_k=1000, unit=5)
     before = attend(q, k, v, grid, config, block)
     v[:, : lengths[0] * frame] += 1
     change = (attend(q, k, v, grid, config, block) - before).abs().amax((0, 2, 3)).view(grid).amax((1, 2))
     assert (change > 0.5).tolist() == [True] * lengths[0] + [False] * (11 - lengths[0])
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("shifted", [False, True])
-def test_every_token_is_in_one_window_and_windows_are_boxes(grid, shifted):
-    table = window_table(grid, (2, 4, 3), shifted)
-    tokens = table[table >= 0]
-    assert torch.equal(tokens.sort().values, torch.arange(grid[0] * grid[1] * grid[2]))
-    largest = [0, 0, 0]
-    for row in table:
-        t, h, w = torch.unravel_index(row[row >= 0], grid)
-        spans = [int(axis.max() - axis.min()) + 1 for axis in (t, h, w)]
-        assert spans[0] * spans[1] * spans[2] == len(t)
-        assert all(span <= size for span, size in zip(spans, (2, 4, 3), strict=True))
-        largest = list(map(max, largest, spans))
-    assert shifted or largest == [2, 4, 3]
+def test_references_are_seen_by_all_and_see_all():
+    grid, config = (11, 3, 4), AttentionConfig(window=(1, 3, 2), top_k=1)
+    q, k, v = qkv(grid, references=5)
+    before = attend(q, k, v, grid, config, 0)
+    v[:, -5:] += 1
+    assert (attend(q, k, v, grid, config, 0) - before).abs().amax((0, 2, 3)).min() > 0.01
+    torch.testing.assert_close(
+        before[:, -5:], full_attention(q[:, -5:], k, v - torch.cat((torch.zeros(132), torch.ones(5)))[:, None, None])
+    )
 
 
 def test_selection_finds_the_most_similar_window_and_counts_live_tokens_only():
-    grid = (1, 3, 5)  # windows of 2x2: the last row and column are ragged
-    table = window_table(grid, (1, 2, 2), shifted=False)
+    grid, config = (1, 3, 5), AttentionConfig(window=(1, 2, 2), top_k=2)  # the last row and column are ragged
+    table = config.windows(grid, 0).table
     q, k = torch.zeros(1, 15, 1, 4), torch.zeros(1, 15, 1, 4)
     q[:, table[0]] = torch.tensor([1.0, 0, 0, 0])
     k[:, table[3][table[3] >= 0]] = torch.tensor([0.5, 0, 0, 0])  # two live tokens
     k[:, table[5][table[5] >= 0]] = torch.tensor([0.6, 0, 0, 0])  # one live token: the larger mean
-    selection = select_windows(q, k, table, top_k=2)
-    assert selection[0, 0, 0].tolist() == [0, 5, 3]
+    for kernel in (reference, sdpa):
+        assert select_windows(q, k, config.windows(grid, 0), config, kernel)[0, 0, 0].tolist() == [0, 5, 3]
 
 
-def test_no_window_selects_itself_twice():
-    q, k, _ = qkv((3, 5, 7))
-    selection = select_windows(q, k, window_table((3, 5, 7), (1, 4, 3), False), top_k=3)
-    assert all(len(set(row.tolist())) == 4 for row in selection.flatten(0, 2))
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("radius", [None, 1])
+def test_selection_is_what_a_plain_loop_selects(top_k, radius):
+    grid, config = (7, 9, 13), AttentionConfig(window=(2, 4, 3), top_k=top_k, unit=5, radius=radius)
+    q, k, _ = qkv(grid)
+    windows, selection = config.windows(grid, 1), chosen(q, k, grid, config, 1)
+    q_mean, k_mean = (reference.window_mean(x, windows).double() for x in (q, k))
+    unit_of = {int(window): unit for unit, members in enumerate(windows.unit) for window in members if window >= 0}
+    for batch, head, window in torch.cartesian_prod(*(torch.arange(extent) for extent in selection.shape[:3])).tolist():
+        near = [
+            other
+            for other in range(windows.num_windows)
+            if other != window
+            and unit_of[other] == unit_of[window]
+            and (radius is None or (windows.place[other] - windows.place[window]).abs().max() <= radius)
+        ]
+        near.sort(key=lambda other: -float(q_mean[batch, window, head] @ k_mean[batch, other, head]))
+        expected = [window, *near[:top_k], *[-1] * (top_k - len(near))]
+        assert selection[batch, head, window].tolist() == expected
 
 
 def test_heads_and_batch_entries_select_for_themselves():
@@ -118,9 +131,41 @@ def test_unknown_kind_is_refused():
         AttentionConfig(kind="dense")
 
 
-def test_mixed_precision_training_selects_the_same_windows():
+def test_mixed_precision_selects_the_same_windows_and_leaves_no_trace():
     q, k, _ = qkv((5, 9, 13))
-    table = window_table((5, 9, 13), (1, 4, 3), False)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = select_windows(q, k, table, top_k=2)
-    assert torch.equal(mixed, select_windows(q, k, table, top_k=2))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = chosen(q, k, (5, 9, 13), ATTENTION)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(mixed, chosen(q, k, (5, 9, 13), ATTENTION))
+
+
+def test_mixed_precision_attends_in_the_precision_of_v():
+    q, k, v = qkv((5, 9, 13))
+    assert attend(q, k, v.bfloat16(), (5, 9, 13), ATTENTION, 0).dtype == torch.bfloat16
+
+
+def test_windows_cut_in_inference_serve_training():
+    with torch.inference_mode():
+        cut_windows((3, 5, 9), (1, 4, 3), (3,))
+    q, k, v = (x.requires_grad_() for x in qkv((3, 5, 9)))
+    attend(q, k, v, (3, 5, 9), ATTENTION, 0).square().sum().backward()
+    assert q.grad.any() and k.grad.any() and v.grad.any()
+
+
+def test_what_keeps_triton_away_is_logged_once_and_the_windows_stay(monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(kernels.load("triton"), "check", broken)
+    kernels.fastest.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert kernels.fastest(torch.device("cuda"), torch.bfloat16, 128, False) == "sdpa"
+    kernels.fastest.cache_clear()
+    assert [record.getMessage() for record in caplog.records if "no compiler" in record.getMessage()] == [
+        "SimpleGVR: window attention of torch.bfloat16 runs by PyTorch's attention, without Triton: RuntimeError('no compiler')"
+    ]

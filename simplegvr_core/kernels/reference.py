@@ -3,18 +3,26 @@
 import torch
 from torch import Tensor
 
+from ..windows import Windows
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, selection: Tensor) -> Tensor:
+
+def window_mean(x: Tensor, windows: Windows) -> Tensor:
+    """Returns (B, num_windows, n, d) float32 means over each window's tokens. x: (B, L, n, d)."""
+    return torch.stack([x[:, row[row >= 0]].float().mean(1) for row in windows.table[: windows.num_windows]], dim=1)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor) -> Tensor:
     """Returns (B, L, n, d): each window's queries attend, in one softmax, to all tokens of its selected windows.
 
-    q, k, v: (B, L, n, d). table: (W, P) token indices of each window, -1 where there is none. selection: (B, n, W, K)
-    window indices. Every token is in one window. Scores are scaled by 1 / sqrt(d).
+    q: (B, L, n, d); k, v: the same, or with reference tokens behind. selection: (B, n, num_windows, K) rows of
+    windows.table, -1 for none. Scores are scaled by 1 / sqrt(d).
     """
     out = torch.empty_like(q)
     for batch, head, window in torch.cartesian_prod(*(torch.arange(extent) for extent in selection.shape[:3])).tolist():
-        queries = table[window]
+        queries = windows.table[window]
         queries = queries[queries >= 0]
-        keys = table[selection[batch, head, window]].flatten()
+        selected = selection[batch, head, window]
+        keys = windows.table[selected[selected >= 0]].flatten()
         keys = keys[keys >= 0]
         scores = q[batch, queries, head] @ k[batch, keys, head].T / q.shape[-1] ** 0.5
         out[batch, queries, head] = scores.softmax(dim=-1) @ v[batch, keys, head]

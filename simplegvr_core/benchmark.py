@@ -1,0 +1,349 @@
+"""Benchmarks: `python scripts/run.py -m simplegvr_core.benchmark {attention,model,cascade,scaling} --help`.
+
+Every ratio is of two timings of one run on one machine, and stands beside the floor: the least time that this machine's
+memory and matrix units, measured in the same run, would need. The last line is JSON; a table, the JSON and a plot go to
+--out. Weights and inputs are random, which changes no time. What a machine cannot run is listed with the reason.
+"""
+
+import gc
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from . import baselines, flops, kernels
+from .attention import AttentionConfig, attend, full_attention, select_windows
+from .kernels import reference
+from .measure import Machine, Row, bars, curves, report
+from .model import DiTConfig, SimpleGVRDiT
+from .windows import Windows
+
+SIZES = {
+    "480p": (480, 832),
+    "720p": (720, 1280),
+    "1080p": (1088, 1920),
+    "1152p": (1152, 2016),
+    "1440p": (1440, 2560),
+    "2160p": (2160, 3840),
+}
+ATTENTIONS = {
+    "dense": AttentionConfig(kind="full", unit=None),
+    "dense units": AttentionConfig(kind="full", unit=5),
+    "swin": AttentionConfig(kind="swin", window=(1, 36, 21), unit=5),
+    "sparse local": AttentionConfig(),
+}
+GVR = DiTConfig()
+LARGE = DiTConfig(in_dim=16, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)  # Wan 2.1 14B
+CHECKED_WINDOWS, CHECKED_TOKENS = 64, 16  # compared with float64: the whole would take longer than the benchmark
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all benchmarks have in common."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: str = "bfloat16" if torch.cuda.is_available() else "float32"
+    out: Path = Path("out/benchmark")
+    """Folder for NAME.json, NAME.md and NAME.png."""
+    limit_s: float = 60
+    """What would take longer than this by its floor is not run."""
+
+    def machine(self) -> Machine:
+        return Machine(self.device, self.dtype, self.limit_s)
+
+
+@dataclass(frozen=True)
+class Attention(Options):
+    """One attention operator: dense ones, ours, and other block-sparse ones given the same windows."""
+
+    grid: tuple[str, ...] = ("20,72,126",)
+    """Tokens T,H,W. The default is 77 frames of 1152 x 2016."""
+    heads: int = 12
+    head_dim: int = 128
+    top_k: tuple[int, ...] = (1,)
+    window: tuple[int, int, int] = (1, 12, 9)
+    unit: int = 5
+    """Frames of a temporal unit; 0 is the whole video."""
+
+    def run(self) -> dict:
+        machine, rows = self.machine(), []
+        for text in self.grid:
+            grid = tuple(map(int, text.split(",")))
+            q, k, v = self.inputs(machine, grid)
+            rows += self.dense(machine, grid, q, k, v)
+            for top_k in self.top_k:
+                rows += self.sparse(machine, grid, self.config(top_k), q, k, v)
+        first = tuple(map(int, self.grid[0].split(",")))
+        dense = fastest(rows, first, "dense: ")
+        sparse = fastest(rows, first, f"ours, k {self.top_k[0]}: ")
+        units = fastest(rows, first, "dense units")
+        summary = {
+            "fastest_dense": dense and dense.name,
+            "fastest_sparse": sparse.name,
+            "sparse_over_dense": dense and dense.ms / sparse.ms,
+            "sparse_over_dense_units": units and units.ms / sparse.ms,
+            "scaling_4x_tokens": self.scaling(machine, first, sparse.name.split(": ")[1]),
+            "share_of_dense": flops.share_of_dense(self.config(self.top_k[0]), first),
+        }
+        bars(self.out / "attention.png", [row for row in rows if row.ms and row.grid == first], f"attention at {self.grid[0]} tokens")
+        return report(self.out, "attention", machine, rows, summary)
+
+    def scaling(self, machine: Machine, grid: tuple, implementation: str) -> float:
+        """Returns our time at four times the frames over that at one, measured in turn: speed drifts on a shared machine."""
+        config, grids = self.config(self.top_k[0]), (grid, (4 * grid[0], *grid[1:]))
+        runs = [partial(attend, *self.inputs(machine, g), g, config, 0, ordered=True, implementation=implementation) for g in grids]
+        turns = [[machine.milliseconds(run) for run in runs] for _ in range(3)]
+        one, four = np.median(turns, axis=0)
+        return four / one
+
+    def config(self, top_k: int) -> AttentionConfig:
+        return AttentionConfig(window=self.window, top_k=top_k, unit=self.unit or None)
+
+    def inputs(self, machine: Machine, grid: tuple) -> list[Tensor]:
+        generator = torch.Generator(machine.device).manual_seed(0)
+        shape = (1, grid[0] * grid[1] * grid[2], self.heads, self.head_dim)
+        return [torch.randn(shape, generator=generator, device=machine.device).to(machine.dtype) for _ in range(3)]
+
+    def dense(self, machine: Machine, grid: tuple, q: Tensor, k: Tensor, v: Tensor) -> list[Row]:
+        some = torch.linspace(0, q.shape[1] - 1, CHECKED_TOKENS, device=q.device).long()
+        exact = full_attention(q[:, some].double(), k.double(), v.double())
+        count = flops.attention_flops(ATTENTIONS["dense"], grid, self.heads * self.head_dim)
+        rows = []
+        for name, factory in tqdm(baselines.DENSE.items(), desc="dense", leave=False):
+            try:
+                run = factory(q, k, v)
+                note = getattr(run, "label", "")
+                rows.append(
+                    machine.row(f"dense: {name}", grid, run, count, 4 * nbytes(q), lambda out: max_error(out[:, some], exact), note)
+                )
+            except baselines.Unavailable as reason:
+                rows.append(Row(f"dense: {name}", grid, None, count / machine.flops_per_ms, None, note=f"not run: {reason}"))
+        for name in ("dense units", "swin"):
+            config = replace(ATTENTIONS[name], unit=self.unit or None)
+            count = flops.attention_flops(config, grid, self.heads * self.head_dim)
+            rows.append(machine.row(name, grid, lambda config=config: attend(q, k, v, grid, config, 0), count, 4 * nbytes(q)))
+        return rows
+
+    def sparse(self, machine: Machine, grid: tuple, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> list[Row]:
+        windows = config.windows(grid, 0, ordered=True, device=q.device)
+        selection = select_windows(q, k, windows, config, kernels.load("sdpa"))
+        count, label = flops.attention_flops(config, grid, self.heads * self.head_dim), f"k {config.top_k}"
+        exact = reference.window_attention(q.double(), k.double(), v.double(), windows, selection[:, :, :CHECKED_WINDOWS])
+        tokens = windows.table[:CHECKED_WINDOWS].flatten()
+        tokens = tokens[tokens >= 0]
+        rows = [self.operator(machine, grid, config, q, k, v, name) for name in available(machine, self.head_dim)]
+        for name in available(machine, self.head_dim):
+            kernel = kernels.load(name)
+            for kind, chosen in selections(windows, selection).items():
+                rows.append(
+                    machine.row(
+                        f"ours, {label}, windows given ({kind}): {name}",
+                        grid,
+                        lambda kernel=kernel, chosen=chosen: kernel.window_attention(q, k, v, windows, chosen),
+                        count,
+                        4 * nbytes(q),
+                        (lambda out: max_error(out[:, tokens], exact[:, tokens])) if chosen is selection else None,
+                    )
+                )
+        for name, factory in baselines.SPARSE.items() if machine.device.type == "cuda" else ():
+            try:
+                rows.append(
+                    machine.row(f"{name}, {label}, windows given", grid, factory(q, k, v, windows, selection), count, 4 * nbytes(q))
+                )
+            except baselines.Unavailable as reason:
+                rows.append(
+                    Row(f"{name}, {label}, windows given", grid, None, count / machine.flops_per_ms, None, note=f"not run: {reason}")
+                )
+        return rows
+
+    def operator(self, machine: Machine, grid: tuple, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, implementation: str) -> Row:
+        """Returns the timing of the whole operator, which finds its windows too."""
+        count = flops.attention_flops(config, grid, self.heads * self.head_dim)
+        name = f"ours, k {config.top_k}: {implementation}"
+        return machine.row(
+            name, grid, lambda: attend(q, k, v, grid, config, 0, ordered=True, implementation=implementation), count, 4 * nbytes(q)
+        )
+
+
+def available(machine: Machine, head_dim: int) -> list[str]:
+    """Returns our implementations that run on the machine."""
+    return list(dict.fromkeys(("sdpa", kernels.fastest(machine.device, machine.dtype, head_dim, False))))
+
+
+def selections(windows: Windows, selection: Tensor) -> dict[str, Tensor]:
+    """Returns the selection of random inputs, and two that read memory otherwise: the same place one frame on, one window for all."""
+    per_frame = (windows.place.amax(0) + 1).prod()
+    later = (selection[..., :1] + per_frame * torch.arange(selection.shape[-1], device=selection.device)) % windows.num_windows
+    return {
+        "random": selection,
+        "next frames": later,
+        "all the same": torch.cat((selection[..., :1], later[:, :, :1, 1:].expand_as(later[..., 1:])), -1),
+    }
+
+
+@dataclass(frozen=True)
+class Model(Options):
+    """One forward pass of the SimpleGVR network at Wan 2.1 1.3B's widths, by attention, size and length."""
+
+    sizes: tuple[str, ...] = ("480p", "720p", "1080p", "1440p", "2160p")
+    frames: tuple[int, ...] = (17, 77)
+    layers: int = 30
+    attention: tuple[str, ...] = tuple(ATTENTIONS)
+
+    def run(self) -> dict:
+        machine, rows, ratios = self.machine(), [], {}
+        model = random_model(replace(GVR, num_layers=self.layers), machine)
+        for frames in self.frames:
+            for size in tqdm(self.sizes, desc=f"{frames} frames", leave=False):
+                grid = token_grid(frames, SIZES[size])
+                own = [forward_row(model, name, grid, machine, f"{name}, {size}, {frames} frames") for name in self.attention]
+                rows += own
+                times = dict(zip(self.attention, (row.ms for row in own), strict=True))
+                if times.get("dense") and times.get("sparse local"):
+                    ratios[f"{size}, {frames} frames"] = times["dense"] / times["sparse local"]
+        rows += self.one_block(machine, token_grid(self.frames[-1], SIZES[self.sizes[0]]))
+        bars(self.out / "model.png", [row for row in rows if row.ms], f"one forward pass, {self.layers} layers")
+        return report(self.out, "model", machine, rows, {"dense_over_sparse": ratios})
+
+    def one_block(self, machine: Machine, grid: tuple) -> list[Row]:
+        """Returns timings of one block of ours and of ComfyUI's SeedVR2 3B at the same output size."""
+        ours = random_model(replace(GVR, num_layers=1), machine)
+        name, count = "one block of SeedVR2 3B (width 2560)", 0.0  # its useful operations are not counted
+        try:
+            theirs = machine.row(name, grid, baselines.seedvr2_block(grid, machine.device, machine.dtype), count)
+        except baselines.Unavailable as reason:
+            theirs = Row(name, grid, None, 0.0, None, note=f"not run: {reason}")
+        return [forward_row(ours, "sparse local", grid, machine, "a network of one block of ours (width 1536)"), theirs]
+
+
+@dataclass(frozen=True)
+class Cascade(Options):
+    """DiT seconds of 1080p video: a large model alone, against the large model at 512p and SimpleGVR after it.
+
+    A forward pass is timed with 1 and with 3 layers, and the rest of its equal layers added. Without guidance, which
+    doubles both sides alike.
+    """
+
+    size: str = "1080p"
+    frames: int = 77
+    steps: tuple[int, ...] = (50, 8)
+
+    def run(self) -> dict:
+        machine, rows = self.machine(), []
+        high, low = token_grid(self.frames, SIZES[self.size]), token_grid(self.frames, (512, 896))
+        parts = {
+            "large, end to end": (LARGE, "dense", high),
+            "large, 512p": (LARGE, "dense", low),
+            "SimpleGVR, dense": (GVR, "dense", high),
+            "SimpleGVR, dense units": (GVR, "dense units", high),
+            "SimpleGVR, sparse local": (GVR, "sparse local", high),
+        }
+        seconds = {}
+        for name, (config, attention, grid) in tqdm(parts.items(), leave=False):
+            own = [self.layers_row(config, layers, attention, grid, machine, name) for layers in (1, 3)]
+            rows += own
+            if all(row.ms for row in own):
+                seconds[name] = (own[0].ms + (own[1].ms - own[0].ms) / 2 * (config.num_layers - 1)) / 1e3
+        summary = {"seconds_per_step": seconds}
+        if {"large, end to end", "large, 512p", "SimpleGVR, sparse local"} <= seconds.keys():
+            end_to_end, first, second = (seconds[name] for name in ("large, end to end", "large, 512p", "SimpleGVR, sparse local"))
+            summary["end_to_end_s"] = {steps: steps * end_to_end for steps in self.steps}
+            summary["cascade_s"] = {f"{self.steps[0]} + {steps}": self.steps[0] * first + steps * second for steps in self.steps}
+            summary["end_to_end_over_cascade"] = end_to_end / (first + second)
+        summary["paper"] = {"end_to_end_s": 950, "cascade_s": 283, "end_to_end_over_cascade": 950 / 283}
+        bars(self.out / "cascade.png", [row for row in rows if row.ms], f"layers of a forward pass, {self.size}, {self.frames} frames")
+        return report(self.out, "cascade", machine, rows, summary)
+
+    def layers_row(self, config: DiTConfig, layers: int, attention: str, grid: tuple, machine: Machine, name: str) -> Row:
+        model = random_model(replace(config, num_layers=layers), machine)
+        return forward_row(model, attention, grid, machine, f"{name}, {layers} layers")
+
+
+@dataclass(frozen=True)
+class Scaling(Options):
+    """Time of the attention operator over the number of tokens, dense and ours."""
+
+    frames: tuple[int, ...] = (5, 10, 20, 40, 80)
+    """Latent frames."""
+    height: int = 72
+    width: int = 126
+    """Tokens of a frame."""
+    heads: int = 12
+
+    def run(self) -> dict:
+        machine, rows = self.machine(), []
+        operators = Attention(device=self.device, dtype=self.dtype, heads=self.heads)
+        for frames in tqdm(self.frames, leave=False):
+            grid = (frames, self.height, self.width)
+            q, k, v = operators.inputs(machine, grid)
+            for name in ("dense", "dense units"):
+                count = flops.attention_flops(ATTENTIONS[name], grid, self.heads * operators.head_dim)
+                rows.append(machine.row(name, grid, partial(attend, q, k, v, grid, ATTENTIONS[name], 0), count, 4 * nbytes(q)))
+            for name in available(machine, operators.head_dim):
+                rows.append(operators.operator(machine, grid, ATTENTIONS["sparse local"], q, k, v, name))
+        exponents = {name: exponent([row for row in rows if row.name == name]) for name in dict.fromkeys(row.name for row in rows)}
+        curves(self.out / "scaling.png", rows, f"attention over tokens, frames of {self.height} x {self.width}")
+        return report(self.out, "scaling", machine, rows, {"time_is_tokens_to_the_power": exponents})
+
+
+def fastest(rows: list[Row], grid: tuple, prefix: str) -> Row | None:
+    return min((row for row in rows if row.grid == grid and row.ms and row.name.startswith(prefix)), key=lambda row: row.ms, default=None)
+
+
+def max_error(out: Tensor, exact: Tensor) -> float:
+    return float((out.double() - exact).abs().max())
+
+
+def nbytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def token_grid(frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Returns the tokens of a video of so many frames and pixels."""
+    return ((frames - 1) // 4 + 1, -(-size[0] // 16), -(-size[1] // 16))
+
+
+def random_model(config: DiTConfig, machine: Machine) -> SimpleGVRDiT:
+    gc.collect()  # the model before it
+    with torch.device(machine.device):
+        model = SimpleGVRDiT(config, ATTENTIONS["dense"], dtype=machine.dtype)
+    for parameter in model.requires_grad_(False).parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def forward_row(model: SimpleGVRDiT, attention: str, grid: tuple[int, int, int], machine: Machine, name: str) -> Row:
+    """Returns the timing of one forward pass over a grid of tokens."""
+    model.attention = ATTENTIONS[attention]
+    factory = {"device": machine.device, "dtype": machine.dtype}
+    z = torch.randn(1, model.config.in_dim, grid[0], 2 * grid[1], 2 * grid[2], **factory)
+    context, timestep = torch.randn(1, 512, model.config.text_dim, **factory), torch.tensor([500.0], device=machine.device)
+    count = flops.dit_flops(model.config, model.attention, grid).total
+    weights = sum(nbytes(parameter) for parameter in model.parameters())
+    return machine.row(name, grid, lambda: model(z, timestep, context), count, weights)
+
+
+def exponent(rows: list[Row]) -> float | None:
+    """Returns p of time = c tokens^p, by least squares over the timings that there are."""
+    points = [(np.log(np.prod(row.grid, dtype=float)), np.log(row.ms)) for row in rows if row.ms]
+    return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 1 else None
+
+
+@dataclass(frozen=True)
+class Table2:
+    """The paper's table 2 beside what its configurations cost by our count; flops.table_2 says what of it fits."""
+
+    def run(self) -> dict:
+        return flops.table_2()
+
+
+COMMANDS = {"attention": Attention, "model": Model, "cascade": Cascade, "scaling": Scaling, "table-2": Table2}
+
+if __name__ == "__main__":
+    print(json.dumps(tyro.extras.subcommand_cli_from_dict(COMMANDS).run()))

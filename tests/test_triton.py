@@ -1,0 +1,127 @@
+"""The Triton kernels: on a GPU as they are, elsewhere in Triton's interpreter; and compiled for GPUs that are not there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+
+from simplegvr_core import kernels
+from simplegvr_core.attention import AttentionConfig, attend, select_windows
+from simplegvr_core.kernels import reference, sdpa
+from simplegvr_core.windows import cut_windows
+
+triton = kernels.load("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()  # the interpreter's bfloat16 is wrong
+
+
+def results(window_attention, tensors, grad, windows, selection, dtype):
+    """Returns attention and the gradients of q, k, v."""
+    q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
+    out = window_attention(q, k, v, windows, selection)
+    return out, *torch.autograd.grad(out, (q, k, v), grad.to(dtype))
+
+
+def assert_as_exact_as_reference(config, grid, block, ordered, dtype, batch=1, heads=2, dim=64, references=0):
+    generator = torch.Generator().manual_seed(0)
+    length = grid[0] * grid[1] * grid[2]
+    tensors = [torch.randn(batch, length + references, heads, dim, generator=generator).to(DEVICE, dtype) for _ in range(3)]
+    tensors[0] = tensors[0][:, :length]
+    grad = torch.randn(batch, length, heads, dim, generator=generator).to(DEVICE, dtype)
+    windows = config.windows(grid, block, ordered, references, DEVICE)
+    selection = select_windows(tensors[0], tensors[1], windows, config, reference)
+    exact = results(reference.window_attention, tensors, grad, windows, selection, torch.float64)
+    plain = results(reference.window_attention, tensors, grad, windows, selection, dtype)
+    ours = results(triton.window_attention, tensors, grad, windows, selection, dtype)
+    for name, a, b, c in zip(("out", "q", "k", "v"), exact, plain, ours, strict=True):
+        assert c.dtype == dtype
+        assert (c - a).norm() <= 2 * (b - a).norm(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("top_k", [0, 1, 3])
+@pytest.mark.parametrize("grid, window, ordered", [((3, 5, 7), (1, 4, 3), True), ((5, 9, 13), (1, 5, 4), False)])
+def test_error_is_at_most_twice_the_references(grid, window, ordered, top_k, dtype):
+    assert_as_exact_as_reference(AttentionConfig(window=window, top_k=top_k), grid, 0, ordered, dtype)
+
+
+@pytest.mark.parametrize(
+    "config, options",
+    [
+        (AttentionConfig(window=(2, 4, 3), top_k=3), {"ordered": True, "block": 1}),  # not contiguous though ordered
+        (AttentionConfig(window=(1, 5, 7), top_k=7, unit=2), {"block": 1}),  # windows that are not there
+        (AttentionConfig(window=(3, 9, 9), top_k=1), {"grid": (3, 11, 13)}),  # more than one tile of queries
+        (AttentionConfig(window=(1, 4, 3), top_k=1), {"references": 17}),
+        (AttentionConfig(window=(1, 4, 3), top_k=1), {"batch": 2, "heads": 3, "dim": 128}),
+    ],
+    ids=["3d window", "short units", "large window", "references", "batch"],
+)
+def test_other_shapes_are_as_exact(config, options):
+    assert_as_exact_as_reference(config, **{"grid": (3, 5, 7), "block": 0, "ordered": False, "dtype": torch.float16} | options)
+
+
+def test_tensors_with_gaps_need_no_copy():
+    """Heads cut from one projection of q, k and v, as in models that fuse them; and a selection shared by the heads."""
+    windows = cut_windows((3, 5, 7), (1, 4, 3), (3,), device=DEVICE)
+    selection = torch.arange(windows.num_windows, device=DEVICE)[:, None].expand(1, 2, -1, -1)
+    q, k, v = torch.randn(1, 105, 3, 2, 64, device=DEVICE).unbind(2)
+    expected = sdpa.window_attention(q, k, v, windows, selection)
+    torch.testing.assert_close(triton.window_attention(q, k, v, windows, selection), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid, window", [((3, 5, 7), (1, 4, 3)), ((5, 9, 13), (2, 5, 4)), ((1, 24, 18), (1, 12, 9))])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_selection_is_the_references(grid, window, ordered):
+    config = AttentionConfig(window=window, top_k=3)
+    windows = config.windows(grid, 0, ordered, device=DEVICE)
+    q, k = torch.randn(2, 2, grid[0] * grid[1] * grid[2], 3, 64, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
+    expected = select_windows(q, k, windows, config, reference)
+    assert torch.equal(select_windows(q, k, windows, config, triton), expected)
+    assert torch.equal(select_windows(q, k, windows, config, sdpa), expected)
+
+
+def test_attend_takes_the_implementation_it_is_told(monkeypatch):
+    calls = []
+    monkeypatch.setattr(triton, "attention_op", lambda *a: calls.append(1) or (torch.zeros_like(a[0]), None))
+    q = torch.randn(1, 105, 2, 64, device=DEVICE)
+    assert not attend(q, q, q, (3, 5, 7), AttentionConfig(window=(1, 4, 3)), 0, implementation="triton").any() and calls
+
+
+def test_compiled_graphs_keep_the_operator_whole():
+    windows = cut_windows((3, 5, 7), (1, 4, 3), (3,), device=DEVICE)
+    selection = torch.arange(windows.num_windows, device=DEVICE)[:, None].expand(1, 2, -1, -1)
+    q = torch.randn(1, 105, 2, 64, device=DEVICE, requires_grad=True)
+    compiled = torch.compile(lambda x: triton.window_attention(x, x, x, windows, selection) * 2, backend="aot_eager", fullgraph=True)
+    expected = triton.window_attention(q, q, q, windows, selection) * 2
+    torch.testing.assert_close(compiled(q), expected)
+    torch.testing.assert_close(*(torch.autograd.grad(out.sum(), q)[0] for out in (compiled(q), expected)))
+
+
+def test_the_first_call_check_finds_a_wrong_kernel(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    triton.check(DEVICE, torch.float16, 64, training=True)
+    right = triton.window_attention
+    monkeypatch.setattr(triton, "window_attention", lambda *a: right(*a) + 0.1)
+    with pytest.raises(AssertionError):
+        triton.check(DEVICE, torch.float16, 64, training=False)
+
+
+def test_what_the_kernels_do_not_do_is_said(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(RuntimeError, match="needs compute capability"):
+        triton.check(DEVICE, torch.float16, 64, False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with pytest.raises(RuntimeError, match="float16 or bfloat16 and head dims"):
+        triton.check(DEVICE, torch.float32, 64, False)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+def test_kernels_compile_for_gpus_that_are_not_here(capability):
+    command = [sys.executable, REPO / "tests" / "compile_kernels.py", str(capability)]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "TRITON_INTERPRET": "0"}
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
