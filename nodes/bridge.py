@@ -11,6 +11,7 @@ import comfy.model_patcher
 import folder_paths
 import torch
 from comfy_api.latest import io
+from server import PromptServer
 from torch import Tensor
 
 from ..simplegvr_core.sampling import CELL, pixel_size, scaled_size, short_side_size
@@ -134,3 +135,8 @@ def upsample(upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size:
     comfy.model_management.load_models_gpu([upsampler], memory_required=6 * widest)
     z_lr = to_core(samples).to(upsampler.load_device, model.get_dtype())
     return model(z_lr, size).float().to(comfy.model_management.intermediate_device())
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Shows a text on a node while the workflow runs."""
+    PromptServer.instance.send_progress_text(text, node_id)

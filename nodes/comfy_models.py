@@ -19,13 +19,12 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..simplegvr_core import checkpoint
-from ..simplegvr_core.attention import AttentionConfig, attend
+from ..simplegvr_core.attention import AttentionConfig
 from ..simplegvr_core.model import DiTConfig, SimpleGVRDiT, parse_dit_config
 from ..simplegvr_core.sampling import SamplingConfig
 from ..simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig
 from ..simplegvr_core.vae import BLOCK, TinyVAE, TinyVAEConfig
-
-ATTENTION_OPTION = "simplegvr_attention"  # key in transformer_options: an AttentionConfig in place of the checkpoint's
+from .attention import ATTENTION_OPTION, RunAttention
 
 
 class ComfyDiT(SimpleGVRDiT):
@@ -51,16 +50,20 @@ class ComfyDiT(SimpleGVRDiT):
     @torch.compiler.disable  # a compiled model would keep the options it was compiled with
     def token_order(self, grid: tuple[int, int, int], device: torch.device, transformer_options: dict) -> Tensor | None:
         """Returns the order of tokens that serves the attention of this run best, None for raster order."""
-        return transformer_options.get(ATTENTION_OPTION, self.attention).token_order(grid, device)
+        return self.run_attention(transformer_options).config.token_order(grid, device)
+
+    def run_attention(self, transformer_options: dict) -> RunAttention:
+        """Returns the attention that a node set, else the checkpoint's."""
+        return transformer_options.get(ATTENTION_OPTION, RunAttention(self.attention))
 
     @torch.compiler.disable
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, transformer_options: dict) -> Tensor:
         """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
         transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
-        attention = transformer_options.get(ATTENTION_OPTION, self.attention)
-        if attention.kind == "full" and attention.unit is None:
+        attention = self.run_attention(transformer_options)
+        if attention.config.kind == "full" and attention.config.unit is None:
             return dense_attention(q, k, v, transformer_options)
-        return attend(q, k, v, grid, attention, block, ordered=True)
+        return attention(q, k, v, grid, block, ordered=True)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

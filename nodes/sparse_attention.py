@@ -7,15 +7,18 @@ from comfy.ldm.wan.model import WanModel
 from comfy_api.latest import io, ui
 from einops import rearrange
 
-from ..simplegvr_core.attention import AttentionConfig, attend
+from ..simplegvr_core import kernels
+from ..simplegvr_core.attention import AttentionConfig
+from .attention import ATTENTION_OPTION, RunAttention, describe
 from .bridge import CATEGORY
-from .comfy_models import ATTENTION_OPTION, SimpleGVRModel
+from .comfy_models import SimpleGVRModel
 
 PRESETS = {
     "paper": AttentionConfig(window=(1, 12, 9), top_k=1, unit=5),
     "balanced": AttentionConfig(window=(1, 12, 9), top_k=7, unit=5),
     "dense units": AttentionConfig(kind="full", unit=5),
 }
+GRIDS = {"720p": (20, 45, 80), "1080p": (20, 68, 120), "2160p": (20, 135, 240)}  # tokens of 77 frames
 
 
 class SimpleGVRSparseAttention(io.ComfyNode):
@@ -30,6 +33,7 @@ class SimpleGVRSparseAttention(io.ComfyNode):
                 io.Int.Input("window_width", default=9, min=1, max=256, tooltip="Window width in tokens of 16 pixels."),
                 io.Int.Input("top_k", default=1, min=0, max=4096, tooltip="How many other windows each window attends to."),
                 io.Int.Input("unit", default=5, min=0, max=4096, tooltip="Latent frames of a temporal unit; 0 is the whole video."),
+                io.Int.Input("radius", default=0, min=0, max=256, tooltip="How many windows away those others may be; 0 is anywhere."),
             ],
         )
         return io.Schema(
@@ -51,8 +55,9 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with sparse attention; the input model stays as it is."),
-                io.String.Output(display_name="report", tooltip="The attention that will run."),
+                io.String.Output(display_name="report", tooltip="The attention that will run, and its share of dense attention."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -61,6 +66,7 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             window=(preset["window_frames"], preset["window_height"], preset["window_width"]),
             top_k=preset["top_k"],
             unit=preset["unit"] or None,
+            radius=preset["radius"] or None,
         )
         network = model.model.diffusion_model
         if not isinstance(model.model, SimpleGVRModel) and type(network) is not WanModel:
@@ -69,20 +75,29 @@ class SimpleGVRSparseAttention(io.ComfyNode):
                 "Wan 2.1 or 2.2 model or a SimpleGVR model: others keep their attention where this node does not reach"
             )
         model = model.clone()
-        options = model.model_options["transformer_options"]
+        options, attention = model.model_options["transformer_options"], RunAttention(config, cls.hidden.unique_id)
         if isinstance(model.model, SimpleGVRModel):
-            options[ATTENTION_OPTION] = config
+            options[ATTENTION_OPTION] = attention
         else:
-            options["optimized_attention_override"] = sparse_override(config, options.get("optimized_attention_override"))
-        report = f"Sparse attention '{preset['preset']}': {config}"
+            previous = options.get("optimized_attention_override")
+            options["optimized_attention_override"] = sparse_override(attention, previous, network.ref_conv is None)
+        report = f"{preset['preset']}\n" + "\n".join(forecast(config, model))
         return io.NodeOutput(model, report, ui=ui.PreviewText(report))
 
 
-def sparse_override(config: AttentionConfig, previous):
+def forecast(config: AttentionConfig, model) -> list[str]:
+    """Returns lines that say what will run on the model's device, for 77 frames of common sizes."""
+    block = model.model.diffusion_model.blocks[0].self_attn
+    head_dim = block.norm_q.weight.numel() // block.num_heads
+    implementation = kernels.fastest(model.load_device, model.model.get_dtype_inference(), head_dim, False)
+    return [f"{name}: {describe(config, grid, implementation)}" for name, grid in GRIDS.items()]
+
+
+def sparse_override(attention: RunAttention, previous, references_follow: bool):
     """Returns an attention override for ComfyUI's stock Wan models; previous: the override it is chained to, or None.
 
-    A block's first attention call is its self-attention; all others, and sequences longer than the grid (reference
-    tokens), go to previous or to ComfyUI's own attention.
+    A block's first attention call is its self-attention; all others go to previous or to ComfyUI's own attention.
+    references_follow: tokens beyond the grid's are references behind it; a sequence with tokens elsewhere is left alone.
     """
 
     @torch.compiler.disable  # a compiled model would keep the override it was compiled with
@@ -92,11 +107,16 @@ def sparse_override(config: AttentionConfig, previous):
         first_call = block is not None and options.get("simplegvr_last_block") != block
         if first_call:
             options["simplegvr_last_block"] = block
-        if first_call and q.ndim == 3 and q.shape[1] == k.shape[1] == math.prod(grid):
+        if first_call and q.ndim == 3 and q.shape[1] == k.shape[1] and has_grid(q.shape[1], math.prod(grid), references_follow):
             q, k, v = (rearrange(x, "B L (n d) -> B L n d", n=heads) for x in (q, k, v))
-            return attend(q, k, v, tuple(grid), config, block).flatten(2)
+            return attention(q, k, v, tuple(grid), block).flatten(2)
         if previous is not None:
             return previous(func, q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
         return func(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
 
     return override
+
+
+def has_grid(length: int, grid_length: int, references_follow: bool) -> bool:
+    """Returns whether a sequence surely begins with the grid's tokens."""
+    return length == grid_length or (references_follow and length > grid_length)

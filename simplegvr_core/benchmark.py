@@ -343,7 +343,19 @@ class Table2:
         return flops.table_2()
 
 
-COMMANDS = {"attention": Attention, "model": Model, "cascade": Cascade, "scaling": Scaling, "table-2": Table2}
+@dataclass(frozen=True)
+class All(Options):
+    """Every benchmark at its defaults, attention with 1, 3 and 7 other windows: minutes on a large GPU."""
+
+    limit_s: float = 10
+
+    def run(self) -> dict:
+        options = vars(self)
+        benchmarks = (Attention(**options, top_k=(1, 3, 7)), Scaling(**options), Model(**options), Cascade(**options), Table2())
+        return {type(benchmark).__name__.lower(): benchmark.run() for benchmark in benchmarks}
+
+
+COMMANDS = {"attention": Attention, "model": Model, "cascade": Cascade, "scaling": Scaling, "table-2": Table2, "all": All}
 
 if __name__ == "__main__":
     print(json.dumps(tyro.extras.subcommand_cli_from_dict(COMMANDS).run()))

@@ -6,8 +6,9 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from timeit import timeit
+from time import perf_counter
 
 import torch
 from torch.utils.benchmark import Timer
@@ -49,14 +50,27 @@ class Machine:
 
         run must have run before. A call longer than SLOW_S is timed once.
         """
-        if self.device.type == "cuda" and "triton" in versions():
+        once = self.seconds(run)
+        if once > SLOW_S:
+            return 1e3 * once
+        if self.device.type == "cuda" and find_spec("triton"):
             from triton.testing import do_bench
 
             return do_bench(run, rep=500, return_mode="median")
-        if self.device.type == "cpu" and (once := timeit(run, number=1)) > SLOW_S:
-            return 1e3 * once
         timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
         return 1e3 * timer.blocked_autorange(min_run_time=SLOW_S).median
+
+    def seconds(self, run: Callable) -> float:
+        """Returns the time of one call."""
+        self.synchronize()
+        start = perf_counter()
+        run()
+        self.synchronize()
+        return perf_counter() - start
+
+    def synchronize(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def row(self, name: str, grid: tuple, run: Callable, flops: float, bytes_: float = 0, error: Callable | None = None, note="") -> Row:
         """Returns the timing of run. flops: useful ones of a call; bytes_: what it must read and write; error: of its result."""

@@ -85,7 +85,7 @@ def comfy(checkpoints, tmp_path_factory):
         node = nodes.NODE_CLASS_MAPPINGS[node_id]
         with torch.inference_mode():
             if hasattr(node, "define_schema"):
-                return node.execute(**inputs).args
+                return node.PREPARE_CLASS_CLONE(None).execute(**inputs).args
             return getattr(node(), node.FUNCTION)(**inputs)
 
     return SimpleNamespace(run=run, nodes=nodes.NODE_CLASS_MAPPINGS, pack=sys.modules[str(link)])

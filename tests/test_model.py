@@ -1,12 +1,13 @@
 """The DiT equals ComfyUI's WanModel; widening changes nothing; batches are independent."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import ATTENTION, DIT, random_weights
 
-from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.attention import AttentionConfig, attend
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT, widen
 
 FULL = AttentionConfig(kind="full", unit=None)
@@ -70,3 +71,12 @@ def test_fresh_weights_predict_the_step_from_condition_to_noise():
     with torch.no_grad():
         error = model(z, timestep, context) - (z[:, :16] - z[:, 16:])
     assert error.square().mean() < 0.02 * 2
+
+
+@pytest.mark.parametrize("attention", [ATTENTION, AttentionConfig(window=(2, 3, 4), top_k=2, unit=4)])
+def test_window_major_tokens_give_what_raster_order_gives(attention):
+    model = random_weights(SimpleGVRDiT(DIT, attention))
+    z, timestep, context = inputs(32, (11, 10, 14))
+    with torch.no_grad():
+        raster = model(z, timestep, context, self_attention=partial(attend, config=attention))
+        torch.testing.assert_close(model(z, timestep, context), raster, atol=1e-6, rtol=0)

@@ -16,8 +16,8 @@ LAYERS = [
     {"kernels.reference", "kernels.sdpa"},
     {"kernels", "kernels.sparse_local_triton"},
     {"attention", "upsampler", "vae"},
-    {"model", "flops"},
-    {"sampling"},
+    {"model"},
+    {"sampling", "flops"},
     {"train", "evaluate", "benchmark"},
 ]
 

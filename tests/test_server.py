@@ -5,6 +5,7 @@ import json
 import shutil
 import urllib.request
 
+import aiohttp
 import numpy as np
 import pytest
 import torch
@@ -179,3 +180,29 @@ def test_tiny_vae_keeps_odd_sizes_and_frames_in_stock_nodes(clip, comfy):
     assert (decoded[:7, :58, :70] - images).abs().mean() < 0.05
     tiled = comfy.run("VAEDecodeTiled", vae=vae, samples=latent, tile_size=512, overlap=64, temporal_size=64, temporal_overlap=8)[0]
     torch.testing.assert_close(tiled, decoded, atol=1e-4, rtol=0)
+
+
+def test_the_sparse_attention_node_shows_what_ran(server, clip):
+    workflow = quickstart(server, clip, 2.0)
+    names = {node["class_type"]: name for name, node in workflow.items()}
+    sampler = workflow[names["SimpleGVRSampler"]]["inputs"]
+    preset = {"preset": "custom", "preset.window_frames": 1, "preset.window_height": 4, "preset.window_width": 3, "preset.top_k": 1}
+    preset |= {"preset.unit": 5, "preset.radius": 0}
+    workflow["99"] = {"class_type": "SimpleGVRSparseAttention", "inputs": {"model": sampler["model"], **preset}}
+    sampler["model"] = ["99", 0]
+
+    shown = set()
+
+    async def watch(socket):
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == (3).to_bytes(4, "big"):  # a node's text
+                shown.add(message.data[4:])
+
+    async def run_watched():
+        async with aiohttp.ClientSession(server.address) as session, session.ws_connect("/ws?clientId=watcher") as socket:
+            watcher = asyncio.create_task(watch(socket))
+            await run_workflow(server.address, workflow)
+            watcher.cancel()
+
+    asyncio.run(run_watched())
+    assert shown == {b"\x00\x00\x00\x0299" + b"sdpa: 18 windows of 1 x 4 x 3 tokens, each sees 2: 11 % of dense attention"}

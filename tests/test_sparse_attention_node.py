@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_nodes import conditioned_ksampler, latent
 
-ALL_WINDOWS = {"preset": "custom", "window_frames": 1, "window_height": 4, "window_width": 3, "top_k": 4096, "unit": 0}
+ALL_WINDOWS = {"preset": "custom", "window_frames": 1, "window_height": 4, "window_width": 3, "top_k": 4096, "unit": 0, "radius": 0}
 ONE_WINDOW = {**ALL_WINDOWS, "top_k": 1}
 
 
@@ -45,11 +45,59 @@ def test_models_that_keep_attention_out_of_reach_are_refused(comfy):
         patch(comfy, SimpleNamespace(model=SimpleNamespace(diffusion_model=vace)), ONE_WINDOW)
 
 
-@pytest.mark.parametrize("preset", ["paper", "balanced", "dense units"])
-def test_presets_run(comfy, wan, preset):
+@pytest.mark.parametrize(
+    "preset, line",
+    [
+        ("paper", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 2: 0.12 % of dense attention"),
+        ("balanced", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 8: 0.48 % of dense attention"),
+        ("dense units", "1080p: full attention in units of 5 latent frames: 25 % of dense attention"),
+    ],
+)
+def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, line):
     out, report = comfy.run("SimpleGVRSparseAttention", model=wan, preset={"preset": preset})
-    assert preset in report
+    assert report.startswith(f"{preset}\n")
+    assert line in report
     assert sample(comfy, out, (1, 16, 7, 30, 22)).isfinite().all()
+
+
+def direct(model, network, x, **kwargs):
+    """Returns a network's velocity of x, with a model's transformer options and such inputs as other nodes add."""
+    options = {**model.model_options["transformer_options"]}
+    with torch.inference_mode():
+        return network(x, torch.tensor([500.0]), torch.zeros(1, 1, 4096), transformer_options=options, **kwargs)
+
+
+def test_reference_tokens_behind_the_grid_are_seen_and_see(comfy, wan):
+    generator = torch.Generator().manual_seed(0)
+    x, reference = torch.randn(1, 16, 3, 18, 14, generator=generator), torch.randn(1, 16, 1, 8, 10, generator=generator)
+    network = wan.model.diffusion_model.float()
+    dense = direct(wan, network, x, context_latents=[reference])
+    every = direct(patch(comfy, wan, ALL_WINDOWS), network, x, context_latents=[reference])
+    torch.testing.assert_close(every, dense, atol=1e-5, rtol=0)
+    sparse = patch(comfy, wan, {**ONE_WINDOW, "top_k": 0})
+    assert not torch.allclose(direct(sparse, network, x, context_latents=[reference]), dense, atol=1e-4)
+    change = direct(sparse, network, x, context_latents=[reference]) - direct(sparse, network, x, context_latents=[reference + 1])
+    assert change.abs().amax((0, 1)).min() > 0  # every token of the grid saw them
+
+
+def test_tokens_before_the_grid_are_left_to_dense_attention(comfy, wan):
+    from comfy.ldm.wan.model import WanModel
+
+    sizes = dict(dim=128, ffn_dim=160, num_heads=1, num_layers=3, in_dim=16, in_dim_ref_conv=16)
+    network = random_weights_of(WanModel(**sizes, operations=torch.nn, dtype=torch.float32))
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network, get_dtype_inference=lambda: torch.float32))
+    model.model_options, model.load_device = {"transformer_options": {}}, torch.device("cpu")
+    model.clone = lambda: SimpleNamespace(**{**vars(model), "model_options": {"transformer_options": {}}})
+    x, reference = torch.randn(1, 16, 3, 18, 14), torch.randn(1, 16, 18, 14)
+    patched = patch(comfy, model, ONE_WINDOW)
+    assert torch.equal(direct(patched, network, x, reference_latent=reference), direct(model, network, x, reference_latent=reference))
+    assert not torch.allclose(direct(patched, network, x), direct(model, network, x), atol=1e-4)
+
+
+def random_weights_of(network):
+    for index, parameter in enumerate(network.parameters()):
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(index))
+    return network
 
 
 def test_cross_attention_of_the_grids_length_stays_dense(comfy, wan):

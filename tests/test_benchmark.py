@@ -1,0 +1,104 @@
+"""The benchmark times what it says, beside floors, and says why it leaves something out."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+from PIL import Image
+
+from simplegvr_core import benchmark, measure
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.model import DiTConfig
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "SLOW_S", 0.01)
+    monkeypatch.setattr(benchmark, "GVR", DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2))
+    monkeypatch.setattr(benchmark, "LARGE", DiTConfig(in_dim=16, dim=256, ffn_dim=320, num_heads=2, num_layers=4))
+    monkeypatch.setattr(benchmark, "SIZES", {"480p": (64, 96), "720p": (96, 160)})
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+
+
+def check_files(folder, name, results):
+    assert json.loads((folder / f"{name}.json").read_text()) == json.loads(json.dumps(results))
+    assert results["rows"][0]["name"] in (folder / f"{name}.md").read_text()
+    with Image.open(folder / f"{name}.png") as picture:
+        assert len(picture.convert("L").histogram()) == 256 and picture.getextrema() != ((255, 255),) * 4
+
+
+def test_attention_compares_ours_with_dense(tmp_path):
+    results = benchmark.Attention(grid=("3,24,36",), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), out=tmp_path).run()
+    check_files(tmp_path, "attention", results)
+    rows = {row["name"]: row for row in results["rows"]}
+    flash, ours = rows["dense: sdpa flash"], rows["ours, k 1: sdpa"]
+    assert flash["error"] < 1e-5 and rows["ours, k 1, windows given (random): sdpa"]["error"] < 1e-5
+    assert results["fastest_sparse"] == "ours, k 1: sdpa"
+    assert results["sparse_over_dense"] == pytest.approx(flash["ms"] / ours["ms"])
+    assert results["share_of_dense"] == pytest.approx(2 / 72)
+    assert flash["floor_ms"] / ours["floor_ms"] == pytest.approx(36)
+    assert results["scaling_4x_tokens"] > 0
+    assert rows["dense: comfyui"]["ms"] is None and "COMFYUI_PATH" in rows["dense: comfyui"]["note"]
+    assert {"ours, k 3: sdpa", "dense units", "swin"} <= rows.keys()
+
+
+def test_model_times_every_attention_and_size(tmp_path):
+    results = benchmark.Model(sizes=("480p", "720p"), frames=(5,), layers=2, out=tmp_path).run()
+    check_files(tmp_path, "model", results)
+    names = [row["name"] for row in results["rows"]]
+    assert names[:4] == [f"{name}, 480p, 5 frames" for name in benchmark.ATTENTIONS] and len(names) == 10
+    assert set(results["dense_over_sparse"]) == {"480p, 5 frames", "720p, 5 frames"}
+    assert all(row["ms"] for row in results["rows"][:-1])
+
+
+def test_cascade_adds_up_layers_and_stages(tmp_path):
+    results = benchmark.Cascade(size="720p", frames=5, steps=(50, 4), out=tmp_path, device="cpu").run()
+    seconds = results["seconds_per_step"]
+    one, three = (row["ms"] / 1e3 for row in results["rows"][:2])
+    assert seconds["large, end to end"] == pytest.approx(one + 1.5 * (three - one))
+    first, second = seconds["large, 512p"], seconds["SimpleGVR, sparse local"]
+    assert results["cascade_s"]["50 + 4"] == pytest.approx(50 * first + 4 * second)
+    assert results["end_to_end_over_cascade"] == pytest.approx(seconds["large, end to end"] / (first + second))
+
+
+def test_scaling_fits_a_power(tmp_path):
+    results = benchmark.Scaling(frames=(1, 2, 4), height=12, width=18, heads=1, out=tmp_path).run()
+    check_files(tmp_path, "scaling", results)
+    rows = [measure.Row("x", (t, 1, 1), 3.0 * t**2, 1.0, 1.0) for t in (1, 2, 4)]
+    assert benchmark.exponent(rows) == pytest.approx(2)
+    assert set(results["time_is_tokens_to_the_power"]) == {"dense", "dense units", "ours, k 1: sdpa"}
+
+
+def test_what_would_take_too_long_is_not_run_and_says_so():
+    machine = measure.Machine("cpu", "float32", limit_s=1e-9)
+    row = machine.row("slow", (1, 1, 1), lambda: pytest.fail("it ran"), flops=1e6)
+    assert row.ms is None and row.note.startswith("not run: at least")
+
+
+def test_timings_and_floors_are_in_milliseconds():
+    machine = measure.Machine("cpu", "float32", limit_s=60)
+    x = torch.randn(512, 512)
+    row = machine.row("product", (1, 1, 1), lambda: x @ x, flops=2 * 512**3, error=lambda out: float((out - x @ x).abs().max()))
+    assert row.error == 0
+    assert row.floor_ms == pytest.approx(2 * 512**3 / machine.flops_per_ms)
+    assert row.tflops == pytest.approx(2 * 512**3 / (row.ms * 1e-3) / 1e12)
+    start = machine.seconds(lambda: [x @ x for _ in range(20)])
+    assert 0.2 * 20 * row.ms / 1e3 < start < 20 * 20 * row.ms / 1e3
+
+
+def test_selections_stay_on_the_grid_and_differ():
+    config = AttentionConfig(window=(1, 4, 3), top_k=2)
+    windows = config.windows((3, 8, 9), 0)
+    selection = torch.stack([torch.arange(18), torch.arange(18).roll(1), torch.arange(18).roll(2)], -1).expand(1, 2, -1, -1)
+    kinds = benchmark.selections(windows, selection)
+    assert kinds["next frames"][0, 0, 0].tolist() == [0, 6, 12]
+    assert kinds["all the same"][0, 1].tolist() == [[window, 6, 12] for window in range(18)]
+
+
+def test_the_last_line_is_json():
+    command = [sys.executable, "-m", "simplegvr_core.benchmark", "table-2"]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1])["sparse_local"]["paper_full_over_this"] == pytest.approx(1612.5 / 377.1)
