@@ -50,9 +50,9 @@ class Machine:
 
         run must have run before. A call longer than SLOW_S is timed once.
         """
-        once = self.seconds(run)
-        if once > SLOW_S:
-            return 1e3 * once
+        seconds, _ = self.call(run)
+        if seconds > SLOW_S:
+            return 1e3 * seconds
         if self.device.type == "cuda" and find_spec("triton"):
             from triton.testing import do_bench
 
@@ -60,13 +60,13 @@ class Machine:
         timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
         return 1e3 * timer.blocked_autorange(min_run_time=SLOW_S).median
 
-    def seconds(self, run: Callable) -> float:
-        """Returns the time of one call."""
+    def call(self, run: Callable) -> tuple[float, torch.Tensor]:
+        """Returns the seconds of one call and its result."""
         self.synchronize()
         start = perf_counter()
-        run()
+        out = run()
         self.synchronize()
-        return perf_counter() - start
+        return perf_counter() - start, out
 
     def synchronize(self) -> None:
         if self.device.type != "cpu":
@@ -78,22 +78,23 @@ class Machine:
         if floor > 1e3 * self.limit_s:
             return Row(name, grid, None, floor, None, note=f"not run: at least {floor / 1e3:.0f} s")
         try:
-            gb, out = self.extra_gb(run)
+            seconds, gb, out = self.first_call(run)
             wrong = error(out) if error else None
             del out
-            ms = self.milliseconds(run)
+            ms = 1e3 * seconds if self.device.type == "cpu" and seconds > SLOW_S else self.milliseconds(run)
         except torch.OutOfMemoryError:
             return Row(name, grid, None, floor, None, note="out of memory")
         return Row(name, grid, ms, floor, flops / ms / 1e9 if flops else None, gb, wrong, note)
 
-    def extra_gb(self, run: Callable) -> tuple[float | None, torch.Tensor]:
-        """Returns the memory that a call takes above what is there, on a GPU, and its result."""
+    def first_call(self, run: Callable) -> tuple[float, float | None, torch.Tensor]:
+        """Returns a call's seconds, what it compiles included, the GB that it takes above what is there, and its result."""
         if self.device.type != "cuda":
-            return None, run()
+            seconds, out = self.call(run)
+            return seconds, None, out
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        out = run()
-        return (torch.cuda.max_memory_allocated(self.device) - before) / 1e9, out
+        seconds, out = self.call(run)
+        return seconds, (torch.cuda.max_memory_allocated(self.device) - before) / 1e9, out
 
     def describe(self) -> dict:
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
