@@ -4,6 +4,7 @@ import math
 
 import torch
 from comfy.ldm.wan.model import WanModel
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io, ui
 from einops import rearrange
 
@@ -79,8 +80,10 @@ class SimpleGVRSparseAttention(io.ComfyNode):
         if isinstance(model.model, SimpleGVRModel):
             options[ATTENTION_OPTION] = attention
         else:
-            previous = options.get("optimized_attention_override")
-            options["optimized_attention_override"] = sparse_override(attention, previous, network.ref_conv is None)
+            override = SparseOverride(attention, options.get("optimized_attention_override"), network.ref_conv is None)
+            options["optimized_attention_override"] = override
+            model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, ATTENTION_OPTION)
+            model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ATTENTION_OPTION, override.apply_model)
         report = f"{preset['preset']}\n" + "\n".join(forecast(config, model))
         return io.NodeOutput(model, report, ui=ui.PreviewText(report))
 
@@ -93,28 +96,41 @@ def forecast(config: AttentionConfig, model) -> list[str]:
     return [f"{name}: {describe(config, grid, implementation)}" for name, grid in GRIDS.items()]
 
 
-def sparse_override(attention: RunAttention, previous, references_follow: bool):
-    """Returns an attention override for ComfyUI's stock Wan models; previous: the override it is chained to, or None.
+class SparseOverride:
+    """An attention override for ComfyUI's stock Wan models; previous: the override it is chained to, or None.
 
     A block's first attention call is its self-attention; all others go to previous or to ComfyUI's own attention.
     references_follow: tokens beyond the grid's are references behind it; a sequence with tokens elsewhere is left alone.
     """
 
+    def __init__(self, attention: RunAttention, previous, references_follow: bool):
+        self.attention, self.previous, self.references_follow = attention, previous, references_follow
+        self.called = self.checked = False
+
     @torch.compiler.disable  # a compiled model would keep the override it was compiled with
-    def override(func, q, k, v, heads, *args, transformer_options=None, **kwargs):
+    def __call__(self, func, q, k, v, heads, *args, transformer_options=None, **kwargs):
+        self.called = True
         options = transformer_options or {}
         block, grid = options.get("block_index"), options.get("grid_sizes")
         first_call = block is not None and options.get("simplegvr_last_block") != block
         if first_call:
             options["simplegvr_last_block"] = block
-        if first_call and q.ndim == 3 and q.shape[1] == k.shape[1] and has_grid(q.shape[1], math.prod(grid), references_follow):
+        if first_call and q.ndim == 3 and q.shape[1] == k.shape[1] and has_grid(q.shape[1], math.prod(grid), self.references_follow):
             q, k, v = (rearrange(x, "B L (n d) -> B L n d", n=heads) for x in (q, k, v))
-            return attention(q, k, v, tuple(grid), block).flatten(2)
-        if previous is not None:
-            return previous(func, q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
+            return self.attention(q, k, v, tuple(grid), block).flatten(2)
+        if self.previous is not None:
+            return self.previous(func, q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
         return func(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
 
-    return override
+    def apply_model(self, executor, *args, **kwargs):
+        """Returns the model's result. A model that was compiled before this override came knows nothing of it, as ComfyUI
+        drops the guards on its options: it is compiled anew."""
+        out = executor(*args, **kwargs)
+        if not self.called and not self.checked:
+            torch.compiler.reset()
+            out = executor(*args, **kwargs)
+        self.checked = True
+        return out
 
 
 def has_grid(length: int, grid_length: int, references_follow: bool) -> bool:

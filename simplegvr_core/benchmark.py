@@ -82,7 +82,7 @@ class Attention(Options):
         first = tuple(map(int, self.grid[0].split(",")))
         dense = fastest(rows, first, "dense: ")
         sparse = fastest(rows, first, f"ours, k {self.top_k[0]}: ")
-        units = fastest(rows, first, "dense units")
+        units = fastest(rows, first, "dense units: ")
         summary = {
             "fastest_dense": dense and dense.name,
             "fastest_sparse": sparse.name,
@@ -111,24 +111,30 @@ class Attention(Options):
         return [torch.randn(shape, generator=generator, device=machine.device).to(machine.dtype) for _ in range(3)]
 
     def dense(self, machine: Machine, grid: tuple, q: Tensor, k: Tensor, v: Tensor) -> list[Row]:
+        """Returns timings of dense attention, over the whole video and, as a batch, inside temporal units of equal length."""
         some = torch.linspace(0, q.shape[1] - 1, CHECKED_TOKENS, device=q.device).long()
         exact = full_attention(q[:, some].double(), k.double(), v.double())
         count = flops.attention_flops(ATTENTIONS["dense"], grid, self.heads * self.head_dim)
-        rows = []
-        for name, factory in tqdm(baselines.DENSE.items(), desc="dense", leave=False):
-            try:
-                run = factory(q, k, v)
-                note = getattr(run, "label", "")
-                rows.append(
-                    machine.row(f"dense: {name}", grid, run, count, 4 * nbytes(q), lambda out: max_error(out[:, some], exact), note)
-                )
-            except baselines.Unavailable as reason:
-                rows.append(Row(f"dense: {name}", grid, None, count / machine.flops_per_ms, None, note=f"not run: {reason}"))
-        for name in ("dense units", "swin"):
-            config = replace(ATTENTIONS[name], unit=self.unit or None)
-            count = flops.attention_flops(config, grid, self.heads * self.head_dim)
-            rows.append(machine.row(name, grid, lambda config=config: attend(q, k, v, grid, config, 0), count, 4 * nbytes(q)))
-        return rows
+        rows = [
+            self.rival(machine, f"dense: {name}", grid, factory, (q, k, v), count, lambda out: max_error(out[:, some], exact))
+            for name, factory in tqdm(baselines.DENSE.items(), desc="dense", leave=False)
+        ]
+        num_units, rest = divmod(grid[0], self.unit or grid[0])
+        if num_units > 1 and not rest:
+            units = [x.reshape(num_units, -1, self.heads, self.head_dim) for x in (q, k, v)]
+            for name, factory in tqdm(baselines.DENSE.items(), desc="dense units", leave=False):
+                rows.append(self.rival(machine, f"dense units: {name}", grid, factory, units, count / num_units))
+        swin = replace(ATTENTIONS["swin"], unit=self.unit or None)
+        count = flops.attention_flops(swin, grid, self.heads * self.head_dim)
+        return [*rows, machine.row("swin", grid, lambda: attend(q, k, v, grid, swin, 0), count, 4 * nbytes(q))]
+
+    def rival(self, machine: Machine, name: str, grid: tuple, factory, inputs, count: float, error=None) -> Row:
+        """Returns the timing of a baseline, or why there is none."""
+        try:
+            run = factory(*inputs)
+        except baselines.Unavailable as reason:
+            return Row(name, grid, None, count / machine.flops_per_ms, None, note=f"not run: {reason}")
+        return machine.row(name, grid, run, count, 4 * nbytes(inputs[0]), error, getattr(run, "label", ""))
 
     def sparse(self, machine: Machine, grid: tuple, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> list[Row]:
         windows = config.windows(grid, 0, ordered=True, device=q.device)
@@ -140,6 +146,8 @@ class Attention(Options):
         rows = [self.operator(machine, grid, config, q, k, v, name) for name in available(machine, self.head_dim)]
         for name in available(machine, self.head_dim):
             kernel = kernels.load(name)
+            find = partial(select_windows, q, k, windows, config, kernel)
+            rows.append(machine.row(f"ours, {label}, finding windows: {name}", grid, find, 0, 2 * nbytes(q)))
             for kind, chosen in selections(windows, selection).items():
                 rows.append(
                     machine.row(
@@ -152,14 +160,7 @@ class Attention(Options):
                     )
                 )
         for name, factory in baselines.SPARSE.items() if machine.device.type == "cuda" else ():
-            try:
-                rows.append(
-                    machine.row(f"{name}, {label}, windows given", grid, factory(q, k, v, windows, selection), count, 4 * nbytes(q))
-                )
-            except baselines.Unavailable as reason:
-                rows.append(
-                    Row(f"{name}, {label}, windows given", grid, None, count / machine.flops_per_ms, None, note=f"not run: {reason}")
-                )
+            rows.append(self.rival(machine, f"{name}, {label}, windows given", grid, factory, (q, k, v, windows, selection), count))
         return rows
 
     def operator(self, machine: Machine, grid: tuple, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, implementation: str) -> Row:

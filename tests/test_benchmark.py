@@ -33,21 +33,24 @@ def check_files(folder, name, results):
 
 
 def test_attention_compares_ours_with_dense(tmp_path):
-    results = benchmark.Attention(grid=("3,24,36",), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), out=tmp_path).run()
+    results = benchmark.Attention(grid=("4,24,36",), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), unit=2, out=tmp_path).run()
     check_files(tmp_path, "attention", results)
     rows = {row["name"]: row for row in results["rows"]}
     flash, ours = rows["dense: sdpa flash"], rows["ours, k 1: sdpa"]
     assert flash["error"] < 1e-5 and rows["ours, k 1, windows given (random): sdpa"]["error"] < 1e-5
     assert results["fastest_sparse"] == "ours, k 1: sdpa"
     assert results["sparse_over_dense"] == pytest.approx(flash["ms"] / ours["ms"])
-    assert results["share_of_dense"] == pytest.approx(2 / 72)
+    assert results["share_of_dense"] == pytest.approx(2 / 96)
     copy, matrix = results["copy_gb_per_s"] * 1e6, results["matrix_tflops"] * 1e9  # bytes and FLOPs a millisecond
-    tokens = 3 * 24 * 36
+    tokens = 4 * 24 * 36
     for row, pairs in ((flash, tokens**2), (ours, tokens * 72)):
         assert row["floor_ms"] == pytest.approx(max(4 * 64 * pairs / matrix, 4 * 4 * 64 * tokens / copy))
     assert results["scaling_4x_tokens"] > 0
     assert rows["dense: comfyui"]["ms"] is None and "COMFYUI_PATH" in rows["dense: comfyui"]["note"]
-    assert {"ours, k 3: sdpa", "dense units", "swin"} <= rows.keys()
+    units = rows["dense units: sdpa flash"]
+    assert results["sparse_over_dense_units"] == pytest.approx(units["ms"] / ours["ms"])
+    assert units["floor_ms"] == pytest.approx(max(4 * 64 * tokens**2 / 2 / matrix, 4 * 4 * 64 * tokens / copy))
+    assert {"ours, k 3: sdpa", "swin"} <= rows.keys()
 
 
 def test_model_times_every_attention_and_size(tmp_path):
