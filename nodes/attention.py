@@ -30,9 +30,12 @@ class RunAttention:
 @lru_cache
 def describe(config: AttentionConfig, grid: tuple[int, int, int], implementation: str) -> str:
     """Returns in words which attention runs on a grid of tokens, how many windows it has, and its share of dense attention."""
-    share = f"{100 * share_of_dense(config, grid):.2g} % of dense attention"
+    percent = 100 * share_of_dense(config, grid)
+    bound = "at most " if config.radius else ""
+    share = f"{bound}{percent:.0f} % of dense attention" if percent > 10 else f"{bound}{percent:.2g} % of dense attention"
     if config.kind == "full":
-        return f"full attention in units of {config.unit} latent frames: {share}"
+        return f"PyTorch: full attention in units of {config.unit} latent frames: {share}"
     windows = config.windows(grid, 0)
-    size, seen = " x ".join(map(str, config.window)), 1 + (config.top_k if config.kind == "sparse_local" else 0)
+    size = " x ".join(str(min(sides)) for sides in zip(config.window, (min(config.unit or grid[0], grid[0]), *grid[1:]), strict=True))
+    seen = min(1 + config.top_k, windows.unit.shape[1]) if config.kind == "sparse_local" else 1
     return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}: {share}"

@@ -37,6 +37,10 @@ class AttentionConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"attention kind is {self.kind!r}, wanted one of {', '.join(KINDS)}")
+        if min(self.window) < 1 or self.top_k < 0 or (self.unit is not None and self.unit < 1):
+            raise ValueError(
+                f"attention has window {self.window}, top_k {self.top_k}, unit {self.unit}: wanted sides and unit >= 1, top_k >= 0"
+            )
 
     @property
     def window_major(self) -> bool:

@@ -1,8 +1,9 @@
-"""Benchmarks: `python scripts/run.py -m simplegvr_core.benchmark {attention,model,cascade,scaling} --help`.
+"""Benchmarks: `python scripts/run.py -m simplegvr_core.benchmark {attention,scaling,model,cascade,table-2,all} --help`.
 
-Every ratio is of two timings of one run on one machine, and stands beside the floor: the least time that this machine's
-memory and matrix units, measured in the same run, would need. The last line is JSON; a table, the JSON and a plot go to
---out. Weights and inputs are random, which changes no time. What a machine cannot run is listed with the reason.
+Every ratio is of two timings of one run on one machine, and stands beside the floor: the time at the machine's best copy
+bandwidth and matrix rate, measured in the same run. The last line is JSON; a table, the JSON and a plot go to --out, in
+place of those of the run before. Weights and inputs are random, which changes no time but the choice of windows. What a
+machine cannot run is listed with the reason.
 """
 
 import gc
@@ -10,6 +11,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,9 +50,10 @@ class Options:
     """What all benchmarks have in common."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype: str = "bfloat16" if torch.cuda.is_available() else "float32"
+    """cpu, cuda, cuda:1, mps and so on."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16" if torch.cuda.is_available() else "float32"
     out: Path = Path("out/benchmark")
-    """Folder for NAME.json, NAME.md and NAME.png."""
+    """Folder for NAME.json, NAME.md and NAME.png of the last run."""
     limit_s: float = 60
     """What would take longer than this by its floor is not run."""
 
@@ -63,23 +66,27 @@ class Attention(Options):
     """One attention operator: dense ones, ours, and other block-sparse ones given the same windows."""
 
     grid: tuple[str, ...] = ("20,72,126",)
-    """Tokens T,H,W. The default is 77 frames of 1152 x 2016."""
+    """Tokens T,H,W, one or more times. The default is 77 frames of 1152 x 2016."""
     heads: int = 12
+    """Attention heads; Wan 2.1 1.3B has 12, 14B 40."""
     head_dim: int = 128
+    """Features of a head."""
     top_k: tuple[int, ...] = (1,)
+    """How many other windows each window sees, one or more times."""
     window: tuple[int, int, int] = (1, 12, 9)
+    """Tokens of a window along time, height, width."""
     unit: int = 5
     """Frames of a temporal unit; 0 is the whole video."""
 
     def run(self) -> dict:
+        grids, configs = [parse_grid(text) for text in self.grid], [self.config(top_k) for top_k in self.top_k]
         machine, rows = self.machine(), []
-        for text in self.grid:
-            grid = tuple(map(int, text.split(",")))
+        for grid in grids:
             q, k, v = self.inputs(machine, grid)
             rows += self.dense(machine, grid, q, k, v)
-            for top_k in self.top_k:
-                rows += self.sparse(machine, grid, self.config(top_k), q, k, v)
-        first = tuple(map(int, self.grid[0].split(",")))
+            for config in configs:
+                rows += self.sparse(machine, grid, config, q, k, v)
+        first = grids[0]
         dense = fastest(rows, first, "dense: ")
         sparse = fastest(rows, first, f"ours, k {self.top_k[0]}: ")
         units = fastest(rows, first, "dense units: ")
@@ -89,7 +96,7 @@ class Attention(Options):
             "sparse_over_dense": dense and dense.ms / sparse.ms,
             "sparse_over_dense_units": units and units.ms / sparse.ms,
             "scaling_4x_tokens": self.scaling(machine, first, sparse.name.split(": ")[1]),
-            "share_of_dense": flops.share_of_dense(self.config(self.top_k[0]), first),
+            "share_of_dense": flops.share_of_dense(configs[0], first),
         }
         bars(self.out / "attention.png", [row for row in rows if row.ms and row.grid == first], f"attention at {self.grid[0]} tokens")
         return report(self.out, "attention", machine, rows, summary)
@@ -170,6 +177,14 @@ class Attention(Options):
         return machine.row(
             name, grid, lambda: attend(q, k, v, grid, config, 0, ordered=True, implementation=implementation), count, 4 * nbytes(q)
         )
+
+
+def parse_grid(text: str) -> tuple[int, int, int]:
+    """Returns T, H, W of a text such as 5,72,126. Raises ValueError when it is none."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"--grid is {text!r}, wanted tokens along time, height and width, such as 5,72,126")
+    return tuple(map(int, parts))
 
 
 def available(machine: Machine, head_dim: int) -> list[str]:

@@ -131,6 +131,12 @@ def test_unknown_kind_is_refused():
         AttentionConfig(kind="dense")
 
 
+@pytest.mark.parametrize("wrong", [{"window": (0, 12, 9)}, {"top_k": -1}, {"unit": 0}])
+def test_impossible_windows_are_refused(wrong):
+    with pytest.raises(ValueError, match="wanted sides and unit >= 1, top_k >= 0"):
+        AttentionConfig(**wrong)
+
+
 def test_mixed_precision_selects_the_same_windows_and_leaves_no_trace():
     q, k, _ = qkv((5, 9, 13))
     torch.set_float32_matmul_precision("medium")

@@ -105,6 +105,12 @@ def test_selections_stay_on_the_grid_and_differ():
     assert kinds["all the same"][0, 1].tolist() == [[window, 6, 12] for window in range(18)]
 
 
+@pytest.mark.parametrize("grid", ["a", "5,72", "5,0,9", "5,72,126,3", "-1,2,3"])
+def test_a_wrong_grid_is_named(grid):
+    with pytest.raises(ValueError, match=f"--grid is '{grid}', wanted tokens"):
+        benchmark.Attention(grid=(grid,)).run()
+
+
 def test_the_last_line_is_json():
     command = [sys.executable, "-m", "simplegvr_core.benchmark", "table-2"]
     result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)

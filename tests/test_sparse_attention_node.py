@@ -1,10 +1,16 @@
 """SimpleGVR Sparse Attention on stock Wan models and on ours."""
 
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import DIT
 from test_nodes import conditioned_ksampler, latent
+
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.model import SimpleGVRDiT
 
 ALL_WINDOWS = {"preset": "custom", "window_frames": 1, "window_height": 4, "window_width": 3, "top_k": 4096, "unit": 0, "radius": 0}
 ONE_WINDOW = {**ALL_WINDOWS, "top_k": 1}
@@ -50,7 +56,7 @@ def test_models_that_keep_attention_out_of_reach_are_refused(comfy):
     [
         ("paper", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 2: 0.12 % of dense attention"),
         ("balanced", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 8: 0.48 % of dense attention"),
-        ("dense units", "1080p: full attention in units of 5 latent frames: 25 % of dense attention"),
+        ("dense units", "1080p: PyTorch: full attention in units of 5 latent frames: 25 % of dense attention"),
     ],
 )
 def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, line):
@@ -60,11 +66,40 @@ def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, li
     assert sample(comfy, out, (1, 16, 7, 30, 22)).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "config, text",
+    [
+        (AttentionConfig(kind="full", unit=5), "PyTorch: full attention in units of 5 latent frames: 100 % of dense attention"),
+        (AttentionConfig(window=(64, 99, 99), top_k=7), "sdpa: 1 windows of 2 x 3 x 4 tokens, each sees 1: 100 % of dense attention"),
+        (AttentionConfig(window=(1, 3, 2), top_k=99), "sdpa: 4 windows of 1 x 3 x 2 tokens, each sees 4: 100 % of dense attention"),
+        (
+            AttentionConfig(window=(1, 3, 2), top_k=0, radius=1),
+            "sdpa: 4 windows of 1 x 3 x 2 tokens, each sees 1: at most 25 % of dense attention",
+        ),
+        (AttentionConfig(window=(1, 1, 1), top_k=0), "sdpa: 24 windows of 1 x 1 x 1 tokens, each sees 1: 4.2 % of dense attention"),
+    ],
+)
+def test_the_report_says_what_there_is_not_what_was_asked_for(comfy, config, text):
+    describe = sys.modules[f"{comfy.pack.__name__}.nodes.attention"].describe
+    assert describe(config, (2, 3, 4), "sdpa") == text
+
+
 def direct(model, network, x, **kwargs):
     """Returns a network's velocity of x, with a model's transformer options and such inputs as other nodes add."""
     options = {**model.model_options["transformer_options"]}
     with torch.inference_mode():
         return network(x, torch.tensor([500.0]), torch.zeros(1, 1, 4096), transformer_options=options, **kwargs)
+
+
+def test_stock_wan_with_the_node_is_our_network_with_that_attention(comfy, wan):
+    """Blocks and their shifted units included: eleven frames are three units."""
+    network = wan.model.diffusion_model.float()
+    ours = SimpleGVRDiT(replace(DIT, in_dim=16), AttentionConfig(window=(1, 4, 3), top_k=1, unit=5))
+    ours.load_state_dict(network.state_dict())
+    x = torch.randn(1, 16, 11, 18, 14, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = ours(x, torch.tensor([500.0]), torch.zeros(1, 1, 4096))
+    torch.testing.assert_close(direct(patch(comfy, wan, {**ONE_WINDOW, "unit": 5}), network, x), expected, atol=1e-5, rtol=0)
 
 
 def test_reference_tokens_behind_the_grid_are_seen_and_see(comfy, wan):
