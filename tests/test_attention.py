@@ -64,6 +64,37 @@ def test_small_chunks_change_nothing(monkeypatch, config):
     torch.testing.assert_close(attend(q, k, v, (5, 9, 13), config, 1), whole)
 
 
+def test_scores_and_gathered_keys_keep_to_their_budget_in_full_precision(monkeypatch):
+    """Budgets of a fifth of what all windows take together; TensorFloat-32 was allowed before."""
+    seen, right = {"scores": [], "keys": [], "precision": set()}, (torch.einsum, torch.nn.functional.scaled_dot_product_attention)
+
+    def einsum(*args):
+        scores = right[0](*args)
+        seen["scores"].append(scores.nbytes)
+        seen["precision"].add(torch.get_float32_matmul_precision())
+        return scores
+
+    def attention_of(q, k, v, **kwargs):
+        seen["keys"].append(k.nbytes + v.nbytes)
+        return right[1](q, k, v, **kwargs)
+
+    monkeypatch.setattr(torch, "einsum", einsum)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention_of)
+    q, k, v = qkv((5, 9, 13))
+    attend(q, k, v, (5, 9, 13), ATTENTION, 0)
+    scores, keys = sum(seen["scores"]) // 5, sum(seen["keys"]) // 5
+    monkeypatch.setattr(attention, "SCORE_BYTES", scores)
+    monkeypatch.setattr(sdpa, "CACHE_BYTES", keys)
+    seen.update(scores=[], keys=[])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        attend(q, k, v, (5, 9, 13), ATTENTION, 0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert max(seen["scores"]) <= scores and max(seen["keys"]) <= keys
+    assert seen["precision"] == {"highest"}
+
+
 @pytest.mark.parametrize("kind", ["full", "sparse_local"])
 @pytest.mark.parametrize("block, lengths", [(0, [5, 5, 1]), (1, [2, 5, 4])])
 def test_nothing_is_seen_outside_the_temporal_unit(kind, block, lengths):

@@ -63,13 +63,16 @@ def test_other_shapes_are_as_exact(config, options):
     assert_as_exact_as_reference(config, **{"grid": (3, 5, 7), "block": 0, "ordered": False, "dtype": torch.float16} | options)
 
 
-def test_tensors_with_gaps_need_no_copy():
-    """Heads cut from one projection of q, k and v, as in models that fuse them; and a selection shared by the heads."""
+def test_strides_are_each_tensors_own():
+    """q cut from a fused projection, k contiguous, v with features apart, a selection and a gradient of stride 0."""
     windows = cut_windows((3, 5, 7), (1, 4, 3), (3,), device=DEVICE)
     selection = torch.arange(windows.num_windows, device=DEVICE)[:, None].expand(1, 2, -1, -1)
-    q, k, v = torch.randn(1, 105, 3, 2, 64, device=DEVICE).unbind(2)
-    expected = sdpa.window_attention(q, k, v, windows, selection)
-    torch.testing.assert_close(triton.window_attention(q, k, v, windows, selection), expected, atol=1e-5, rtol=1e-5)
+    q, k = torch.randn(1, 105, 3, 2, 64, device=DEVICE).unbind(2)[0], torch.randn(1, 105, 2, 64, device=DEVICE)
+    v = torch.randn(1, 105, 64, 2, device=DEVICE).transpose(2, 3)
+    tensors = [x.requires_grad_() for x in (q, k, v)]
+    outs = [kernel.window_attention(*tensors, windows, selection) for kernel in (triton, sdpa)]
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(out.sum(), tensors) for out in outs), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("grid, window", [((3, 5, 7), (1, 4, 3)), ((5, 9, 13), (2, 5, 4)), ((1, 24, 18), (1, 12, 9))])
@@ -100,13 +103,19 @@ def test_compiled_graphs_keep_the_operator_whole():
     torch.testing.assert_close(*(torch.autograd.grad(out.sum(), q)[0] for out in (compiled(q), expected)))
 
 
-def test_the_first_call_check_finds_a_wrong_kernel(monkeypatch):
+def test_the_first_call_check_finds_wrong_kernels(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     triton.check(DEVICE, torch.float16, 64, training=True)
-    right = triton.window_attention
-    monkeypatch.setattr(triton, "window_attention", lambda *a: right(*a) + 0.1)
+    right, right_gradient = triton.window_attention, triton.gradient_op
+    for wrong in (lambda *a: right(*a) + 0.1, lambda *a: right(*a[:4], a[4].clamp(min=0))):  # values; windows that are not there
+        monkeypatch.setattr(triton, "window_attention", wrong)
+        with pytest.raises(AssertionError):
+            triton.check(DEVICE, torch.float16, 64, training=False)
+    monkeypatch.setattr(triton, "window_attention", right)
+    monkeypatch.setattr(triton, "gradient_op", lambda *a: tuple(2 * x for x in right_gradient(*a)))
+    triton.check(DEVICE, torch.float16, 64, training=False)
     with pytest.raises(AssertionError):
-        triton.check(DEVICE, torch.float16, 64, training=False)
+        triton.check(DEVICE, torch.float16, 64, training=True)
 
 
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):
