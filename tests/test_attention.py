@@ -150,6 +150,13 @@ def test_selection_is_what_a_plain_loop_selects(top_k, radius):
         assert selection[batch, head, window].tolist() == expected
 
 
+@pytest.mark.parametrize("window", [(1, 4, 3), (1, 3, 13)])
+def test_means_of_halves_are_taken_in_float32(window):
+    windows = cut_windows((5, 9, 13), window, (5,), window_major=True)
+    x = 100 + qkv((5, 9, 13))[0].bfloat16()
+    torch.testing.assert_close(sdpa.window_mean(x, windows), reference.window_mean(x, windows), atol=1e-4, rtol=0)
+
+
 def test_heads_and_batch_entries_select_for_themselves():
     q, k, v = qkv((5, 9, 13))
     together = attend(q, k, v, (5, 9, 13), ATTENTION, 0)
@@ -194,14 +201,18 @@ def test_windows_cut_in_inference_serve_training():
 
 
 def test_what_keeps_triton_away_is_logged_once_and_the_windows_stay(monkeypatch, caplog):
-    def broken(*_):
+    asked = []
+
+    def broken(*question):
+        asked.append(question)
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(kernels.load("triton"), "check", broken)
     kernels.fastest.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert kernels.fastest(torch.device("cuda"), torch.bfloat16, 128, False) == "sdpa"
+            assert kernels.fastest(torch.device("cuda"), torch.bfloat16, 128, True) == "sdpa"
+    assert asked == [(torch.device("cuda"), torch.bfloat16, 128, True)]
     kernels.fastest.cache_clear()
     assert [record.getMessage() for record in caplog.records if "no compiler" in record.getMessage()] == [
         "SimpleGVR: window attention of torch.bfloat16 runs by PyTorch's attention, without Triton: RuntimeError('no compiler')"
