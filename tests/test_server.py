@@ -162,8 +162,8 @@ def test_object_info_describes_every_input_and_output(server):
     for name, node in info.items():
         assert node["description"] and node["search_aliases"], name
         assert all(node["output_tooltips"]), name
-        for group in node["input"].values():
-            for input_name, (_, options) in group.items():
+        for group in ("required", "optional"):
+            for input_name, (_, options) in node["input"].get(group, {}).items():
                 assert options.get("tooltip"), (name, input_name)
                 for option in options.get("options", []):
                     for inner in option.get("inputs", {}).values() if isinstance(option, dict) else []:
