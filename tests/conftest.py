@@ -99,3 +99,12 @@ def server(checkpoints, tmp_path_factory):
     os.symlink(checkpoints, base / "models", target_is_directory=True)
     with setup.server(base) as (address, _):
         yield SimpleNamespace(address=address, base=base)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Loops over tiny tensors: a second thread only waits for the first, for long where other programs run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

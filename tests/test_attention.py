@@ -11,6 +11,7 @@ from simplegvr_core.attention import AttentionConfig, attend, full_attention, se
 from simplegvr_core.kernels import reference, sdpa
 from simplegvr_core.windows import cut_windows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(3, 5, 7), (5, 9, 13), (20, 12, 18)]
 CONFIGS = [
     AttentionConfig(window=(1, 4, 3), top_k=0),

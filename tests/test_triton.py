@@ -13,6 +13,7 @@ from simplegvr_core.attention import AttentionConfig, attend, select_windows
 from simplegvr_core.kernels import reference, sdpa
 from simplegvr_core.windows import cut_windows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 triton = kernels.load("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()  # the interpreter's bfloat16 is wrong
