@@ -87,7 +87,7 @@ def attend(
 def attend_grid(q, k, v, grid, config: AttentionConfig, block: int, ordered: bool, num_references: int, implementation) -> Tensor:
     """Returns attention (B, L, n, d) of the grid's tokens to each other and to the references behind them."""
     if config.kind == "full":
-        return attend_in_units(q, k, v, grid, config.unit or grid[0], block)
+        return attend_in_units(q, k, v, grid, config.unit, block)
     q, k = q.to(v.dtype), k.to(v.dtype)  # mixed precision normalises q and k in float32
     windows = config.windows(grid, block, ordered, num_references, q.device)
     kernel = kernels.load(implementation or kernels.fastest(q.device, q.dtype, q.shape[-1], torch.is_grad_enabled() and q.requires_grad))
@@ -96,10 +96,10 @@ def attend_grid(q, k, v, grid, config: AttentionConfig, block: int, ordered: boo
 
 def attend_in_units(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], unit: int, block: int) -> Tensor:
     """Returns full attention inside each temporal unit, and to the references."""
-    frame, references = grid[1] * grid[2], q.shape[1]
+    frame, length = grid[1] * grid[2], q.shape[1]
     lengths = [frames * frame for frames in segments(grid[0], unit, block % 2 == 1)]
-    parts = zip(*(x[:, :references].split(lengths, dim=1) for x in (q, k, v)), strict=True)
-    k, v = k[:, references:], v[:, references:]
+    parts = zip(*(x[:, :length].split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    k, v = k[:, length:], v[:, length:]
     return torch.cat([full_attention(q_, torch.cat((k_, k), dim=1), torch.cat((v_, v), dim=1)) for q_, k_, v_ in parts], dim=1)
 
 

@@ -102,6 +102,18 @@ def test_stock_wan_with_the_node_is_our_network_with_that_attention(comfy, wan):
     torch.testing.assert_close(direct(patch(comfy, wan, {**ONE_WINDOW, "unit": 5}), network, x), expected, atol=1e-5, rtol=0)
 
 
+def test_our_network_in_comfyui_is_the_cores(comfy):
+    """Order of tokens and shifted units included: eleven frames are three units."""
+    model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
+    network = model.model.diffusion_model.float()
+    core = SimpleGVRDiT(DIT, network.attention)
+    core.load_state_dict(network.state_dict())
+    x = torch.randn(1, 32, 11, 18, 14, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = core(x, torch.tensor([500.0]), torch.zeros(1, 1, 4096))
+    torch.testing.assert_close(direct(model, network, x), expected, atol=1e-5, rtol=0)
+
+
 def test_reference_tokens_behind_the_grid_are_seen_and_see(comfy, wan):
     generator = torch.Generator().manual_seed(0)
     x, reference = torch.randn(1, 16, 3, 18, 14, generator=generator), torch.randn(1, 16, 1, 8, 10, generator=generator)
