@@ -12,12 +12,17 @@ from conftest import REPO
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
     {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "baselines", "measure"},
+    {"degradations.randomness", "degradations.opencv"},
+    {"degradations.blur", "degradations.codecs", "degradations.motion"},
+    {"degradations.classical", "degradations.flow_based"},
     {"windows"},
     {"kernels.reference", "kernels.sdpa"},
     {"kernels", "kernels.sparse_local_triton"},
     {"attention", "upsampler", "vae"},
     {"model"},
     {"sampling", "flops"},
+    {"degradations.model_guided"},
+    {"degradations"},
     {"train", "evaluate", "benchmark"},
 ]
 

@@ -1,0 +1,153 @@
+"""Classical degradation: RealBasicVSR's, twice blur, resize, noise, JPEG and a video codec (arXiv 2111.12704).
+
+Its published numbers; its sharpening of the original is left out, as here the original itself is the target. Inside,
+a clip is a list of frames, float32 (h, w, 3) in [0, 1], which may differ in size between the steps.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .blur import SINC, BlurConfig, draw_kernels
+from .codecs import jpeg, video_codec
+from .opencv import opencv
+from .randomness import Drift, choose, happens, uniform
+
+Frames = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class ResizeConfig:
+    """Up to `largest` times the size, down to `smallest`, or kept, as likely as weights say; step: drift of the factor."""
+
+    weights: tuple[float, float, float]
+    smallest: float
+    largest: float
+    step: float
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Gaussian or Poisson noise, equally likely; gray: probability of the same noise in all three colours.
+
+    gaussian: standard deviation in levels of 255. poisson: share of a photon noise added.
+    """
+
+    gaussian: Drift
+    poisson: Drift
+    gray: float = 0.4
+
+
+@dataclass(frozen=True)
+class ClassicalConfig:
+    """Both passes. quality: of JPEG. bits: of a video frame on average."""
+
+    blurs: tuple[BlurConfig, BlurConfig] = (BlurConfig(), BlurConfig(probability=0.8, sigma=Drift(0.2, 1.5, 0.02)))
+    resizes: tuple[ResizeConfig, ResizeConfig] = (
+        ResizeConfig((0.2, 0.7, 0.1), smallest=0.15, largest=1.5, step=0.015),
+        ResizeConfig((0.3, 0.4, 0.3), smallest=0.3, largest=1.2, step=0.03),
+    )
+    noises: tuple[NoiseConfig, NoiseConfig] = (
+        NoiseConfig(Drift(1, 30, 0.1), Drift(0.05, 3, 0.005)),
+        NoiseConfig(Drift(1, 25, 0.1), Drift(0.05, 2.5, 0.005)),
+    )
+    quality: Drift = Drift(30, 95, 3)
+    codecs: tuple[str, ...] = ("libx264", "h264", "mpeg4")
+    bits: tuple[float, float] = (1e4, 1e5)
+    last_blur: BlurConfig = BlurConfig(probability=0.8, kernels=(SINC,), weights=(1.0,), omega=Drift(math.pi / 3, math.pi, 0.02 * math.pi))
+
+
+def degrade_classical(video: Tensor, scale: int, config: ClassicalConfig, generator: torch.Generator) -> Tensor:
+    """Returns video (1, 3, F, H // scale, W // scale) in [-1, 1], degraded, of video (1, 3, F, H, W) in [-1, 1]."""
+    height, width = (extent // scale for extent in video.shape[3:])
+    frames = to_frames(video[..., : height * scale, : width * scale])
+    for blur, resize, noise in zip(config.blurs, config.resizes, config.noises, strict=True):
+        frames = apply_blur(frames, blur, generator)
+        frames = apply_resize(frames, resize, generator)
+        frames = apply_noise(frames, noise, generator)
+        frames = apply_jpeg(frames, config.quality, generator)
+        if resize is config.resizes[0]:
+            frames = apply_codec(frames, config, generator)
+    codec_first = happens(0.5, generator)
+    if codec_first:
+        frames = apply_codec(frames, config, generator)
+    frames = resize_to([(height, width)] * len(frames), frames, generator)
+    frames = apply_blur(frames, config.last_blur, generator)
+    if not codec_first:
+        frames = apply_codec(frames, config, generator)
+    return to_video(frames).to(video.device)
+
+
+def apply_blur(frames: Frames, config: BlurConfig, generator: torch.Generator) -> Frames:
+    if not happens(config.probability, generator):
+        return frames
+    kernels = draw_kernels(config, len(frames), generator)
+    return [opencv().filter2D(frame, -1, kernel) for frame, kernel in zip(frames, kernels, strict=True)]
+
+
+def apply_resize(frames: Frames, config: ResizeConfig, generator: torch.Generator) -> Frames:
+    """Returns the frames resized; the factor drifts between all of its bounds, whichever way it started."""
+    drift = Drift(config.smallest, config.largest, config.step)
+    start = {"up": (1, config.largest), "down": (config.smallest, 1), "keep": (1, 1)}
+    low, high = start[choose(("up", "down", "keep"), generator, config.weights)]
+    factors = drift.values(len(frames), generator, uniform(low, high, generator))
+    sizes = [tuple(max(2, int(extent * factor)) for extent in frame.shape[:2]) for frame, factor in zip(frames, factors, strict=True)]
+    return resize_to(sizes, frames, generator)
+
+
+def resize_to(sizes: list[tuple[int, int]], frames: Frames, generator: torch.Generator) -> Frames:
+    """Returns each frame resized to its (height, width), all by one method of three."""
+    cv2 = opencv()
+    method = choose((cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC), generator)
+    return [cv2.resize(frame, size[::-1], interpolation=method) for frame, size in zip(frames, sizes, strict=True)]
+
+
+def apply_noise(frames: Frames, config: NoiseConfig, generator: torch.Generator) -> Frames:
+    gaussian, gray = happens(0.5, generator), happens(config.gray, generator)
+    levels = (config.gaussian if gaussian else config.poisson).values(len(frames), generator)
+    return [
+        frame + (gaussian_noise(frame, level / 255, gray, generator) if gaussian else level * photon_noise(frame, gray, generator))
+        for frame, level in zip(frames, levels, strict=True)
+    ]
+
+
+def gaussian_noise(frame: np.ndarray, sigma: float, gray: bool, generator: torch.Generator) -> np.ndarray:
+    """Returns noise (h, w, 3), or (h, w, 1) when it is gray, of standard deviation sigma."""
+    return sigma * torch.randn(*frame.shape[:2], 1 if gray else 3, generator=generator).numpy()
+
+
+def photon_noise(frame: np.ndarray, gray: bool, generator: torch.Generator) -> np.ndarray:
+    """Returns Poisson noise (h, w, 3), or (h, w, 1): as if a full pixel were as many photons as the frame has levels.
+
+    The number of levels is rounded up to a power of two.
+    """
+    image = opencv().cvtColor(frame, opencv().COLOR_RGB2GRAY)[..., None] if gray else frame
+    image = torch.from_numpy((image.clip(0, 1) * 255).round() / 255)
+    photons = 2 ** math.ceil(math.log2(len(image.unique())))
+    return (torch.poisson(image * photons, generator=generator) / photons - image).numpy()
+
+
+def apply_jpeg(frames: Frames, quality: Drift, generator: torch.Generator) -> Frames:
+    return [jpeg(frame, round(value)) for frame, value in zip(frames, quality.values(len(frames), generator), strict=True)]
+
+
+def apply_codec(frames: Frames, config: ClassicalConfig, generator: torch.Generator) -> Frames:
+    """Returns the frames after a video codec, all of the first one's size."""
+    cv2 = opencv()
+    size = frames[0].shape[1::-1]
+    codec, bits = choose(config.codecs, generator), round(uniform(*config.bits, generator))
+    return video_codec([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in frames], codec, bits)
+
+
+def to_frames(video: Tensor) -> Frames:
+    """Returns the frames of video (1, 3, F, H, W) in [-1, 1]."""
+    return list(rearrange(video[0].float().cpu() / 2 + 0.5, "C F H W -> F H W C").contiguous().numpy())
+
+
+def to_video(frames: Frames) -> Tensor:
+    """Returns video (1, 3, F, H, W), clamped to [-1, 1], of frames of one size."""
+    return rearrange(torch.from_numpy(np.stack(frames)), "F H W C -> 1 C F H W").contiguous().mul(2).sub(1).clamp(-1, 1)

@@ -1,0 +1,65 @@
+"""What moves: DIS optical flow between neighbouring frames, the mask of moving pixels, and a picture of both.
+
+F frames, H, W pixels. Optical flow points from a pixel to where it was in the frame before, in pixels (x, y).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .opencv import opencv
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """A pixel moves when its optical flow is longer than `pixels` and its surroundings change by more than `change`.
+
+    change: difference to the frame before in any colour, video in [-1, 1]. Gaps of up to `gap` pixels between changed
+    pixels count as changed, as the inside of an even surface does not change while it moves.
+    """
+
+    pixels: float = 1.0
+    change: float = 4 / 255
+    gap: int = 9
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Motion of a clip. optical_flow: (F, H, W, 2) float32. moving: (F, H, W) bool. The first frame has none."""
+
+    optical_flow: np.ndarray
+    moving: np.ndarray
+
+
+def estimate_motion(video: Tensor, config: MotionConfig) -> Motion:
+    """Returns the motion of video (1, 3, F, H, W) in [-1, 1]."""
+    cv2 = opencv()
+    frames = rearrange(video[0].float().cpu(), "C F H W -> F H W C").contiguous().numpy()
+    grays = [cv2.cvtColor(((frame + 1) * 127.5).round().clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in frames]
+    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    optical_flow = np.zeros((*frames.shape[:3], 2), np.float32)
+    moving = np.zeros(frames.shape[:3], bool)
+    window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (config.gap, config.gap))
+    for i in range(1, len(frames)):
+        optical_flow[i] = estimator.calc(grays[i], grays[i - 1], None)
+        changed = (np.abs(frames[i] - frames[i - 1]).max(axis=2) > config.change).astype(np.uint8)
+        changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, window).astype(bool)
+        moving[i] = changed & (np.linalg.norm(optical_flow[i], axis=2) > config.pixels)
+    return Motion(optical_flow, moving)
+
+
+def optical_flow_picture(optical_flow: np.ndarray) -> Tensor:
+    """Returns images (F, H, W, 3) uint8 of optical flow (F, H, W, 2): hue is its direction, brightness its length.
+
+    The clip's longest 1 % is the brightest; black does not move.
+    """
+    cv2 = opencv()
+    length = np.linalg.norm(optical_flow, axis=3)
+    longest = max(np.quantile(length, 0.99), 1e-6)
+    degrees = np.degrees(np.arctan2(optical_flow[..., 1], optical_flow[..., 0])) % 360
+    wheel = np.stack([degrees, np.ones_like(length), (length / longest).clip(0, 1)], axis=3).astype(np.float32)
+    images = np.stack([cv2.cvtColor(frame, cv2.COLOR_HSV2RGB) for frame in wheel])
+    return torch.from_numpy((images * 255).round().astype(np.uint8))
