@@ -5,6 +5,7 @@ B batch, L tokens, n heads, d head dim. q, k, v: (B, L, n, d), rotary positions 
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from .windows import Windows, cut_windows, token_order
 
 KINDS = ("full", "swin", "sparse_local")
 SCORE_BYTES = 64 * 2**20  # of window scores alive at a time
+PRECISION = Lock()  # PyTorch's switch belongs to all threads
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,20 @@ def most_similar(q_mean: Tensor, k_mean: Tensor, windows: Windows, top_k: int, r
 @contextmanager
 def exact_float32(device: torch.device):
     """While open, float32 products stay float32: neither mixed precision nor TensorFloat-32, which choose other windows."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
+    with PRECISION, torch.autocast(device.type, enabled=False):
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+            before = [switch.fp32_precision for switch in switches]
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+        else:  # before PyTorch 2.9; newer ones refuse this where another pack has used the above
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        try:
             yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        finally:
+            if isinstance(before, str):
+                torch.set_float32_matmul_precision(before)
+            else:
+                for switch, precision in zip(switches, before, strict=True):
+                    switch.fp32_precision = precision

@@ -1,13 +1,16 @@
 """Attention: implementations agree, limits are exact, each window sees what it should and nothing else."""
 
 import logging
+from threading import Thread
+from time import sleep
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ATTENTION
 
 from simplegvr_core import attention, kernels
-from simplegvr_core.attention import AttentionConfig, attend, full_attention, select_windows
+from simplegvr_core.attention import AttentionConfig, attend, exact_float32, full_attention, select_windows
 from simplegvr_core.kernels import reference, sdpa
 from simplegvr_core.windows import cut_windows
 
@@ -73,7 +76,7 @@ def test_scores_and_gathered_keys_keep_to_their_budget_in_full_precision(monkeyp
     def einsum(*args):
         scores = right[0](*args)
         seen["scores"].append(scores.nbytes)
-        seen["precision"].add(torch.get_float32_matmul_precision())
+        seen["precision"].add((torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
         return scores
 
     def attention_of(q, k, v, **kwargs):
@@ -94,7 +97,7 @@ def test_scores_and_gathered_keys_keep_to_their_budget_in_full_precision(monkeyp
     finally:
         torch.set_float32_matmul_precision("highest")
     assert max(seen["scores"]) <= scores and max(seen["keys"]) <= keys
-    assert seen["precision"] == {"highest"}
+    assert seen["precision"] == {("ieee", "ieee")}
 
 
 @pytest.mark.parametrize("kind", ["full", "sparse_local"])
@@ -187,6 +190,50 @@ def test_mixed_precision_selects_the_same_windows_and_leaves_no_trace():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(mixed, chosen(q, k, (5, 9, 13), ATTENTION))
+
+
+def test_precision_set_by_pytorchs_newer_switch_is_left_as_it_was():
+    """With which the older switch cannot be read."""
+    q, k, _ = qkv((5, 9, 13))
+    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    gpu.fp32_precision, cpu.fp32_precision = "tf32", "bf16"
+    try:
+        chosen(q, k, (5, 9, 13), ATTENTION)
+        assert (gpu.fp32_precision, cpu.fp32_precision) == ("tf32", "bf16")
+    finally:
+        gpu.fp32_precision = cpu.fp32_precision = "ieee"
+
+
+def test_older_pytorch_keeps_its_precision_too(monkeypatch):
+    torch.set_float32_matmul_precision("medium")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
+    try:
+        with exact_float32(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_threads_leave_each_other_the_right_precision():
+    seen = []
+
+    def score():
+        for _ in range(5):
+            with exact_float32(torch.device("cpu")):
+                sleep(0.002)
+                seen.append(torch.backends.cuda.matmul.fp32_precision)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        threads = [Thread(target=score) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == ["ieee"] * 15 and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_mixed_precision_attends_in_the_precision_of_v():
