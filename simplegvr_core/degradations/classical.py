@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .blur import SINC, BlurConfig, draw_kernels
-from .codecs import jpeg, video_codec
+from .codecs import jpeg, to_bytes, video_codec
 from .opencv import opencv
 from .randomness import Drift, choose, happens, uniform
 
@@ -43,16 +43,26 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
-class ClassicalConfig:
-    """Both passes. quality: of JPEG. bits: of a video frame on average."""
+class PassConfig:
+    """The steps of which both passes have one each."""
 
-    blurs: tuple[BlurConfig, BlurConfig] = (BlurConfig(), BlurConfig(probability=0.8, sigma=Drift(0.2, 1.5, 0.02)))
-    resizes: tuple[ResizeConfig, ResizeConfig] = (
+    blur: BlurConfig
+    resize: ResizeConfig
+    noise: NoiseConfig
+
+
+@dataclass(frozen=True)
+class ClassicalConfig:
+    """Both passes, and what they share. quality: of JPEG. bits: of a video frame on average, drawn once for a clip."""
+
+    first: PassConfig = PassConfig(
+        BlurConfig(),
         ResizeConfig((0.2, 0.7, 0.1), smallest=0.15, largest=1.5, step=0.015),
-        ResizeConfig((0.3, 0.4, 0.3), smallest=0.3, largest=1.2, step=0.03),
-    )
-    noises: tuple[NoiseConfig, NoiseConfig] = (
         NoiseConfig(Drift(1, 30, 0.1), Drift(0.05, 3, 0.005)),
+    )
+    second: PassConfig = PassConfig(
+        BlurConfig(probability=0.8, sigma=Drift(0.2, 1.5, 0.02)),
+        ResizeConfig((0.3, 0.4, 0.3), smallest=0.3, largest=1.2, step=0.03),
         NoiseConfig(Drift(1, 25, 0.1), Drift(0.05, 2.5, 0.005)),
     )
     quality: Drift = Drift(30, 95, 3)
@@ -62,16 +72,15 @@ class ClassicalConfig:
 
 
 def degrade_classical(video: Tensor, scale: int, config: ClassicalConfig, generator: torch.Generator) -> Tensor:
-    """Returns video (1, 3, F, H // scale, W // scale) in [-1, 1], degraded, of video (1, 3, F, H, W) in [-1, 1]."""
+    """Returns video (1, 3, F, H // scale, W // scale) in [-1, 1], degraded, of video (1, 3, F, H, W) in [-1, 1].
+
+    The last steps, a video codec and the resize to that size with a sinc filter, come in either order.
+    """
     height, width = (extent // scale for extent in video.shape[3:])
     frames = to_frames(video[..., : height * scale, : width * scale])
-    for blur, resize, noise in zip(config.blurs, config.resizes, config.noises, strict=True):
-        frames = apply_blur(frames, blur, generator)
-        frames = apply_resize(frames, resize, generator)
-        frames = apply_noise(frames, noise, generator)
-        frames = apply_jpeg(frames, config.quality, generator)
-        if resize is config.resizes[0]:
-            frames = apply_codec(frames, config, generator)
+    frames = apply_pass(frames, config.first, config.quality, generator)
+    frames = apply_codec(frames, config, generator)
+    frames = apply_pass(frames, config.second, config.quality, generator)
     codec_first = happens(0.5, generator)
     if codec_first:
         frames = apply_codec(frames, config, generator)
@@ -80,6 +89,13 @@ def degrade_classical(video: Tensor, scale: int, config: ClassicalConfig, genera
     if not codec_first:
         frames = apply_codec(frames, config, generator)
     return to_video(frames).to(video.device)
+
+
+def apply_pass(frames: Frames, config: PassConfig, quality: Drift, generator: torch.Generator) -> Frames:
+    frames = apply_blur(frames, config.blur, generator)
+    frames = apply_resize(frames, config.resize, generator)
+    frames = apply_noise(frames, config.noise, generator)
+    return [jpeg(frame, round(value)) for frame, value in zip(frames, quality.values(len(frames), generator), strict=True)]
 
 
 def apply_blur(frames: Frames, config: BlurConfig, generator: torch.Generator) -> Frames:
@@ -126,13 +142,10 @@ def photon_noise(frame: np.ndarray, gray: bool, generator: torch.Generator) -> n
     The number of levels is rounded up to a power of two.
     """
     image = opencv().cvtColor(frame, opencv().COLOR_RGB2GRAY)[..., None] if gray else frame
-    image = torch.from_numpy((image.clip(0, 1) * 255).round() / 255)
-    photons = 2 ** math.ceil(math.log2(len(image.unique())))
+    levels = to_bytes(image)
+    photons = 2 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel()))))
+    image = torch.from_numpy(levels) / 255
     return (torch.poisson(image * photons, generator=generator) / photons - image).numpy()
-
-
-def apply_jpeg(frames: Frames, quality: Drift, generator: torch.Generator) -> Frames:
-    return [jpeg(frame, round(value)) for frame, value in zip(frames, quality.values(len(frames), generator), strict=True)]
 
 
 def apply_codec(frames: Frames, config: ClassicalConfig, generator: torch.Generator) -> Frames:

@@ -27,10 +27,10 @@ class FlowBasedConfig:
     """
 
     motion: MotionConfig = MotionConfig()
-    ellipses: tuple[int, int] = (3, 8)
-    ellipse_size: tuple[float, float] = (0.03, 0.12)
-    samples: int = 8
-    blend: tuple[float, float] = (0.3, 0.7)
+    ellipses: tuple[int, int] = (12, 32)
+    ellipse_size: tuple[float, float] = (0.02, 0.1)
+    samples: int = 4
+    blend: tuple[float, float] = (0.4, 0.8)
     blur_gain: tuple[float, float] = (0.7, 1.5)
     longest_blur_size: float = 0.05
     full_blur_size: float = 0.02
@@ -62,7 +62,8 @@ def bleed_colours(
 ) -> np.ndarray:
     """Returns the image with ellipses in colours of the frame before it, where motion is likely and strongest in the middle.
 
-    An ellipse lies along the motion at its centre. Its colour is a mean of Gaussian samples around where that came from.
+    An ellipse lies along the motion at its centre. Its colour is a mean of Gaussian samples around where that came from,
+    which spread as wide as the ellipse, and further along a faster motion.
     """
     image = image.copy()
     height, width = inside.shape
@@ -75,7 +76,7 @@ def bleed_colours(
         axes = sorted((uniform(low, high, generator) for _ in range(2)), reverse=True)
         blend = uniform(*config.blend, generator)
         turn = turned(math.atan2(motion[1], motion[0]))
-        spread = torch.randn(config.samples, 2, generator=generator).numpy() * axes / 2
+        spread = torch.randn(config.samples, 2, generator=generator).numpy() * (axes[0] + math.hypot(*motion), axes[1]) / 2
         x, y = np.round(centre + motion + spread @ turn).astype(int).clip(0, (width - 1, height - 1)).T
         colour = before[y, x].mean(axis=0)
         left, top = (centre - math.ceil(axes[0])).clip(0)

@@ -12,18 +12,20 @@ from torch import Tensor
 
 from .opencv import opencv
 
+SMALLEST = 12  # pixels a side, of DIS
+
 
 @dataclass(frozen=True)
 class MotionConfig:
     """A pixel moves when its optical flow is longer than `pixels` and its surroundings change by more than `change`.
 
-    change: difference to the frame before in any colour, video in [-1, 1]. Gaps of up to `gap` pixels between changed
-    pixels count as changed, as the inside of an even surface does not change while it moves.
+    change: difference to the frame before in any colour, in levels of 255. Gaps between changed pixels of up to gap_size,
+    a share of the frame's short side, count as changed: the inside of an even surface looks the same while it moves.
     """
 
     pixels: float = 1.0
-    change: float = 4 / 255
-    gap: int = 9
+    change: float = 1.5
+    gap_size: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,21 @@ class Motion:
 
 
 def estimate_motion(video: Tensor, config: MotionConfig) -> Motion:
-    """Returns the motion of video (1, 3, F, H, W) in [-1, 1]."""
+    """Returns the motion of video (1, 3, F, H, W) in [-1, 1]. Raises ValueError when a side is below 12 pixels."""
+    if min(video.shape[3:]) < SMALLEST:
+        height, width = video.shape[3:]
+        raise ValueError(f"the video is {width} x {height} pixels, wanted at least {SMALLEST} x {SMALLEST} to find its motion")
     cv2 = opencv()
     frames = rearrange(video[0].float().cpu(), "C F H W -> F H W C").contiguous().numpy()
     grays = [cv2.cvtColor(((frame + 1) * 127.5).round().clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in frames]
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     optical_flow = np.zeros((*frames.shape[:3], 2), np.float32)
     moving = np.zeros(frames.shape[:3], bool)
-    window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (config.gap, config.gap))
+    gap = max(1, round(config.gap_size * min(frames.shape[1:3])))
+    window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
     for i in range(1, len(frames)):
         optical_flow[i] = estimator.calc(grays[i], grays[i - 1], None)
-        changed = (np.abs(frames[i] - frames[i - 1]).max(axis=2) > config.change).astype(np.uint8)
+        changed = (np.abs(frames[i] - frames[i - 1]).max(axis=2) * 127.5 > config.change).astype(np.uint8)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, window).astype(bool)
         moving[i] = changed & (np.linalg.norm(optical_flow[i], axis=2) > config.pixels)
     return Motion(optical_flow, moving)
