@@ -22,9 +22,14 @@ class RunAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, ordered: bool = False) -> Tensor:
         """Returns attention (B, L, n, d) of one block, as attend does."""
-        if block == 0 and self.node_id is not None:
-            show_text(self.node_id, describe(self.config, grid, kernels.fastest(q.device, q.dtype, q.shape[-1], False)))
+        if block == 0:
+            self.show(describe(self.config, grid, kernels.fastest(q.device, q.dtype, q.shape[-1], False)))
         return attend(q, k, v, grid, self.config, block, ordered)
+
+    def show(self, text: str) -> None:
+        """Shows a text on the node, if there is one."""
+        if self.node_id is not None:
+            show_text(self.node_id, text)
 
 
 @lru_cache

@@ -1,12 +1,15 @@
 """SimpleGVR Sparse Attention: windows and temporal units for the self-attention of stock Wan models."""
 
+import logging
 import math
 
 import torch
 from comfy.ldm.wan.model import WanModel
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io, ui
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from einops import rearrange
+from torch import Tensor
 
 from ..simplegvr_core import kernels
 from ..simplegvr_core.attention import AttentionConfig
@@ -20,6 +23,7 @@ PRESETS = {
     "dense units": AttentionConfig(kind="full", unit=5),
 }
 GRIDS = {"720p": (20, 45, 80), "1080p": (20, 68, 120), "2160p": (20, 135, 240)}  # tokens of 77 frames
+UNREACHED = "another node put its own in this one's place"
 
 
 class SimpleGVRSparseAttention(io.ComfyNode):
@@ -105,34 +109,54 @@ class SparseOverride:
 
     def __init__(self, attention: RunAttention, previous, references_follow: bool):
         self.attention, self.previous, self.references_follow = attention, previous, references_follow
-        self.called = self.checked = False
+        self.why_dense: str | None = None  # in the model call that runs or has just run
+        self.warned, self.reset_in_vain = set(), None
 
     @torch.compiler.disable  # a compiled model would keep the override it was compiled with
     def __call__(self, func, q, k, v, heads, *args, transformer_options=None, **kwargs):
-        self.called = True
         options = transformer_options or {}
         block, grid = options.get("block_index"), options.get("grid_sizes")
-        first_call = block is not None and options.get("simplegvr_last_block") != block
-        if first_call:
+        if block is not None and options.get("simplegvr_last_block") != block:
             options["simplegvr_last_block"] = block
-        if first_call and q.ndim == 3 and q.shape[1] == k.shape[1] and has_grid(q.shape[1], math.prod(grid), self.references_follow):
-            q, k, v = (rearrange(x, "B L (n d) -> B L n d", n=heads) for x in (q, k, v))
-            return self.attention(q, k, v, tuple(grid), block).flatten(2)
+            obstacle = self.obstacle(q, k, grid, (*args[:1], kwargs.get("mask"), kwargs.get("scale")))
+            if obstacle is None:
+                self.why_dense = None if self.why_dense is UNREACHED else self.why_dense
+                q, k, v = (rearrange(x, "B L (n d) -> B L n d", n=heads) for x in (q, k, v))
+                return self.attention(q, k, v, tuple(grid), block).flatten(2)
+            self.why_dense = obstacle
         if self.previous is not None:
             return self.previous(func, q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
         return func(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
 
-    def apply_model(self, executor, *args, **kwargs):
-        """Returns the model's result. A model that was compiled before this override came knows nothing of it, as ComfyUI
-        drops the guards on its options: it is compiled anew."""
-        out = executor(*args, **kwargs)
-        if not self.called and not self.checked:
+    def obstacle(self, q: Tensor, k: Tensor, grid: tuple[int, int, int], changes: tuple) -> str | None:
+        """Returns why a block's self-attention must stay dense, None when it need not. changes: its mask and its scale."""
+        if any(change is not None for change in changes):
+            return "another node masks or scales it"
+        length = math.prod(grid)
+        follow = self.references_follow and q.shape[1] > length
+        if q.ndim != 3 or q.shape[1] != k.shape[1] or not (q.shape[1] == length or follow):
+            return "there are tokens before the video's, as of a reference image"
+        return None
+
+    def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        """Returns the model's result, and says on the node and once in the log when its self-attention was dense.
+
+        A model that was compiled before this override came knows nothing of it, as ComfyUI drops the guards on its
+        options: it is compiled anew.
+        """
+        self.why_dense = UNREACHED
+        inputs = (x, t, c_concat, c_crossattn, control, transformer_options)
+        out = executor(*inputs, **kwargs)
+        compiled = COMPILE_KEY in transformer_options["wrappers"][WrappersMP.APPLY_MODEL]
+        override = transformer_options.get("optimized_attention_override")
+        if self.why_dense is UNREACHED and compiled and override is not self.reset_in_vain:
             torch.compiler.reset()
-            out = executor(*args, **kwargs)
-        self.checked = True
+            out = executor(*inputs, **kwargs)
+            self.reset_in_vain = override if self.why_dense is UNREACHED else None
+        if self.why_dense is not None:
+            text = f"dense, not sparse attention: {self.why_dense}"
+            self.attention.show(text)
+            if self.why_dense not in self.warned:
+                self.warned.add(self.why_dense)
+                logging.warning(f"SimpleGVR Sparse Attention: {text}")
         return out
-
-
-def has_grid(length: int, grid_length: int, references_follow: bool) -> bool:
-    """Returns whether a sequence surely begins with the grid's tokens."""
-    return length == grid_length or (references_follow and length > grid_length)

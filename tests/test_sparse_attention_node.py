@@ -25,8 +25,24 @@ def patch(comfy, model, preset):
     return comfy.run("SimpleGVRSparseAttention", model=model, preset=preset)[0]
 
 
-def sample(comfy, model, shape=(1, 16, 3, 18, 14), text=None):
-    conditioning = [[torch.zeros(1, 1, 4096) if text is None else text, {}]]
+def override_of(model):
+    return model.model_options["transformer_options"]["optimized_attention_override"]
+
+
+def reports(comfy, model, monkeypatch):
+    """Returns the list of texts that the model's node will show."""
+    texts, override = [], override_of(model)
+    override.attention = replace(override.attention, node_id="7")
+    monkeypatch.setattr(sys.modules[f"{comfy.pack.__name__}.nodes.attention"], "show_text", lambda node_id, text: texts.append(text))
+    return texts
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if "SimpleGVR Sparse Attention" in record.getMessage()]
+
+
+def sample(comfy, model, shape=(1, 16, 3, 18, 14), text=None, **conditions):
+    conditioning = [[torch.zeros(1, 1, 4096) if text is None else text, conditions]]
     return comfy.run(
         "KSampler", model=model, seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", positive=conditioning,
         negative=conditioning, latent_image={"samples": torch.zeros(shape)}, denoise=1.0,
@@ -127,17 +143,43 @@ def test_reference_tokens_behind_the_grid_are_seen_and_see(comfy, wan):
     assert change.abs().amax((0, 1)).min() > 0  # every token of the grid saw them
 
 
-def test_tokens_before_the_grid_are_left_to_dense_attention(comfy, wan):
+def test_tokens_before_the_grid_are_left_to_dense_attention_aloud(comfy, wan, monkeypatch, caplog):
     from comfy.sd import load_diffusion_model_state_dict
 
     generator = torch.Generator().manual_seed(0)
     state_dict = {key: tensor.clone() for key, tensor in wan.model.diffusion_model.state_dict().items()}
     state_dict |= {"ref_conv.weight": torch.randn(128, 16, 2, 2, generator=generator), "ref_conv.bias": torch.zeros(128)}
     model = load_diffusion_model_state_dict(state_dict)
-    network, patched = model.model.diffusion_model.float(), patch(comfy, model, ONE_WINDOW)
-    x, reference = torch.randn(1, 16, 3, 18, 14, generator=generator), torch.randn(1, 16, 18, 14, generator=generator)
-    assert torch.equal(direct(patched, network, x, reference_latent=reference), direct(model, network, x, reference_latent=reference))
-    assert not torch.allclose(direct(patched, network, x), direct(model, network, x), atol=1e-4)
+    patched, reference = patch(comfy, model, ONE_WINDOW), torch.randn(1, 16, 1, 18, 14, generator=generator)
+    shown = reports(comfy, patched, monkeypatch)
+    assert torch.equal(sample(comfy, patched, reference_latents=[reference]), sample(comfy, model, reference_latents=[reference]))
+    assert shown == ["dense, not sparse attention: there are tokens before the video's, as of a reference image"] * 2
+    assert warnings(caplog) == [f"SimpleGVR Sparse Attention: {shown[0]}"]
+    assert not torch.allclose(sample(comfy, patched), sample(comfy, model), atol=1e-4)
+    assert shown[2:] == ["sdpa: 27 windows of 1 x 4 x 3 tokens, each sees 2: 8.9 % of dense attention"] * 2 and len(warnings(caplog)) == 1
+
+
+def test_an_override_that_takes_the_slot_is_noticed(comfy, wan, monkeypatch, caplog):
+    patched = patch(comfy, wan, ONE_WINDOW)
+    shown, taken = reports(comfy, patched, monkeypatch), patched.clone()
+    taken.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: func(*args, **kwargs)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: pytest.fail("nothing was compiled"))
+    assert torch.equal(sample(comfy, taken), sample(comfy, wan))
+    assert shown == ["dense, not sparse attention: another node put its own in this one's place"] * 2
+    assert warnings(caplog) == [f"SimpleGVR Sparse Attention: {shown[0]}"]
+
+
+@pytest.mark.parametrize("place", ["positional mask", "mask", "scale"])
+def test_masked_and_scaled_attention_goes_to_the_earlier_override(comfy, wan, place):
+    seen, x = [], torch.randn(1, 3 * 9 * 7, 128)
+    first = wan.clone()
+    first.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: seen.append(args) or args[0]
+    override = override_of(patch(comfy, first, ONE_WINDOW))
+    change = torch.ones(1, 1, len(x[0]), len(x[0]), dtype=torch.bool)
+    inputs = {"positional mask": ((change,), {}), "mask": ((), {"mask": change}), "scale": ((), {"scale": 0.5})}
+    args, kwargs = inputs[place]
+    override(None, x, x, x, 1, *args, transformer_options={"block_index": 0, "grid_sizes": (3, 9, 7)}, **kwargs)
+    assert len(seen) == 1 and override.why_dense == "another node masks or scales it"
 
 
 def test_cross_attention_of_the_grids_length_stays_dense(comfy, wan):
@@ -189,20 +231,40 @@ OURS = ("SimpleGVRLoadModel", {"model_name": "gvr_test.safetensors"}, (None, ONE
 STOCK = ("UNETLoader", {"unet_name": "wan_test.safetensors"}, (None, ONE_WINDOW, ALL_WINDOWS, None, ONE_WINDOW))
 
 
-@pytest.mark.parametrize("loader, name, presets", [OURS, STOCK])
-def test_a_compiled_model_takes_every_change_of_attention(comfy, loader, name, presets):
+def compiled_model(model):
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-    model = comfy.run(loader, **name, weight_dtype="default")[0]
     compiled = model.clone()
     no_guards = {"guard_filter_fn": lambda entries: ["transformer_options" not in entry.name for entry in entries]}  # TorchCompileModel's
     set_torch_compile_wrapper(compiled, backend="eager", options=no_guards)
+    return compiled
+
+
+@pytest.mark.parametrize("loader, name, presets", [OURS, STOCK])
+def test_a_compiled_model_takes_every_change_of_attention(comfy, loader, name, presets):
+    model = comfy.run(loader, **name, weight_dtype="default")[0]
+    compiled = compiled_model(model)
     upscaled = latent((1, 16, 3, 18, 14))
     torch.compiler.reset()
     for preset in presets:
         pair = [patch(comfy, m, preset) if preset else m for m in (model, compiled)]
         outs = [conditioned_ksampler(comfy, m, upscaled) for m in pair]
         torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
+
+
+def test_a_dense_run_after_a_reset_of_the_compiler_is_noticed(comfy, wan, monkeypatch, caplog):
+    """By the same override that ran before. One that took its place costs one reset, not one a step."""
+    patched = patch(comfy, wan, ONE_WINDOW)
+    expected, compiled = sample(comfy, patched), compiled_model(patched)
+    torch.compiler.reset()
+    dense = sample(comfy, compiled_model(wan))
+    torch.testing.assert_close(sample(comfy, compiled), expected, atol=1e-5, rtol=0)
+    assert not warnings(caplog)
+    taken, resets, reset = compiled.clone(), [], torch.compiler.reset
+    taken.model_options["transformer_options"]["optimized_attention_override"] = torch.compiler.disable(lambda f, *a, **k: f(*a, **k))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(reset()))
+    torch.testing.assert_close(sample(comfy, taken), dense, atol=1e-5, rtol=0)
+    assert len(resets) == len(warnings(caplog)) == 1
 
 
 def test_cross_attention_of_the_grids_length_stays_dense_in_our_model(comfy):
