@@ -27,11 +27,11 @@ class FlowBasedConfig:
     """
 
     motion: MotionConfig = MotionConfig()
-    ellipses: tuple[int, int] = (12, 32)
+    ellipses: tuple[int, int] = (16, 32)
     ellipse_size: tuple[float, float] = (0.02, 0.1)
     samples: int = 4
     blend: tuple[float, float] = (0.4, 0.8)
-    blur_gain: tuple[float, float] = (0.7, 1.5)
+    blur_gain: tuple[float, float] = (0.75, 1.5)
     longest_blur_size: float = 0.05
     full_blur_size: float = 0.02
     block: int = 16
