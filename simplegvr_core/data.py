@@ -3,11 +3,13 @@
 B batch, F frames, H, W pixels; images uint8 (F, H, W, 3) as stored; video float (B, 3, F, H, W) in [-1, 1]
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
+import cv2
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
 
 def find_videos(folder: Path) -> list[Path]:
@@ -27,15 +30,61 @@ def find_videos(folder: Path) -> list[Path]:
     return paths
 
 
-def read_frames(path: Path) -> Iterator[Tensor]:
-    """Yields the frames of a video file in order, each uint8 (H, W, 3), upright. Raises ValueError when there are none."""
+def inspect_video(path: Path) -> tuple[int, list[str]]:
+    """Returns how many frames a file holds, and what is unusual about it, in words. Reads its packets, decodes nothing.
+
+    Raises ValueError when it cannot be read, holds no video or ends early.
+    """
     try:
         with av.open(path) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
-                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).rot90(round(frame.rotation / 90))
+            stream = container.streams.video[0]
+            packets = [(packet.pts, packet.is_discard, packet.is_corrupt) for packet in container.demux(stream) if packet.size]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is not a video that can be read ({error})") from error
+    if any(is_corrupt for *_, is_corrupt in packets) or len(packets) < stream.frames:
+        raise ValueError(f"{path} ends early: {len(packets)} of {stream.frames or 'an unknown number of'} frames are there")
+    notes = []
+    if transfer := HDR_TRANSFERS.get(stream.codec_context.color_trc):
+        notes.append(f"HDR ({transfer}): tone mapped to BT.709")
+    if (bits := stream.codec_context.format.components[0].bits) > 8:
+        notes.append(f"{bits} bits a channel: decoded to 8")
+    times = sorted(pts for pts, *_ in packets if pts is not None)
+    gaps = sorted(later - earlier for earlier, later in pairwise(times))
+    if sum(gap > 1.5 * gaps[len(gaps) // 2] for gap in gaps) > 0.01 * len(gaps):
+        notes.append("variable frame rate: frames are taken in order, whatever their times")
+    return sum(not is_discard for _, is_discard, _ in packets), notes
+
+
+def read_frames(path: Path, wanted: Callable[[int], bool] = lambda index: True) -> Iterator[Tensor]:
+    """Yields the frames of a video file in order, each uint8 (H, W, 3), upright; those whose number is wanted, from 0.
+
+    HDR is tone mapped to BT.709. Raises ValueError when there are none or one is damaged.
+    """
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            to_sdr = tone_mapper(stream) if stream.codec_context.color_trc in HDR_TRANSFERS else lambda frame: frame
+            for index, frame in enumerate(container.decode(stream)):
+                if frame.is_corrupt:
+                    raise ValueError(f"{path} is damaged in frame {index}")
+                if wanted(index):
+                    yield torch.from_numpy(to_sdr(frame).to_ndarray(format="rgb24")).rot90(round(frame.rotation / 90))
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} is not a video that can be read ({error})") from error
+
+
+def tone_mapper(stream: av.VideoStream) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Returns a function from an HDR frame of the stream to one of BT.709, 8 bit, with its highlights compressed."""
+    graph = av.filter.Graph()
+    scale = graph.add("scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual")
+    graph.link_nodes(graph.add_buffer(template=stream), scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+
+    def to_sdr(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.push(frame)
+        return graph.pull()
+
+    return to_sdr
 
 
 def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fraction]:
@@ -93,9 +142,9 @@ def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list
     clips = []
     for path in find_videos(folder):
         clip = []
-        for index, frame in enumerate(tqdm(read_frames(path), desc=path.name, unit="frame", mininterval=5)):
-            if index % spacing < num_frames:
-                clip.append(shrink(frame, height))
+        frames = read_frames(path, lambda index: index % spacing < num_frames)
+        for frame in tqdm(frames, desc=path.name, unit="frame", mininterval=5):
+            clip.append(shrink(frame, height))
             if len(clip) == num_frames:
                 clips.append(torch.stack(clip))
                 clip = []
@@ -109,7 +158,14 @@ def shrink(frame: Tensor, height: int) -> Tensor:
     if frame.shape[0] <= height:
         return frame
     width = round(frame.shape[1] * height / frame.shape[0])
-    return to_images(resize_frames(to_video(frame[None]), (height, width), "area"))[0]
+    return torch.from_numpy(cv2.resize(frame.numpy(), (width, height), interpolation=cv2.INTER_AREA))
+
+
+def crop_centre(images: Tensor, multiple: int) -> Tensor:
+    """Returns the middle of images (F, H, W, 3), as much as is a multiple of so many pixels in height and width."""
+    top, left = (extent % multiple // 2 for extent in images.shape[1:3])
+    height, width = (extent // multiple * multiple for extent in images.shape[1:3])
+    return images[:, top : top + height, left : left + width]
 
 
 def random_crops(clips: list[Tensor], batch: int, num_frames: int, size: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,8 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "baselines", "measure"},
+    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "baselines", "measure"},
+    {"clips"},
     {"degradations.randomness", "degradations.opencv"},
     {"degradations.blur", "degradations.codecs", "degradations.motion"},
     {"degradations.classical", "degradations.flow_based"},
@@ -23,6 +24,7 @@ LAYERS = [
     {"sampling", "flops"},
     {"degradations.model_guided"},
     {"degradations"},
+    {"pairs"},
     {"train", "evaluate", "benchmark"},
 ]
 
