@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .bridge import register_model_folders
+from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
 from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
 from .sampler import SimpleGVRSampler
@@ -24,4 +25,7 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRSparseAttention,
             SimpleGVRNullPrompt,
             SimpleGVRTrim,
+            SimpleGVRFlowDegrade,
+            SimpleGVRClassicalDegrade,
+            SimpleGVRModelDegrade,
         ]

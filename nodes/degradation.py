@@ -1,0 +1,289 @@
+"""Degradations to look at: what training does to a video, and to a latent, before it asks for the original back."""
+
+from dataclasses import replace
+
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+from comfy_api.latest import io, ui
+from einops import rearrange
+from torch import Tensor
+
+from ..simplegvr_core.data import area_downscale, shrink, to_images
+from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, degrade_classical
+from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_flow_based
+from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
+from ..simplegvr_core.degradations.randomness import Drift
+from ..simplegvr_core.flow import shifted_sigmas
+from ..simplegvr_core.sampling import draw_noise
+from .bridge import CATEGORY, to_latent
+from .latent import null_prompt
+from .sampler import euler
+
+PREVIEW_HEIGHT = 480  # pixels
+PREVIEW_RATE = 12  # frames a second
+
+
+class SimpleGVRFlowDegrade(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SimpleGVRFlowDegrade",
+            display_name="SimpleGVR Flow Degrade",
+            category=CATEGORY,
+            description="Gives a video the faults of text-to-video models: where it moves, colours of the frame before bleed in "
+            "and it blurs along its motion. What stands still stays as it is, bit for bit. The preview shows before and after.",
+            search_aliases=["motion blur", "degrade video", "training pairs", "AIGC degradation", "optical flow"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The video. At the size that a text-to-video model makes it looks most like one."),
+                seed_input(),
+                io.Float.Input(
+                    "color_bleeding",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Weight of the colour of the frame before in the middle of an ellipse, at most; at least half of it. 0: none.",
+                ),
+                io.Int.Input("ellipses", default=32, min=1, max=256, tooltip="Ellipses in a frame, at most; at least half as many."),
+                io.Float.Input(
+                    "motion_blur",
+                    default=1.5,
+                    min=0.0,
+                    max=8.0,
+                    step=0.1,
+                    tooltip="Length of the blur over that of the motion from frame to frame, at most; at least half of it. 0: none.",
+                ),
+                io.Float.Input(
+                    "min_motion",
+                    default=1.0,
+                    min=0.1,
+                    max=64.0,
+                    step=0.1,
+                    tooltip="Pixels from frame to frame above which something counts as moving. Raise it for a shaking camera.",
+                ),
+            ],
+            outputs=picture_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, images, seed, color_bleeding, ellipses, motion_blur, min_motion) -> io.NodeOutput:
+        config = FlowBasedConfig(
+            motion=MotionConfig(pixels=min_motion),
+            ellipses=(-(-ellipses // 2), ellipses),
+            blend=(color_bleeding / 2, color_bleeding),
+            blur_gain=(motion_blur / 2, motion_blur),
+        )
+        video = video_of(images)
+        motion = estimate_motion(video, config.motion)
+        degraded = degrade_flow_based(video, motion, config, torch.Generator().manual_seed(seed))
+        moving = torch.from_numpy(motion.moving)
+        out = torch.where(moving[..., None], images_of(degraded), images[..., :3].cpu())  # bit-identical where nothing moves
+        return pictures(video, degraded, motion, out, cls)
+
+
+class SimpleGVRClassicalDegrade(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SimpleGVRClassicalDegrade",
+            display_name="SimpleGVR Classical Degrade",
+            category=CATEGORY,
+            description="Degrades a video as RealBasicVSR does: twice blur, resize, noise, JPEG and a real video codec, all drawn "
+            "at random by the seed. The defaults are its published ranges. The preview shows before and after.",
+            search_aliases=["RealBasicVSR", "degrade video", "compress", "add noise", "training pairs"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The video."),
+                io.Int.Input("scale", default=1, min=1, max=8, tooltip="How many times smaller it comes out; 1 keeps the size."),
+                seed_input(),
+                io.Float.Input(
+                    "blur",
+                    default=1.0,
+                    min=0.1,
+                    max=8.0,
+                    step=0.1,
+                    tooltip="Times the published widths of the blurs: up to 3 pixels in the first pass, 1.5 in the second.",
+                ),
+                io.Float.Input(
+                    "smallest",
+                    default=0.15,
+                    min=0.05,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="The first resize may shrink to this share of the size, the second to twice as much. Details go with it.",
+                ),
+                io.Float.Input(
+                    "noise",
+                    default=1.0,
+                    min=0.0,
+                    max=8.0,
+                    step=0.1,
+                    tooltip="Times the published strengths of the noise: up to 30 levels of 255 in the first pass, 25 in the second.",
+                ),
+                io.Int.Input("jpeg_quality", default=30, min=1, max=95, tooltip="Quality of JPEG, at least; at most 95."),
+                io.Float.Input(
+                    "kilobits",
+                    default=10.0,
+                    min=0.5,
+                    max=1000.0,
+                    step=0.5,
+                    tooltip="Kilobits that the video codec has for a frame, at least; at most ten times as many. Large frames need more.",
+                ),
+            ],
+            outputs=picture_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, images, scale, seed, blur, smallest, noise, jpeg_quality, kilobits) -> io.NodeOutput:
+        video, config = video_of(images), classical_config(blur, smallest, noise, jpeg_quality, kilobits)
+        if min(video.shape[3:]) < scale:
+            height, width = video.shape[3:]
+            raise ValueError(
+                f"SimpleGVR Classical Degrade: nothing is left of {width} x {height} pixels at scale {scale}: choose a smaller scale"
+            )
+        degraded = degrade_classical(video, scale, config, torch.Generator().manual_seed(seed))
+        video = area_downscale(video, scale)
+        return pictures(video, degraded, estimate_motion(video, MotionConfig()), images_of(degraded), cls)
+
+
+class SimpleGVRModelDegrade(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SimpleGVRModelDegrade",
+            display_name="SimpleGVR Model Degrade",
+            category=CATEGORY,
+            description="Lets a text-to-video model redraw a latent from a noise share of alpha, which leaves the model's own faults "
+            "in it. SimpleGVR is trained to undo them.",
+            search_aliases=["SDEdit", "degrade latent", "training pairs", "model-guided degradation"],
+            inputs=[
+                io.Model.Input("model", tooltip="The text-to-video model whose faults are wanted: Wan 2.1, or any other rectified flow."),
+                io.Latent.Input("latent", tooltip="Latent of a video, in that model's own latent space."),
+                io.Float.Input(
+                    "alpha",
+                    default=0.35,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Noise share to start from. More: closer to the model, further from the video. The paper draws 0.3 to 0.4.",
+                ),
+                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Model evaluations from alpha to 0."),
+                seed_input(),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="The video's prompt. Left open: the null prompt, which stock models do worse with."
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The redrawn latent, of the same size.")],
+        )
+
+    @classmethod
+    def execute(cls, model, latent, alpha, steps, seed, positive=None) -> io.NodeOutput:
+        samples, model_sampling = latent["samples"], model.get_model_object("model_sampling")
+        latent_format = model.model.latent_format
+        wanted = (latent_format.latent_channels, latent_format.latent_dimensions)
+        if (samples.shape[1], samples.ndim - 2) != wanted:
+            raise ValueError(
+                f"SimpleGVR Model Degrade: the latent has shape {tuple(samples.shape)}, the model works on {wanted[0]} channels and "
+                f"{wanted[1]} axes: encode the video with the model's own VAE"
+            )
+        if not isinstance(model_sampling, comfy.model_sampling.CONST) or not hasattr(model_sampling, "shift"):
+            raise ValueError(
+                f"SimpleGVR Model Degrade: the model is a {type(model.model).__name__}, wanted a rectified flow with a shift, as Wan 2.1"
+            )
+        prompt = positive or null_prompt()
+        out = comfy.sample.sample_custom(
+            model,
+            draw_noise(samples.shape, seed),
+            1.0,
+            comfy.samplers.KSAMPLER(euler),
+            shifted_sigmas(steps, model_sampling.shift, alpha),
+            prompt,
+            prompt,
+            samples,
+            callback=latent_preview.prepare_callback(model, steps),
+            seed=seed,
+        )
+        return io.NodeOutput(to_latent(out))
+
+
+def classical_config(blur: float, smallest: float, noise: float, jpeg_quality: int, kilobits: float) -> ClassicalConfig:
+    """Returns RealBasicVSR's ranges with blur and noise times as strong, and with other limits for the rest."""
+    default = ClassicalConfig()
+
+    def changed(step: PassConfig, smallest: float) -> PassConfig:
+        levels = NoiseConfig(scaled(step.noise.gaussian, noise), scaled(step.noise.poisson, noise))
+        return PassConfig(replace(step.blur, sigma=scaled(step.blur.sigma, blur)), replace(step.resize, smallest=smallest), levels)
+
+    return replace(
+        default,
+        first=changed(default.first, smallest),
+        second=changed(default.second, 2 * smallest),
+        quality=replace(default.quality, low=jpeg_quality),
+        bits=(1e3 * kilobits, 1e4 * kilobits),
+    )
+
+
+def scaled(drift: Drift, factor: float) -> Drift:
+    return replace(drift, low=factor * drift.low, high=factor * drift.high)
+
+
+def seed_input() -> io.Int.Input:
+    """Returns the `seed` input."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip="Draws everything that is random here. The same seed gives the same result.",
+    )
+
+
+def picture_outputs() -> list:
+    """Returns the outputs of the nodes that degrade pictures."""
+    return [
+        io.Image.Output(display_name="degraded", tooltip="The degraded video."),
+        io.Image.Output(
+            display_name="optical_flow",
+            tooltip="Where each pixel was in the frame before: the hue is the direction, the brightness the distance; black stood still.",
+        ),
+        io.Mask.Output(display_name="motion_mask", tooltip="What moves."),
+    ]
+
+
+def pictures(before: Tensor, after: Tensor, motion: Motion, degraded: Tensor, node: type[io.ComfyNode]) -> io.NodeOutput:
+    """Returns the outputs, with before and after side by side, animated, as the node's preview.
+
+    before, after: video (1, 3, F, H, W) in [-1, 1]. degraded: the IMAGE to give out.
+    """
+    pairs = torch.cat((to_images(before), to_images(after)), dim=2)
+    preview = ui.ImageSaveHelper.save_animated_webp(
+        [shrink(frame, PREVIEW_HEIGHT) / 255 for frame in pairs],
+        filename_prefix="SimpleGVR_preview",
+        folder_type=io.FolderType.temp,
+        cls=node,
+        fps=PREVIEW_RATE,
+        lossless=False,
+        quality=90,
+        method=0,
+    )
+    return io.NodeOutput(
+        degraded,
+        optical_flow_picture(motion.optical_flow) / 255,
+        torch.from_numpy(motion.moving).float(),
+        ui=ui.SavedImages([preview], is_animated=len(pairs) > 1),
+    )
+
+
+def video_of(images: Tensor) -> Tensor:
+    """Returns video (1, 3, F, H, W) in [-1, 1] of an IMAGE (F, H, W, C) in [0, 1], without its alpha channel."""
+    return rearrange(images[..., :3], "F H W C -> 1 C F H W").cpu() * 2 - 1
+
+
+def images_of(video: Tensor) -> Tensor:
+    """Returns the IMAGE (F, H, W, 3) in [0, 1] of video (1, 3, F, H, W) in [-1, 1]."""
+    return rearrange(video[0], "C F H W -> F H W C") / 2 + 0.5
