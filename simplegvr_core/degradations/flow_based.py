@@ -22,8 +22,9 @@ class FlowBasedConfig:
     """Lengths ending in _size are shares of the frame's short side.
 
     ellipses: how many in a frame. ellipse_size: their half axes. samples: pixels whose mean is an ellipse's colour.
-    blend: weight of that colour in the middle. blur_gain: length of the blur over that of the motion. block: pixels a
-    side of the blocks that are blurred alike. full_blur_size: motion at which only the blurred picture is left.
+    blend: weight of that colour in the middle. blur_gain: length of the blur over that of the motion, until the blur is
+    longest. full_blur_size: motion from which on only the blurred picture is left. block: pixels a side of what is blurred
+    alike. feather: pixels over which both effects fade in at the border of what moves.
     """
 
     motion: MotionConfig = MotionConfig()
@@ -60,7 +61,7 @@ def feathered(moving: np.ndarray, feather: float) -> np.ndarray:
 def bleed_colours(
     image: np.ndarray, before: np.ndarray, optical_flow: np.ndarray, inside: np.ndarray, config: FlowBasedConfig, generator: torch.Generator
 ) -> np.ndarray:
-    """Returns the image with ellipses in colours of the frame before it, where motion is likely and strongest in the middle.
+    """Returns the image with ellipses in colours of the frame before it, more of them where it moves faster.
 
     An ellipse lies along the motion at its centre. Its colour is a mean of Gaussian samples around where that came from,
     which spread as wide as the ellipse, and further along a faster motion.
@@ -68,25 +69,31 @@ def bleed_colours(
     image = image.copy()
     height, width = inside.shape
     low, high = (share * min(height, width) for share in config.ellipse_size)
-    likelihood = torch.from_numpy(inside * np.linalg.norm(optical_flow, axis=2)).flatten()
+    speed = torch.from_numpy(inside * np.linalg.norm(optical_flow, axis=2)).flatten()
     count = int(torch.randint(config.ellipses[0], config.ellipses[1] + 1, (), generator=generator))
-    for place in torch.multinomial(likelihood, count, replacement=True, generator=generator).tolist():
+    for place in torch.multinomial(speed, count, replacement=True, generator=generator).tolist():
         centre = np.array([place % width, place // width])
         motion = optical_flow[centre[1], centre[0]]
-        axes = sorted((uniform(low, high, generator) for _ in range(2)), reverse=True)
-        blend = uniform(*config.blend, generator)
         turn = turned(math.atan2(motion[1], motion[0]))
+        axes = sorted((uniform(low, high, generator) for _ in range(2)), reverse=True)
         spread = torch.randn(config.samples, 2, generator=generator).numpy() * (axes[0] + math.hypot(*motion), axes[1]) / 2
         x, y = np.round(centre + motion + spread @ turn).astype(int).clip(0, (width - 1, height - 1)).T
-        colour = before[y, x].mean(axis=0)
-        left, top = (centre - math.ceil(axes[0])).clip(0)
-        right, bottom = centre + math.ceil(axes[0]) + 1
-        box = np.s_[top:bottom, left:right]
-        offset = np.stack(np.meshgrid(np.arange(left, min(right, width)), np.arange(top, min(bottom, height))), axis=2) - centre
-        squared = ((offset @ turn.T / axes) ** 2).sum(axis=2)
-        weight = (blend * (1 - squared).clip(0) ** 2 * inside[box]).astype(np.float32)[..., None]
-        image[box] += weight * (colour - image[box])
+        box, weight = ellipse(centre, axes, turn, inside.shape)
+        weight = uniform(*config.blend, generator) * weight * inside[box]
+        image[box] += weight[..., None].astype(np.float32) * (before[y, x].mean(axis=0) - image[box])
     return image
+
+
+def ellipse(centre: np.ndarray, axes: list[float], turn: np.ndarray, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Returns the rows and columns of a frame of size (H, W) that an ellipse may touch, and its weight there.
+
+    The weight is (1 - r^2)^2, 1 in the centre (x, y) and 0 from the half axes on. turn: from turned.
+    """
+    reach = math.ceil(axes[0])
+    box = tuple(slice(max(0, middle - reach), min(extent, middle + reach + 1)) for middle, extent in zip(centre[::-1], size, strict=True))
+    offset = np.mgrid[box][::-1].transpose(1, 2, 0) - centre
+    squared = ((offset @ turn.T / axes) ** 2).sum(axis=2)
+    return box, (1 - squared).clip(0) ** 2
 
 
 def turned(angle: float) -> np.ndarray:
