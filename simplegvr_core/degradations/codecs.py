@@ -29,6 +29,8 @@ def video_codec(images: list[np.ndarray], codec: str, bits: int) -> list[np.ndar
     encoder.height, encoder.width = height + pad[0][1], width + pad[1][1]
     encoder.pix_fmt, encoder.framerate, encoder.time_base, encoder.bit_rate = "yuv420p", 1, 1, bits
     encoder.bit_rate_tolerance = bits  # otherwise mpeg4 hardly looks at the rate in the first seconds
+    if DECODERS[codec] == "h264":
+        encoder.options = {"x264-params": "mbtree=0"}  # x264's macroblock tree reads memory it never wrote: other bits each time
     decoder = av.CodecContext.create(DECODERS[codec], "r")
     for context in (encoder, decoder):
         context.thread_count = 1  # more threads would each take their own decisions
