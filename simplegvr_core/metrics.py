@@ -1,11 +1,20 @@
 """Quality of a video against its original.
 
-video, original: (B, 3, F, H, W) in [-1, 1], one shape.
+B batch, F frames; video, original: (B, 3, F, H, W) in [-1, 1], one shape. Values of video outside are clamped.
 """
 
+from collections.abc import Iterator
+from functools import cache
+
+import cv2
+import torch
+import torch.nn.functional as F
 import torchmetrics.functional.image as tm
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+
+SMALLEST = 32  # pixels a side, for st_lpips
+CHUNK = 4  # frames at a time: keeps the memory of a metric at some hundred MB, whatever the clip's length
 
 
 def psnr(video: Tensor, original: Tensor) -> float:
@@ -15,5 +24,84 @@ def psnr(video: Tensor, original: Tensor) -> float:
 
 def ssim(video: Tensor, original: Tensor) -> float:
     """Returns the structural similarity, the mean over frames; 1 is equal. Gaussian window, sigma 1.5."""
-    frames = (rearrange(x.clamp(-1, 1), "B C F H W -> (B F) C H W") for x in (video, original))
-    return tm.structural_similarity_index_measure(*frames, data_range=(-1, 1)).item()
+    values = [tm.structural_similarity_index_measure(*frames, data_range=(-1, 1), reduction="none") for frames in chunks(video, original)]
+    return torch.cat(values).mean().item()
+
+
+def st_lpips(video: Tensor, original: Tensor) -> float:
+    """Returns the shift-tolerant learned perceptual distance, the mean over frames; 0 is equal, lower is better.
+
+    ST-LPIPS (Ghildyal and Liu, ECCV 2022), AlexNet, weights of its package; H, W at least SMALLEST.
+    """
+    network = st_lpips_network("alex", video.device)
+    with torch.inference_mode():
+        return torch.cat([network(*frames).flatten() for frames in chunks(video, original)]).mean().item()
+
+
+def warping_error(video: Tensor, original: Tensor) -> float:
+    """Returns the temporal warping error x 1000, lower is better: 1.5 stands for 1.5e-3. F at least 2.
+
+    E_warp (Lai et al., ECCV 2018): for each frame t > 0, the mean over visible pixels and channels of
+    (video_t - warp(video_{t-1}))^2, video in [0, 1]; then the mean over frames. The warp is bilinear, along the optical
+    flow of the original. A pixel is visible when it comes from inside the frame and the optical flow there leads
+    back: |w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5, in pixels (Sundaram et al., ECCV 2010). A frame without any counts as 0.
+    """
+    video = (video.clamp(-1, 1) + 1) / 2
+    errors = []
+    for clip, truth in zip(video, original, strict=True):
+        for t in range(1, clip.shape[1]):
+            backward, visible = visible_motion(truth[:, t - 1], truth[:, t])
+            difference = clip[:, t] - warp(clip[:, t - 1], backward)
+            errors.append((difference.square().mean(0) * visible).sum() / visible.sum().clamp(min=1))
+    return 1000 * torch.stack(errors).mean().item()
+
+
+METRICS = {metric.__name__: metric for metric in (psnr, ssim, st_lpips, warping_error)}
+
+
+def chunks(video: Tensor, original: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields a few frames of both at a time, each (n, 3, H, W) in [-1, 1]."""
+    frames = (rearrange(x, "B C F H W -> (B F) C H W").split(CHUNK) for x in (video.clamp(-1, 1), original))
+    return zip(*frames, strict=True)
+
+
+@cache
+def st_lpips_network(trunk: str, device: torch.device | str) -> nn.Module:
+    """Returns the network of ST-LPIPS: (n, 3, H, W) in [-1, 1] twice -> (n, 1, 1, 1). trunk: "alex" measures, "vgg" trains."""
+    from stlpips_pytorch.stlpips import LPIPS  # imports IPython, which takes seconds
+
+    return LPIPS(net=trunk, variant="shift_tolerant", pnet_rand=True, verbose=False).to(device).requires_grad_(False)
+
+
+def visible_motion(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns where each pixel of current was in previous, as its offset (2, H, W), x first; and whether it was visible, (H, W).
+
+    previous, current: (3, H, W) in [-1, 1]. The rule for visible is that of `warping_error`.
+    """
+    backward, forward = optical_flow(current, previous), optical_flow(previous, current)
+    returned = warp(forward, backward)
+    disagreement = (backward + returned).square().sum(0)
+    tolerance = 0.01 * (backward.square().sum(0) + returned.square().sum(0)) + 0.5
+    inside = warp(torch.ones_like(previous[:1]), backward)[0] > 0.999
+    return backward, (disagreement <= tolerance) & inside
+
+
+def optical_flow(source: Tensor, target: Tensor) -> Tensor:
+    """Returns the offset in pixels from each pixel of source to its place in target, (2, H, W), x first. DIS, medium preset.
+
+    source, target: (3, H, W) in [-1, 1]; H, W at least 16.
+    """
+    images = [(127.5 * rearrange(x, "C H W -> H W C") + 127.5).round().byte().cpu().numpy() for x in (source, target)]
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+    offsets = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    return rearrange(torch.from_numpy(offsets), "H W C -> C H W").to(source.device)
+
+
+def warp(image: Tensor, offset: Tensor) -> Tensor:
+    """Returns (C, H, W): image (C, H, W) sampled bilinearly at each pixel plus its offset (2, H, W), x first; 0 outside."""
+    _, height, width = image.shape
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    position = torch.stack((columns, rows)).to(offset) + offset
+    extent = torch.tensor([width, height]).to(offset)[:, None, None]
+    grid = rearrange((2 * position + 1) / extent - 1, "C H W -> 1 H W C")
+    return F.grid_sample(image[None], grid, align_corners=False)[0]

@@ -11,7 +11,7 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "baselines", "measure"},
+    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "baselines", "measure", "peers", "report"},
     {"clips"},
     {"degradations.randomness", "degradations.opencv"},
     {"degradations.blur", "degradations.codecs", "degradations.motion"},
