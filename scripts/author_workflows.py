@@ -1,11 +1,12 @@
 """Writes workflows/*.json and their thumbnails from workflows/api/*.json, through ComfyUI's own front end.
 
-`python3 scripts/author_workflows.py`, after a change to an API workflow or to a node's inputs.
+`python3 scripts/author_workflows.py [NAME ...]`, after a change to an API workflow or to a node's inputs.
 """
 
 import io
 import json
 import shutil
+import sys
 
 from comfyui import HOME, REPO, enter, say, server
 
@@ -21,6 +22,12 @@ Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a
 
 Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
 substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.""",
+    "degradation_preview": """## What SimpleGVR learns to undo
+**SimpleGVR Flow Degrade** gives a video the faults of text-to-video models: colours of the frame before bleed into
+what moves, and it blurs along its motion. **SimpleGVR Classical Degrade** is RealBasicVSR's: blur, noise, compression.
+
+Each node plays before and after side by side. The saved video shows, from left to right: before, flow-based,
+classical, optical flow (hue: direction, brightness: speed), and what moves. Another **seed** draws anew.""",
     "wan21_t2v_to_1080p": """## Wan 2.1 to 1080p with SimpleGVR
 The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decoded in between.
 
@@ -44,8 +51,8 @@ def author(page, name: str) -> dict:
             app.graph.arrange()
             for (const node of app.graph._nodes) {
                 const [width, height] = node.computeSize()
-                const room = {CLIPTextEncode: 160, LoadVideo: 320}[node.type] ?? 0
-                node.setSize([Math.max(width, 280), Math.max(height, room)])
+                const room = {CLIPTextEncode: 160, LoadVideo: 320, SimpleGVRFlowDegrade: 420, SimpleGVRClassicalDegrade: 460}[node.type]
+                node.setSize([Math.max(width, 280), Math.max(height, room ?? 0)])
                 for (const widget of node.widgets ?? []) {
                     if (widget.name === 'control_after_generate') widget.value = 'fixed'
                     if (downloads[widget.value]) node.properties.models = [downloads[widget.value]]
@@ -77,7 +84,7 @@ def main() -> None:
     (base / "input").mkdir(exist_ok=True)
     shutil.copy(REPO / "assets" / "demo.mp4", base / "input")
     with server(base) as (address, _), comfyui_page(address) as page:
-        for name in NOTES:
+        for name in sys.argv[1:] or NOTES:
             say(f"authoring {name}")
             graph = author(page, name)
             for key in ("id", "revision"):
