@@ -1,0 +1,219 @@
+"""Pairs: what is in them, what is left out and why, and that nothing but the options changes a byte of them."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DIT, REPO, random_weights, save_dit
+from einops import rearrange
+
+from simplegvr_core import checkpoint
+from simplegvr_core.data import area_downscale, crop_centre, read_video, resize_frames, to_images, to_video, write_video
+from simplegvr_core.pairs import BuildPairs, Pairs
+from simplegvr_core.vae import TinyVAE, TinyVAEConfig, load_tiny_vae
+
+VAE = TinyVAEConfig(8, 1, 8, 1, 8, 1, 1)
+
+
+def footage(num_frames: int, height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
+    """Returns images (F, H, W, 3) of a texture that moves a pixel a frame: sharp, of middle brightness, without a cut."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 1, height // 8, width // 8, generator=generator) * 2 - 1
+    texture = resize_frames(coarse, (height, width), "bilinear") * 0.6 + 0.2 * torch.randn(1, 1, 1, height, width, generator=generator)
+    return to_images(torch.cat([texture.roll(index, dims=4) for index in range(num_frames)], dim=2))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "report.json"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder with a tiny autoencoder and a tiny text-to-video model."""
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint.save(folder / "vae.safetensors", "tiny_vae", random_weights(TinyVAE(VAE)).state_dict(), model=VAE)
+    save_dit(folder / "t2v.safetensors", replace(DIT, in_dim=16))
+    save_dit(folder / "gvr.safetensors")
+    return folder
+
+
+@pytest.fixture
+def build(tmp_path, models, monkeypatch, one_thread):
+    """A command whose videos are a.mp4 (3 clips of 5 frames) and below/b.mp4 (2)."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # where MUSIQ's weights would be
+    write_video(tmp_path / "videos" / "a.mp4", footage(17), Fraction(24))
+    write_video(tmp_path / "videos" / "below" / "b.mp4", footage(11, 53, 99, seed=1), Fraction(24))
+    return BuildPairs(
+        tmp_path / "videos", models / "vae.safetensors", tmp_path / "out", "area", num_frames=5, spacing=5, scales=(2, 3), seed=5
+    )
+
+
+def test_a_pair_is_the_latents_of_a_clip_and_of_its_small_version(build):
+    summary = build.run()
+    assert (summary["pairs"], summary["clips"], summary["dropped"], summary["skipped"]) == (5, 5, {}, {})
+    pairs, vae = Pairs(build.out), load_tiny_vae(build.vae)
+    assert len(pairs) == 5
+    assert set(pairs.scales) == {2, 3}
+    for i, (name, start) in enumerate([("a.mp4", 0), ("a.mp4", 5), ("a.mp4", 10), ("below/b.mp4", 0), ("below/b.mp4", 5)]):
+        scale = pairs.scales[i]
+        z_lr, z_hr = pairs[i]
+        assert pairs.entries[i] == {"id": i, "shard": "shard_00000.safetensors", "video": name, "frame": start, "scale": scale}
+        video = to_video(crop_centre(read_video(build.videos / name)[0][start : start + 5], 8 * scale))
+        assert z_hr.shape == (16, 2, video.shape[3] // 8, video.shape[4] // 8)
+        assert z_hr.shape[2:] == (scale * z_lr.shape[2], scale * z_lr.shape[3])
+        assert z_lr.dtype == z_hr.dtype == torch.float32
+        torch.testing.assert_close(z_hr, vae.encode(video)[0], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(z_lr, vae.encode(area_downscale(video, scale))[0], atol=2e-3, rtol=2e-3)
+
+
+def test_the_middle_of_a_picture_is_kept():
+    images = torch.arange(5 * 7).view(1, 5, 7, 1)
+    assert torch.equal(crop_centre(images, 3)[0, :, :, 0], torch.arange(5 * 7).view(5, 7)[1:4, :6])
+
+
+def test_what_is_not_worth_training_on_is_dropped_and_reported(build):
+    still = footage(5, seed=2)
+    blurred = to_images(resize_frames(resize_frames(to_video(still), (4, 6), "area"), (64, 96), "bicubic"))
+    dim, bright = (rearrange([still // 16] * 5, "n F H W C -> (n F) H W C")[:5], 255 - still // 16)
+    cut = torch.cat([footage(3, seed=3) // 2, 255 - footage(2, seed=4) // 2])
+    for name, images in {"blurred": blurred, "dark": dim, "bright": bright, "cut": cut}.items():
+        write_video(build.videos / f"{name}.mp4", images, Fraction(24))
+    summary = build.run()
+    assert summary["dropped"] == {"blurred": 1, "too dark": 1, "too bright": 1, "shot cut": 1}
+    assert summary["pairs"] == 5
+    report = json.loads((build.out / "report.json").read_text())
+    dropped = {clip["video"]: (clip["frame"], clip["reason"], clip["detail"]) for clip in report["dropped_clips"]}
+    assert dropped["cut.mp4"] == (0, "shot cut", "between its frames 2 and 3")
+    assert dropped["dark.mp4"][2].endswith("wanted 25 to 230")
+    assert dropped["blurred.mp4"][2].startswith("Laplacian variance")
+    assert report["musiq"].startswith("not applied")
+
+
+def test_a_pair_depends_on_its_own_clip_and_the_seed_alone(build, tmp_path):
+    classical = replace(build, recipe="classical")
+    classical.run()
+    (build.videos / "a.mp4").unlink()
+    alone, reseeded = replace(classical, out=tmp_path / "alone"), replace(classical, out=tmp_path / "reseeded", seed=1)
+    alone.run()
+    reseeded.run()
+    for i in range(2):
+        for together, by_itself, other in zip(Pairs(build.out)[3 + i], Pairs(alone.out)[i], Pairs(reseeded.out)[i], strict=True):
+            assert torch.equal(together, by_itself)
+            assert together.shape != other.shape or together is not other
+    assert any(not torch.equal(Pairs(alone.out)[i][0], Pairs(reseeded.out)[i][0]) for i in range(2))
+
+
+def test_a_killed_run_ends_in_the_bytes_of_an_unbroken_one(build, tmp_path):
+    write_video(build.videos / "a.mp4", footage(200), Fraction(24))
+    unbroken = replace(build, recipe="classical", shard_pairs=2)
+    unbroken.run()
+    killed = replace(unbroken, out=tmp_path / "killed")
+    options = {
+        "videos": killed.videos,
+        "vae": killed.vae,
+        "out": killed.out,
+        "recipe": "classical",
+        "num-frames": 5,
+        "spacing": 5,
+        "seed": 5,
+    }
+    command = [sys.executable, "-m", "simplegvr_core.pairs", "--shard-pairs", "2", "--scales", "2", "3"]
+    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    child = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while child.poll() is None and not (killed.out / "shard_00003.safetensors").exists():
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    kept = digests(killed.out)
+    assert "pairs.json" not in kept
+    written = (killed.out / "shard_00003.safetensors").stat().st_mtime_ns
+    killed.run()
+    assert (killed.out / "shard_00003.safetensors").stat().st_mtime_ns == written
+    assert digests(killed.out) == digests(unbroken.out)
+    assert len(digests(killed.out)) == 21 + 2  # shards of 2 of 42 pairs, and two indices
+
+
+def test_a_folder_goes_on_with_the_options_it_was_begun_with(build):
+    build.run()
+    before = digests(build.out)
+    assert build.run()["pairs"] == 5
+    assert digests(build.out) == before
+    with pytest.raises(ValueError, match=r"was begun with scales = \[2, 3\], now it is \[3\]: run it with the same .* or choose another"):
+        replace(build, scales=(3,)).run()
+    with pytest.raises(ValueError, match=r"begun with filters\.min_luma = 25, now it is 26"):
+        replace(build, filters=replace(build.filters, min_luma=26)).run()
+    write_video(build.videos / "c.mp4", footage(5), Fraction(24))
+    with pytest.raises(ValueError, match=r"begun with videos\.c\.mp4 = None, now it is 5 frames"):
+        build.run()
+    assert digests(build.out) == before
+
+
+def test_a_full_disk_leaves_nothing_half_written(build, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"shard_00000\.safetensors cannot be written .*: free space there .* run the same command again"):
+            build.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in build.out.iterdir()] == ["build.json"]
+    build.run()
+    other = replace(build, out=tmp_path / "other")
+    other.run()
+    assert digests(build.out) == digests(other.out)
+
+
+def test_an_output_that_cannot_be_written_is_named(build, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file.out.build\.json cannot be written .*choose another --out"):
+        replace(build, out=tmp_path / "file" / "out").run()
+
+
+def test_processes_of_a_ray_cluster_make_the_same_shards(build, models, tmp_path, monkeypatch):
+    """A real cluster of two processes on this machine. The recipe has optical flow and a text-to-video model in it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a token is written to the home folder
+    alone = replace(build, recipe="aigc", t2v=models / "t2v.safetensors", shard_pairs=2)
+    together = replace(alone, out=tmp_path / "together", workers=2)
+    alone.run()
+    together.run()
+    assert digests(together.out) == digests(alone.out)
+    assert len(Pairs(together.out)) == 5
+
+
+def test_a_recipe_with_a_model_wants_one_that_fits(build, models):
+    with pytest.raises(ValueError, match="'aigc' is made by a text-to-video model: give its checkpoint with --t2v"):
+        replace(build, recipe="aigc").run()
+    with pytest.raises(ValueError, match=r"gvr\.safetensors takes 32 channels, a text-to-video model 16"):
+        replace(build, recipe="aigc", t2v=models / "gvr.safetensors").run()
+
+
+def test_options_that_cannot_work_are_refused(build):
+    with pytest.raises(ValueError, match="--num-frames is 16, wanted 4 times"):
+        replace(build, num_frames=16, spacing=16).run()
+    with pytest.raises(ValueError, match="--spacing is 4 frames, wanted at least the 5"):
+        replace(build, spacing=4).run()
+    with pytest.raises(ValueError, match="is inside --videos"):
+        replace(build, out=build.videos / "out").run()
+
+
+def test_a_folder_without_pairs_and_a_damaged_shard_are_named(build, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path.name} holds no pairs.json"):
+        Pairs(tmp_path)
+    build.run()
+    shard = build.out / "shard_00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"shard_00000\.safetensors cannot be read .*: delete .* and build it again"):
+        Pairs(build.out)[0]
+    shard.unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        Pairs(build.out)[0]
