@@ -39,17 +39,21 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, selectio
     first_row = torch.arange(batch, device=q.device)[:, None, None, None, None] * keys_length
     head = torch.arange(heads, device=q.device)[:, None, None]
     k, v = (rearrange(x, "B L n d -> (B L n) d") for x in (k, v))
+    whole = (selection >= 0) & (windows.length[selection] == windows.table.shape[1])
+    padded = (~whole).any(-1).any(1).any(0).split(chunk)
+    padded = torch.stack([part.any() for part in padded]).tolist()  # the only wait for the device
     out = q.new_empty(batch, length + 1, heads, head_dim)  # the last row takes what padding attends, -1 of the table
     selection = rearrange(selection, "B n W K -> B W n K")
-    for rows, selected in zip(windows.table[: windows.num_windows].split(chunk), selection.split(chunk, dim=1), strict=True):
+    chunks = zip(windows.table[: windows.num_windows].split(chunk), selection.split(chunk, dim=1), padded, strict=True)
+    for rows, selected, some_padding in chunks:
         tokens = windows.table[selected]  # B w n K P
         live = (tokens >= 0) & (selected >= 0)[..., None]
         tokens = (first_row + tokens.clamp(min=0)) * heads + head
         keys, values = (rearrange(F.embedding(tokens, x), "B w n K P d -> (B w) n (K P) d") for x in (k, v))
-        mask = None if live.all() else rearrange(live, "B w n K P -> (B w) n 1 (K P)")
+        mask = rearrange(live, "B w n K P -> (B w) n 1 (K P)") if some_padding else None
         queries = rearrange(q[:, rows], "B w P n d -> (B w) n P d")
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        out[:, rows] = rearrange(attended, "(B w) n P d -> B w P n d", B=batch)
+        out[:, rows] = rearrange(attended, "(B w) n P d -> B w P n d", B=batch).to(out.dtype)  # which autocast may change
     return out[:, :length]
 
 
