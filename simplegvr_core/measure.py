@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from time import perf_counter
 
 import torch
@@ -112,10 +113,11 @@ class Machine:
 
 def versions() -> dict[str, str]:
     """Returns the commit and the versions of what decides about speed, as far as they are there."""
-    found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True, check=False)
+    found = {str(d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions()}  # None of a broken one
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = which("git") and subprocess.run(describe, cwd=REPO, capture_output=True, text=True, check=False).stdout.strip()
     names = ("torch", "triton", "triton-windows", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "flash-attn-4")
-    return {"commit": git.stdout.strip() or "unknown"} | {name: found[name] for name in names if name in found}
+    return {"commit": commit or "unknown"} | {name: found[name] for name in names if name in found}
 
 
 def report(folder: Path, name: str, machine: Machine, rows: list[Row], summary: dict) -> dict:

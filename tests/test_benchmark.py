@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from time import sleep
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,3 +116,11 @@ def test_the_last_line_is_json():
     command = [sys.executable, "-m", "simplegvr_core.benchmark", "table-2"]
     result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1])["sparse_local"]["paper_full_over_this"] == pytest.approx(1612.5 / 377.1)
+
+
+def test_versions_do_without_git_and_without_names(monkeypatch):
+    broken = SimpleNamespace(metadata={"Name": None}, version="1")
+    right = list(measure.importlib.metadata.distributions())
+    monkeypatch.setattr(measure.importlib.metadata, "distributions", lambda: [broken, *right])
+    monkeypatch.setattr(measure, "which", lambda name: None)
+    assert measure.versions()["commit"] == "unknown" and measure.versions()["torch"]
