@@ -61,9 +61,7 @@ class ComfyDiT(SimpleGVRDiT):
         """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
         transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
         attention = self.run_attention(transformer_options)
-        if attention.config.kind == "full" and attention.config.unit is None:
-            return dense_attention(q, k, v, transformer_options)
-        return attention(q, k, v, grid, block, ordered=True)
+        return attention(q, k, v, grid, block, partial(dense_attention, transformer_options=transformer_options), ordered=True)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

@@ -2,16 +2,15 @@
 
 import logging
 import math
+from functools import partial
 
 import torch
 from comfy.ldm.wan.model import WanModel
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io, ui
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
-from einops import rearrange
 from torch import Tensor
 
-from ..simplegvr_core import kernels
 from ..simplegvr_core.attention import AttentionConfig
 from .attention import ATTENTION_OPTION, RunAttention, describe
 from .bridge import CATEGORY
@@ -96,8 +95,8 @@ def forecast(config: AttentionConfig, model) -> list[str]:
     """Returns lines that say what will run on the model's device, for 77 frames of common sizes."""
     block = model.model.diffusion_model.blocks[0].self_attn
     head_dim = block.norm_q.weight.numel() // block.num_heads
-    implementation = kernels.fastest(model.load_device, model.model.get_dtype_inference(), head_dim, False)
-    return [f"{name}: {describe(config, grid, implementation)}" for name, grid in GRIDS.items()]
+    runs_on = isinstance(model.model, SimpleGVRModel), model.load_device, model.model.get_dtype_inference(), head_dim
+    return [f"{name}: {describe(config, grid, *runs_on)}" for name, grid in GRIDS.items()]
 
 
 class SparseOverride:
@@ -114,19 +113,24 @@ class SparseOverride:
 
     @torch.compiler.disable  # a compiled model would keep the override it was compiled with
     def __call__(self, func, q, k, v, heads, *args, transformer_options=None, **kwargs):
-        options = transformer_options or {}
+        options, earlier = transformer_options or {}, func if self.previous is None else partial(self.previous, func)
+
+        def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return earlier(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
+
+        def dense_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return dense(q.flatten(2), k.flatten(2), v.flatten(2)).unflatten(2, (heads, -1))
+
         block, grid = options.get("block_index"), options.get("grid_sizes")
         if block is not None and options.get("simplegvr_last_block") != block:
             options["simplegvr_last_block"] = block
             obstacle = self.obstacle(q, k, grid, (*args[:1], kwargs.get("mask"), kwargs.get("scale")))
             if obstacle is None:
                 self.why_dense = None if self.why_dense is UNREACHED else self.why_dense
-                q, k, v = (rearrange(x, "B L (n d) -> B L n d", n=heads) for x in (q, k, v))
-                return self.attention(q, k, v, tuple(grid), block).flatten(2)
+                q, k, v = (x.unflatten(2, (heads, -1)) for x in (q, k, v))
+                return self.attention(q, k, v, tuple(grid), block, dense_heads).flatten(2)
             self.why_dense = obstacle
-        if self.previous is not None:
-            return self.previous(func, q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
-        return func(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
+        return dense(q, k, v)
 
     def obstacle(self, q: Tensor, k: Tensor, grid: tuple[int, int, int], changes: tuple) -> str | None:
         """Returns why a block's self-attention must stay dense, None when it need not. changes: its mask and its scale."""

@@ -3,6 +3,7 @@
 B batch, L tokens, n heads, d head dim. q, k, v: (B, L, n, d), rotary positions already applied.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -49,6 +50,7 @@ class AttentionConfig:
         """Whether the order of tokens that serves it best is window-major: its windows never move."""
         return self.kind == "sparse_local"
 
+    @torch.compiler.disable
     def token_order(self, grid: tuple[int, int, int], device: torch.device | None = None) -> Tensor | None:
         """Returns (L,) raster numbers of the tokens in the order that serves it best, None for raster order."""
         return token_order(grid, self.window, device) if self.window_major else None
@@ -69,40 +71,51 @@ def attend(
     block: int,
     ordered: bool = False,
     implementation: str | None = None,
+    dense: Callable | None = None,
 ) -> Tensor:
     """Returns attention (B, L, n, d) of one block. block: its index; odd blocks shift units and Swin windows.
 
     Tokens are in raster order, or in config.token_order when ordered. Tokens after the grid's are references:
-    all see them, they see all. implementation: of kernels.MODULES, by default the fastest. Scores are scaled by
-    1 / sqrt(d).
+    all see them, they see all. implementation: of kernels.MODULES, by default the fastest. dense: (q, k, v) -> out for
+    what is dense, by default full_attention. Scores are scaled by 1 / sqrt(d).
     """
+    dense = dense or full_attention
     if config.kind == "full" and config.unit is None:
-        return full_attention(q, k, v)
+        return dense(q, k, v)
     length = grid[0] * grid[1] * grid[2]
     num_references = q.shape[1] - length
     if num_references:
-        seen = attend_grid(q[:, :length], k, v, grid, config, block, ordered, num_references, implementation)
-        return torch.cat((seen, full_attention(q[:, length:], k, v)), dim=1)
-    return attend_grid(q, k, v, grid, config, block, ordered, 0, implementation)
+        seen = attend_grid(q[:, :length], k, v, grid, config, block, ordered, num_references, implementation, dense)
+        return torch.cat((seen, dense(q[:, length:], k, v)), dim=1)
+    return attend_grid(q, k, v, grid, config, block, ordered, 0, implementation, dense)
 
 
-def attend_grid(q, k, v, grid, config: AttentionConfig, block: int, ordered: bool, num_references: int, implementation) -> Tensor:
+def attend_grid(q, k, v, grid, config: AttentionConfig, block: int, ordered: bool, num_references: int, implementation, dense) -> Tensor:
     """Returns attention (B, L, n, d) of the grid's tokens to each other and to the references behind them."""
     if config.kind == "full":
-        return attend_in_units(q, k, v, grid, config.unit, block)
+        return attend_in_units(q, k, v, grid, config.unit, block, dense)
     q, k = q.to(v.dtype), k.to(v.dtype)  # mixed precision normalises q and k in float32
+    kernel, windows, selection = choose(q, k, grid, config, block, ordered, num_references, implementation)
+    return kernel.window_attention(q, k, v, windows, selection)
+
+
+@torch.compiler.disable  # which would trace the cutting and the check anew for every block and size
+def choose(q, k, grid, config: AttentionConfig, block: int, ordered: bool, num_references: int, implementation):
+    """Returns the implementation that runs, the block's windows, and select_windows of them."""
     windows = config.windows(grid, block, ordered, num_references, q.device)
-    kernel = kernels.load(implementation or kernels.fastest(q.device, q.dtype, q.shape[-1], torch.is_grad_enabled() and q.requires_grad))
-    return kernel.window_attention(q, k, v, windows, select_windows(q, k, windows, config, kernel))
+    training = torch.is_grad_enabled() and q.requires_grad
+    case = q.device, q.dtype, q.shape[-1], windows.table.shape[1], windows.contiguous, training
+    kernel = kernels.load(implementation or kernels.fastest(*case))
+    return kernel, windows, select_windows(q, k, windows, config, kernel)
 
 
-def attend_in_units(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], unit: int, block: int) -> Tensor:
+def attend_in_units(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], unit: int, block: int, dense: Callable) -> Tensor:
     """Returns full attention inside each temporal unit, and to the references."""
     frame, length = grid[1] * grid[2], q.shape[1]
     lengths = [frames * frame for frames in segments(grid[0], unit, block % 2 == 1)]
     parts = zip(*(x[:, :length].split(lengths, dim=1) for x in (q, k, v)), strict=True)
     k, v = k[:, length:], v[:, length:]
-    return torch.cat([full_attention(q_, torch.cat((k_, k), dim=1), torch.cat((v_, v), dim=1)) for q_, k_, v_ in parts], dim=1)
+    return torch.cat([dense(q_, torch.cat((k_, k), dim=1), torch.cat((v_, v), dim=1)) for q_, k_, v_ in parts], dim=1)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

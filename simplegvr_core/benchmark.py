@@ -150,8 +150,8 @@ class Attention(Options):
         exact = reference.window_attention(q.double(), k.double(), v.double(), windows, selection[:, :, :CHECKED_WINDOWS])
         tokens = windows.table[:CHECKED_WINDOWS].flatten()
         tokens = tokens[tokens >= 0]
-        rows = [self.operator(machine, grid, config, q, k, v, name) for name in available(machine, self.head_dim)]
-        for name in available(machine, self.head_dim):
+        rows = [self.operator(machine, grid, config, q, k, v, name) for name in available(machine, self.head_dim, windows)]
+        for name in available(machine, self.head_dim, windows):
             kernel = kernels.load(name)
             find = partial(select_windows, q, k, windows, config, kernel)
             rows.append(machine.row(f"ours, {label}, finding windows: {name}", grid, find, 0, 2 * nbytes(q)))
@@ -187,9 +187,10 @@ def parse_grid(text: str) -> tuple[int, int, int]:
     return tuple(map(int, parts))
 
 
-def available(machine: Machine, head_dim: int) -> list[str]:
+def available(machine: Machine, head_dim: int, windows: Windows) -> list[str]:
     """Returns our implementations that run on the machine."""
-    return list(dict.fromkeys(("sdpa", kernels.fastest(machine.device, machine.dtype, head_dim, False))))
+    case = machine.device, machine.dtype, head_dim, windows.table.shape[1], windows.contiguous, False
+    return list(dict.fromkeys(("sdpa", kernels.fastest(*case))))
 
 
 def selections(windows: Windows, selection: Tensor) -> dict[str, Tensor]:
@@ -301,7 +302,8 @@ class Scaling(Options):
             for name in ("dense", "dense units"):
                 count = flops.attention_flops(ATTENTIONS[name], grid, self.heads * operators.head_dim)
                 rows.append(machine.row(name, grid, partial(attend, q, k, v, grid, ATTENTIONS[name], 0), count, 4 * nbytes(q)))
-            for name in available(machine, operators.head_dim):
+            windows = ATTENTIONS["sparse local"].windows(grid, 0, ordered=True)
+            for name in available(machine, operators.head_dim, windows):
                 rows.append(operators.operator(machine, grid, ATTENTIONS["sparse local"], q, k, v, name))
         exponents = {name: exponent([row for row in rows if row.name == name]) for name in dict.fromkeys(row.name for row in rows)}
         curves(self.out / "scaling.png", rows, f"attention over tokens, frames of {self.height} x {self.width}")

@@ -1,20 +1,25 @@
 """Attention: implementations agree, limits are exact, each window sees what it should and nothing else."""
 
 import logging
+from dataclasses import replace
 from threading import Thread
 from time import sleep
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ATTENTION
+from conftest import ATTENTION, DIT, random_weights
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simplegvr_core import attention, kernels
+from simplegvr_core import windows as windows_module
 from simplegvr_core.attention import AttentionConfig, attend, exact_float32, full_attention, select_windows
 from simplegvr_core.kernels import reference, sdpa
+from simplegvr_core.model import SimpleGVRDiT
 from simplegvr_core.windows import cut_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+CASE = torch.device("cuda"), torch.bfloat16, 128, 108, True, True
 GRIDS = [(3, 5, 7), (5, 9, 13), (20, 12, 18)]
 CONFIGS = [
     AttentionConfig(window=(1, 4, 3), top_k=0),
@@ -241,6 +246,13 @@ def test_mixed_precision_attends_in_the_precision_of_v():
     assert attend(q, k, v.bfloat16(), (5, 9, 13), ATTENTION, 0).dtype == torch.bfloat16
 
 
+def test_float32_under_mixed_precision_attends(monkeypatch):
+    q, k, v = qkv((5, 9, 13))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v, (5, 9, 13), ATTENTION, 0)
+    torch.testing.assert_close(out, attend(q, k, v, (5, 9, 13), ATTENTION, 0), atol=0.02, rtol=0.02)
+
+
 def test_windows_cut_in_inference_serve_training():
     with torch.inference_mode():
         cut_windows((3, 5, 9), (1, 4, 3), (3,))
@@ -260,9 +272,58 @@ def test_what_keeps_triton_away_is_logged_once_and_the_windows_stay(monkeypatch,
     kernels.fastest.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert kernels.fastest(torch.device("cuda"), torch.bfloat16, 128, True) == "sdpa"
-    assert asked == [(torch.device("cuda"), torch.bfloat16, 128, True)]
+            assert kernels.fastest(*CASE) == "sdpa"
+    assert asked == [CASE]
     kernels.fastest.cache_clear()
     assert [record.getMessage() for record in caplog.records if "no compiler" in record.getMessage()] == [
-        "SimpleGVR: window attention of torch.bfloat16 runs by PyTorch's attention, without Triton: RuntimeError('no compiler')"
+        "SimpleGVR: attention in windows of 108 tokens, torch.bfloat16, runs by PyTorch's attention, without Triton: "
+        "RuntimeError('no compiler')"
     ]
+
+
+def test_a_full_gpu_is_no_verdict_on_triton(monkeypatch):
+    kernels.fastest.cache_clear()
+    monkeypatch.setattr(kernels.load("triton"), "check", lambda *case: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels.fastest(*CASE)
+    monkeypatch.setattr(kernels.load("triton"), "check", lambda *case: None)
+    assert kernels.fastest(*CASE) == "triton"
+    kernels.fastest.cache_clear()
+
+
+def test_attention_asks_for_the_kernel_of_its_own_windows(monkeypatch):
+    asked, (q, k, v) = [], qkv((3, 5, 7))
+    monkeypatch.setattr(kernels, "fastest", lambda *case: asked.append(case) or "sdpa")
+    attend(q, k, v, (3, 5, 7), AttentionConfig(window=(1, 4, 3)), 0, ordered=True)
+    attend(q.requires_grad_(), k, v, (3, 5, 7), AttentionConfig(window=(2, 4, 5)), 0)
+    assert [case[2:] for case in asked] == [(8, 12, True, False), (8, 40, False, True)]
+
+
+def test_a_call_waits_for_the_device_once_however_many_its_chunks(monkeypatch):
+    q, k, v = qkv((5, 9, 13))
+    windows = cut_windows((5, 9, 13), (1, 4, 3), (5,))
+    selection = torch.stack((torch.arange(75), torch.arange(75).roll(1)), -1).expand(2, 3, -1, -1).clone()
+    waits = []
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
+                waits.append(function)
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(sdpa, "CACHE_BYTES", 1)
+    with Waits():
+        sdpa.window_attention(q, k, v, windows, selection)
+    assert len(waits) <= 1
+
+
+def test_compiled_network_cuts_windows_as_ever(monkeypatch):
+    model = random_weights(SimpleGVRDiT(replace(DIT, num_layers=2), ATTENTION))
+    x, inputs = torch.randn(1, 32, 6, 10, 6), (torch.tensor([500.0]), torch.randn(1, 3, 4096))
+    expected, traced = model(x, *inputs), []
+    right = windows_module.number_cells
+    monkeypatch.setattr(windows_module, "number_cells", lambda *a: traced.append(torch.compiler.is_compiling()) or right(*a))
+    windows_module.cut_windows.cache_clear()
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x, *inputs), expected, atol=1e-5, rtol=0)
+    assert traced and not any(traced)

@@ -72,7 +72,7 @@ def test_models_that_keep_attention_out_of_reach_are_refused(comfy):
     [
         ("paper", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 2: 0.12 % of dense attention"),
         ("balanced", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 8: 0.48 % of dense attention"),
-        ("dense units", "1080p: PyTorch: full attention in units of 5 latent frames: 25 % of dense attention"),
+        ("dense units", "1080p: ComfyUI: full attention in units of 5 latent frames: 25 % of dense attention"),
     ],
 )
 def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, line):
@@ -85,7 +85,7 @@ def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, li
 @pytest.mark.parametrize(
     "config, text",
     [
-        (AttentionConfig(kind="full", unit=5), "PyTorch: full attention in units of 5 latent frames: 100 % of dense attention"),
+        (AttentionConfig(kind="full", unit=5), "ComfyUI: full attention in units of 5 latent frames: 100 % of dense attention"),
         (AttentionConfig(window=(64, 99, 99), top_k=7), "sdpa: 1 windows of 2 x 3 x 4 tokens, each sees 1: 100 % of dense attention"),
         (AttentionConfig(window=(1, 3, 2), top_k=99), "sdpa: 4 windows of 1 x 3 x 2 tokens, each sees 4: 100 % of dense attention"),
         (
@@ -97,7 +97,7 @@ def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, li
 )
 def test_the_report_says_what_there_is_not_what_was_asked_for(comfy, config, text):
     describe = sys.modules[f"{comfy.pack.__name__}.nodes.attention"].describe
-    assert describe(config, (2, 3, 4), "sdpa") == text
+    assert describe(config, (2, 3, 4), True, torch.device("cpu"), torch.float32, 128) == text
 
 
 def direct(model, network, x, **kwargs):
@@ -167,6 +167,30 @@ def test_an_override_that_takes_the_slot_is_noticed(comfy, wan, monkeypatch, cap
     assert torch.equal(sample(comfy, taken), sample(comfy, wan))
     assert shown == ["dense, not sparse attention: another node put its own in this one's place"] * 2
     assert warnings(caplog) == [f"SimpleGVR Sparse Attention: {shown[0]}"]
+
+
+def test_dense_parts_are_comfyuis_on_stock_wan(comfy, wan):
+    seen, x = [], torch.randn(1, 11 * 9 * 7, 128)
+
+    def earlier(func, q, *args, **kwargs):
+        seen.append((func, q.shape[1]))
+        return q + 1
+
+    first = wan.clone()
+    first.model_options["transformer_options"]["optimized_attention_override"] = earlier
+    override = override_of(patch(comfy, first, {"preset": "dense units"}))
+    out = override("ComfyUI's", x, x, x, 1, transformer_options={"block_index": 1, "grid_sizes": (11, 9, 7)})
+    assert seen == [("ComfyUI's", frames * 63) for frames in (2, 5, 4)] and torch.equal(out, x + 1)
+
+
+def test_dense_parts_are_comfyuis_in_our_model(comfy, monkeypatch):
+    module, seen = sys.modules[f"{comfy.pack.__name__}.nodes.comfy_models"], []
+    dense = module.optimized_attention
+    monkeypatch.setattr(module, "optimized_attention", lambda q, *args, **kwargs: seen.append(q.shape[1]) or dense(q, *args, **kwargs))
+    model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
+    conditioned_ksampler(comfy, patch(comfy, model, {"preset": "dense units"}), latent((1, 16, 7, 8, 6)), steps=1)
+    even, odd = [5 * 12, 2 * 12, 7 * 12], [2 * 12, 5 * 12, 7 * 12]  # the last one attends to the text
+    assert seen == [*even, *odd, *even]
 
 
 @pytest.mark.parametrize("place", ["positional mask", "mask", "scale"])

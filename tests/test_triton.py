@@ -104,29 +104,64 @@ def test_compiled_graphs_keep_the_operator_whole():
     torch.testing.assert_close(*(torch.autograd.grad(out.sum(), q)[0] for out in (compiled(q), expected)))
 
 
-def test_the_first_call_check_finds_wrong_kernels(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    triton.check(DEVICE, torch.float16, 64, training=True)
-    right, right_gradient = triton.window_attention, triton.gradient_op
+@pytest.mark.parametrize("size, contiguous", [(5, True), (12, False), (67, True)])
+def test_the_first_call_check_finds_wrong_kernels(monkeypatch, size, contiguous):
+    case = DEVICE, torch.float16, 64, size, contiguous
+    triton.check(*case, training=True)
+    right, right_mean, right_gradient = triton.window_attention, triton.window_mean, triton.gradient_op
     for wrong in (lambda *a: right(*a) + 0.1, lambda *a: right(*a[:4], a[4].clamp(min=0))):  # values; windows that are not there
         monkeypatch.setattr(triton, "window_attention", wrong)
         with pytest.raises(AssertionError):
-            triton.check(DEVICE, torch.float16, 64, training=False)
+            triton.check(*case, training=False)
     monkeypatch.setattr(triton, "window_attention", right)
-    monkeypatch.setattr(triton, "gradient_op", lambda *a: tuple(2 * x for x in right_gradient(*a)))
-    triton.check(DEVICE, torch.float16, 64, training=False)
+    monkeypatch.setattr(triton, "window_mean", lambda *a: 1.01 * right_mean(*a))
     with pytest.raises(AssertionError):
-        triton.check(DEVICE, torch.float16, 64, training=True)
+        triton.check(*case, training=False)
+    monkeypatch.setattr(triton, "window_mean", right_mean)
+    monkeypatch.setattr(triton, "gradient_op", lambda *a: tuple(2 * x for x in right_gradient(*a)))
+    triton.check(*case, training=False)
+    with pytest.raises(AssertionError):
+        triton.check(*case, training=True)
+
+
+@pytest.mark.parametrize("size, contiguous", [(5, True), (12, False), (1000, True)])
+def test_the_check_tries_the_windows_that_it_is_asked_about(monkeypatch, size, contiguous):
+    tried = []
+    monkeypatch.setattr(triton, "window_mean", lambda x, windows: tried.append(windows) or sdpa.window_mean(x, windows))
+    monkeypatch.setattr(triton, "window_attention", sdpa.window_attention)
+    triton.check(DEVICE, torch.float16, 64, size, contiguous, False)
+    (windows,) = tried
+    assert windows.contiguous == contiguous and windows.ragged
+    assert windows.table.shape[1] == min(size, 3 * 128)
+
+
+def test_windows_that_span_more_than_32_bits_are_counted_by_their_table(monkeypatch):
+    near, wide = (torch.empty_strided((1, 17, 1, 64), (0, stride, 64, 1), device="meta") for stride in (2**31 // 9, 2**31 // 9 + 1))
+    assert triton.fits_32_bits(9, near, near) and not triton.fits_32_bits(9, near, wide)
+    monkeypatch.setattr(triton, "fits_32_bits", lambda *a: False)
+    assert_as_exact_as_reference(AttentionConfig(window=(1, 4, 3), top_k=1), (3, 5, 7), 0, True, torch.float16)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter copies all 4 GiB on each call")
+def test_elements_beyond_32_bits_are_found():
+    """Heads 2^30 elements apart, then tokens 2^27."""
+    windows = cut_windows((1, 1, 34), (1, 1, 17), (1,), device=DEVICE)
+    selection = torch.tensor([[0, 1], [1, 0]], device=DEVICE).expand(1, 3, 2, 2)
+    memory = torch.empty(34 * 2**27, dtype=torch.float16, device=DEVICE)
+    for shape, strides in (((1, 34, 3, 64), (0, 64, 2**30, 1)), ((1, 34, 1, 64), (0, 2**27, 64, 1))):
+        wide = memory.as_strided(shape, strides).copy_(torch.randn(shape, device=DEVICE))
+        near, chosen = wide.contiguous(), selection[:, : shape[2]]
+        torch.testing.assert_close(triton.window_mean(wide, windows), triton.window_mean(near, windows))
+        torch.testing.assert_close(*(triton.window_attention(x, x, x, windows, chosen) for x in (wide, near)))
 
 
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(triton, "capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match="needs compute capability"):
-        triton.check(DEVICE, torch.float16, 64, False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        triton.check(DEVICE, torch.float16, 64, 108, True, False)
+    monkeypatch.setattr(triton, "capability", lambda device: (9, 0))
     with pytest.raises(RuntimeError, match="float16 or bfloat16 and head dims"):
-        triton.check(DEVICE, torch.float32, 64, False)
+        triton.check(DEVICE, torch.float32, 64, 108, True, False)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])

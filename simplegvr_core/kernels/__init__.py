@@ -20,17 +20,21 @@ def load(name: str) -> ModuleType:
 
 
 @lru_cache
-def fastest(device: torch.device, dtype: torch.dtype, head_dim: int, training: bool) -> str:
+def fastest(device: torch.device, dtype: torch.dtype, head_dim: int, size: int, contiguous: bool, training: bool) -> str:
     """Returns the name of the fastest implementation that works: "triton" or "sdpa".
 
-    Triton's is tried out on a small case first, with its gradients where training needs them. What keeps it away on a
-    GPU is logged once.
+    size: tokens of the largest window. contiguous: tokens of each window are successive. Triton's is tried out on a
+    small case first, with its gradients where training needs them. What keeps it away on a GPU is logged once.
     """
     if device.type != "cuda":
         return "sdpa"
     try:
-        load("triton").check(device, dtype, head_dim, training)
+        load("triton").check(device, dtype, head_dim, size, contiguous, training)
+    except torch.OutOfMemoryError:  # says nothing of the kernels
+        raise
     except Exception as error:  # whatever a compiler, a driver or the check itself raises: the windows stay, only slower
-        logging.warning(f"SimpleGVR: window attention of {dtype} runs by PyTorch's attention, without Triton: {error!r}")
+        logging.warning(
+            f"SimpleGVR: attention in windows of {size} tokens, {dtype}, runs by PyTorch's attention, without Triton: {error!r}"
+        )
         return "sdpa"
     return "triton"

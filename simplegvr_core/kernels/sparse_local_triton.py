@@ -1,8 +1,9 @@
-"""Window attention as Triton kernels: a program per window and head reads the keys of the selected windows where they lie.
+"""Window attention as Triton kernels: programs read the keys of a window's selected windows where they lie.
 
-Nothing is gathered: a program walks over its selected windows in tiles of keys and keeps one running softmax; halves are
-multiplied as they are and summed in float32. Gradients walk the same way: those of q per window, those of k and v per
-window over all windows that selected it, so that no two programs add to one place and a run repeats exactly.
+Nothing is gathered: a program has a head and a window, or M tokens of a larger one, walks over the selected windows in tiles
+of keys and keeps one running softmax; halves are multiplied as they are and summed in float32. Gradients walk the same way:
+those of q per window, those of k and v per window over all windows that selected it, so that no two programs add to one
+place and a run repeats exactly.
 
 In the kernels: M queries or keys that a program owns, N keys or queries that it walks over at a time, D head dim, P
 tokens of the largest window.
@@ -23,6 +24,7 @@ OPERATORS = f"simplegvr_{zlib.crc32(__name__.encode()):x}"  # the core may be lo
 HALVES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128)
 HOPPER_REGISTERS = 128  # of a thread
+OLDEST = (8, 0)  # compute capability
 
 
 @triton.jit
@@ -37,6 +39,15 @@ def window_tokens(table, length, row, first, P: tl.constexpr, SIZE: tl.constexpr
     else:
         start, distance = tl.cast(0, tl.int64), tl.load(table + row * P + index, mask=live, other=0)
     return start, distance, live
+
+
+@triton.jit
+def program(table, length, P: tl.constexpr, M: tl.constexpr, CONTIGUOUS: tl.constexpr):
+    """Returns a program's row, the number of rows, its head, batch entry and number among both, and its tokens as window_tokens."""
+    TILES: tl.constexpr = (P + M - 1) // M
+    row, head, batch = tl.program_id(0) // TILES, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    start, index, live = window_tokens(table, length, row, tl.program_id(0) % TILES * M, P, M, CONTIGUOUS)
+    return row, tl.num_programs(0) // TILES, head, batch, batch * tl.num_programs(1) + head, start, index, live
 
 
 @triton.jit
@@ -56,7 +67,7 @@ def mean_kernel(
     P: tl.constexpr, D: tl.constexpr, N: tl.constexpr, CONTIGUOUS: tl.constexpr,
 ):  # fmt: skip
     """mean: (B, W, n, D) float32."""
-    window, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    window, head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     total = tl.zeros([D], tl.float32)
     for first in range(0, P, N):
         start, index, live = window_tokens(table, length, window, first, P, N, CONTIGUOUS)
@@ -73,11 +84,8 @@ def attention_kernel(
     P: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CONTIGUOUS: tl.constexpr,
 ):  # fmt: skip
     """out: (B, L, n, D); log_sum: (B, n, L) base-2 logarithm of each query's sum of exponentials."""
-    TILES: tl.constexpr = (P + M - 1) // M
     STEPS: tl.constexpr = (P + N - 1) // N
-    window, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
-    batch_head, num_windows = batch * tl.num_programs(1) + head, tl.num_programs(0) // TILES
-    start, index, live = window_tokens(table, length, window, tl.program_id(0) % TILES * M, P, M, CONTIGUOUS)
+    window, num_windows, head, batch, batch_head, start, index, live = program(table, length, P, M, CONTIGUOUS)
     queries = load_tile(q + batch * q_batch + head * q_head, start, index, live, q_token, D)
     selection += (batch_head * num_windows + window) * K
     k += batch * k_batch + head * k_head
@@ -109,11 +117,8 @@ def q_grad_kernel(
     P: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CONTIGUOUS: tl.constexpr,
 ):  # fmt: skip
     """q_grad: as out, and so is grad; delta: (B, n, L) sum over D of out grad, which the keys' gradients need too."""
-    TILES: tl.constexpr = (P + M - 1) // M
     STEPS: tl.constexpr = (P + N - 1) // N
-    window, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
-    batch_head, num_windows = batch * tl.num_programs(1) + head, tl.num_programs(0) // TILES
-    start, index, live = window_tokens(table, length, window, tl.program_id(0) % TILES * M, P, M, CONTIGUOUS)
+    window, num_windows, head, batch, batch_head, start, index, live = program(table, length, P, M, CONTIGUOUS)
     queries = load_tile(q + batch * q_batch + head * q_head, start, index, live, q_token, D)
     place = batch * out_batch + head * out_head
     grads = load_tile(grad + place, start, index, live, out_token, D)
@@ -146,11 +151,8 @@ def kv_grad_kernel(
     P: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CONTIGUOUS: tl.constexpr,
 ):  # fmt: skip
     """selectors: (B, n, num_selectors) windows that selected row 0, then row 1, ...; first_selector: (B, n, rows + 1)."""
-    TILES: tl.constexpr = (P + M - 1) // M
     STEPS: tl.constexpr = (P + N - 1) // N
-    row, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
-    batch_head, num_rows = batch * tl.num_programs(1) + head, tl.num_programs(0) // TILES
-    start, index, live = window_tokens(table, length, row, tl.program_id(0) % TILES * M, P, M, CONTIGUOUS)
+    row, num_rows, head, batch, batch_head, start, index, live = program(table, length, P, M, CONTIGUOUS)
     keys = load_tile(k + batch * k_batch + head * k_head, start, index, live, k_token, D)
     values = load_tile(v + batch * v_batch + head * v_head, start, index, live, v_token, D)
     q += batch * q_batch + head * q_head
@@ -186,12 +188,13 @@ def attention_op(
     q, k, v, selection = *(unit_stride(x) for x in (q, k, v)), selection.contiguous()
     batch, tokens, heads, head_dim = q.shape
     out, log_sum = torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(batch, heads, tokens, dtype=torch.float32)
-    meta = constants(q, table, contiguous)
-    grid = (selection.shape[2] * triton.cdiv(meta["P"], meta["M"]), heads, batch)
+    size = table.shape[1]
+    contiguous = contiguous and fits_32_bits(size, q, k, v, out)
+    M, meta = tile_size(size), constants(size, head_dim, contiguous)
     with torch.cuda.device_of(q):
-        attention_kernel[grid](
+        attention_kernel[selection.shape[2] * triton.cdiv(size, M), heads, batch](
             q, k, v, out, log_sum, table, length, selection, LOG2_E.value * head_dim**-0.5, selection.shape[3],
-            *strides(q, k, v, out), tokens, **meta, **occupancy(q, contiguous),
+            *strides(q, k, v, out), tokens, M=M, **meta, **occupancy(size, contiguous, capability(q.device)),
         )  # fmt: skip
     return out, log_sum
 
@@ -210,19 +213,21 @@ def gradient_op(
     q, k, v, selection, grad = *(unit_stride(x) for x in (q, k, v)), selection.contiguous(), grad.contiguous()
     batch, tokens, heads, head_dim = q.shape
     q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta, scale, meta = torch.empty_like(log_sum), LOG2_E.value * head_dim**-0.5, constants(q, table, contiguous)
-    tiles = triton.cdiv(meta["P"], meta["M"])
+    delta, scale, size = torch.empty_like(log_sum), LOG2_E.value * head_dim**-0.5, table.shape[1]
+    contiguous = contiguous and fits_32_bits(size, q, k, v, grad)
+    M, meta = tile_size(size), constants(size, head_dim, contiguous)
+    tiles = triton.cdiv(size, M)
     order = selection.flatten(2).sort(dim=-1, stable=True)
     first_selector = torch.searchsorted(order.values, torch.arange(len(table) + 1, device=q.device).expand(batch, heads, -1).contiguous())
     selectors = order.indices // selection.shape[3]
     with torch.cuda.device_of(q):
         q_grad_kernel[selection.shape[2] * tiles, heads, batch](
             q, k, v, out, grad, q_grad, log_sum, delta, table, length, selection, scale, selection.shape[3],
-            *strides(q, k, v, grad), tokens, **meta, **occupancy(q, contiguous),
+            *strides(q, k, v, grad), tokens, M=M, **meta, **occupancy(size, contiguous, capability(q.device)),
         )  # fmt: skip
         kv_grad_kernel[len(table) * tiles, heads, batch](
             q, k, v, grad, k_grad, v_grad, log_sum, delta, table, length, selectors, first_selector, scale, selectors.shape[-1],
-            *strides(q, k, v, grad, k_grad), tokens, **meta,
+            *strides(q, k, v, grad, k_grad), tokens, M=M, **meta,
         )  # fmt: skip
     return q_grad, k_grad, v_grad
 
@@ -247,10 +252,9 @@ attention_op.register_autograd(gradient, setup_context=save_for_gradient)
 def window_mean(x: Tensor, windows: Windows) -> Tensor:
     """Returns (B, num_windows, n, d) float32 means over each window's tokens. x: (B, L, n, d)."""
     x = unit_stride(x)
-    batch, _, heads, head_dim = x.shape
+    (batch, _, heads, head_dim), size = x.shape, windows.table.shape[1]
     mean = x.new_empty(batch, windows.num_windows, heads, head_dim, dtype=torch.float32)
-    meta = constants(x, windows.table, windows.contiguous)
-    del meta["M"]
+    meta = constants(size, head_dim, windows.contiguous and fits_32_bits(size, x))
     with torch.cuda.device_of(x):
         mean_kernel[windows.num_windows, heads, batch](x, mean, windows.table, windows.length, *strides(x), **meta)
     return mean
@@ -275,35 +279,52 @@ def strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for x in tensors for stride in x.stride()[:3])
 
 
-def constants(q: Tensor, table: Tensor, contiguous: bool) -> dict:
-    """Returns what the kernels are compiled for. With these tiles attention spills on no compute capability, 8.0 to 12.0."""
-    size = table.shape[1]
-    M = min(128, max(16, triton.next_power_of_2(size)))
-    return {"P": size, "D": q.shape[-1], "M": M, "N": 32, "CONTIGUOUS": contiguous, "num_warps": 8 if M == 128 else 4, "num_stages": 2}
+def fits_32_bits(size: int, *tensors: Tensor) -> bool:
+    """Returns whether kernels can count elements from a window's first token to its last in 32 bits; its table has 64."""
+    return all(size * x.stride(1) < 2**31 for x in tensors)
 
 
-def occupancy(q: Tensor, contiguous: bool) -> dict:
+def tile_size(size: int) -> int:
+    """Returns M, of how many tokens of a window a program takes care. size: P."""
+    return min(128, max(16, triton.next_power_of_2(size)))
+
+
+def constants(size: int, head_dim: int, contiguous: bool) -> dict:
+    """Returns what the kernels are compiled for, beside M. With these tiles attention spills on no compute capability, 8.0 to 12.0."""
+    num_warps = 8 if tile_size(size) == 128 else 4
+    return {"P": size, "D": head_dim, "N": 32, "CONTIGUOUS": contiguous, "num_warps": num_warps, "num_stages": 2}
+
+
+def occupancy(size: int, contiguous: bool, capability: tuple[int, int] | None) -> dict:
     """Returns the limit of registers with which two programs share a multiprocessor, where it costs no spills: on Hopper."""
-    hopper = q.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(q.device)[0] == 9
-    return {"maxnreg": HOPPER_REGISTERS} if hopper and contiguous else {}
+    costs_nothing = capability is not None and capability[0] == 9 and contiguous and tile_size(size) == 128
+    return {"maxnreg": HOPPER_REGISTERS} if costs_nothing else {}
 
 
-def check(device: torch.device, dtype: torch.dtype, head_dim: int, training: bool) -> None:
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Returns the compute capability of an NVIDIA GPU, None of anything else."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.hip is None else None
+
+
+def check(device: torch.device, dtype: torch.dtype, head_dim: int, size: int, contiguous: bool, training: bool) -> None:
     """Returns when the kernels run on this GPU and agree with sdpa, with their gradients when training.
 
+    size: tokens of the largest window, tried with at most three tiles of them. contiguous: whether they are successive.
     Raises RuntimeError or AssertionError that says what is amiss, or whatever the compiler raises.
     """
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+    if (capability(device) or OLDEST) < OLDEST:
         raise RuntimeError("Triton needs compute capability 8.0 or newer")
     if dtype not in HALVES or head_dim not in HEAD_DIMS:
         raise RuntimeError(f"the kernels are for float16 or bfloat16 and head dims {HEAD_DIMS}, not {dtype} and {head_dim}")
-    generator = torch.Generator().manual_seed(0)
-    for window_major in (True, False):
-        windows = cut_windows((1, 12, 16), (1, 12, 9), (1,), window_major=window_major, device=device)  # 108 and 84 tokens
-        tensors = [torch.randn(1, 192, 2, head_dim, generator=generator).to(device, dtype).requires_grad_(training) for _ in range(3)]
-        selection = torch.tensor([[0, 1], [1, -1]], device=device).expand(1, 2, 2, 2)
-        results = []
-        for attend in (window_attention, sdpa.window_attention):
-            out = attend(*tensors, windows, selection)
-            results.append([out, *(torch.autograd.grad(out, tensors, torch.ones_like(out)) if training else ())])
-        torch.testing.assert_close(*results, atol=0.02, rtol=0.02)
+    generator, size = torch.Generator().manual_seed(0), min(size, 3 * tile_size(size))
+    # two windows of all tokens, two of fewer
+    windows = cut_windows((1, 2 * size - size // 4, 2), (1, size, 1), (1,), window_major=contiguous, device=device)
+    shape = (1, int(windows.length.sum()), 2, head_dim)
+    tensors = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_(training) for _ in range(3)]
+    selection = torch.tensor([[0, 3], [1, -1], [2, 0], [3, 1]], device=device).expand(1, 2, 4, 2)
+    torch.testing.assert_close(window_mean(tensors[0], windows), sdpa.window_mean(tensors[0], windows), atol=1e-4, rtol=1e-4)
+    results = []
+    for attend in (window_attention, sdpa.window_attention):
+        out = attend(*tensors, windows, selection)
+        results.append([out, *(torch.autograd.grad(out, tensors, torch.ones_like(out)) if training else ())])
+    torch.testing.assert_close(*results, atol=0.02, rtol=0.02)
