@@ -52,6 +52,15 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
     return state_dict, config
 
 
+def is_ours(path: Path) -> bool:
+    """Returns whether a safetensors file carries our configuration; stock models do not. Raises ValueError if it is no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}): check the name, or download it again") from error
+
+
 def parse_config(config_class: type, config: dict, section: str, path: Path):
     """Returns config_class(**config[section]) with JSON's lists as tuples.
 

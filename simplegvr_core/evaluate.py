@@ -87,7 +87,7 @@ def vae(video: Tensor, scale: int, models: Models) -> Tensor:
 
 def vae_linear(video: Tensor, scale: int, models: Models) -> Tensor:
     """The same with the autoencoder's closed form alone."""
-    return cut(models.vae.linear_decode(models.vae.linear_encode(video)), video)
+    return cut(models.vae.linear_decode(models.vae.encode(video)), video)
 
 
 def cut(video: Tensor, original: Tensor) -> Tensor:

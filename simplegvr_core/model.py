@@ -12,15 +12,22 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from . import checkpoint
 from .attention import AttentionConfig, attend, full_attention
 from .layers import LATENT_CHANNELS, apply_rotary, rotary_table, sinusoidal_embedding
 
+CONDITIONS = ("channel", "token")
+
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Sizes of the network; the defaults are those of Wan 2.1 1.3B with the condition's 16 channels added."""
+    """Sizes of the network; the defaults are those of Wan 2.1 1.3B with the condition's 16 channels added.
+
+    condition: "channel", the condition's channels beside the noised latent's; or "token", its tokens behind the noised
+    latent's, which all see (the paper's ablation).
+    """
 
     in_dim: int = 32
     dim: int = 1536
@@ -30,6 +37,16 @@ class DiTConfig:
     text_dim: int = 4096
     freq_dim: int = 256
     eps: float = 1e-6
+    condition: str = "channel"
+
+    def __post_init__(self):
+        if self.condition not in CONDITIONS:
+            raise ValueError(f"condition is {self.condition!r}, wanted one of {', '.join(CONDITIONS)}")
+
+    @property
+    def patch_channels(self) -> int:
+        """Returns the number of channels in a token."""
+        return LATENT_CHANNELS if self.condition == "token" else self.in_dim
 
 
 class SelfAttention(nn.Module):
@@ -98,8 +115,13 @@ class SimpleGVRDiT(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.config, self.attention, self.dtype = config, attention, dtype
+        self.gradient_checkpointing = False
         dim = config.dim
-        self.patch_embedding = operations.Conv3d(config.in_dim, dim, (1, 2, 2), stride=(1, 2, 2), device=device, dtype=torch.float32)
+        self.patch_embedding = operations.Conv3d(
+            config.patch_channels, dim, (1, 2, 2), stride=(1, 2, 2), device=device, dtype=torch.float32
+        )
+        if config.condition == "token":
+            self.condition_embedding = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.text_embedding = nn.Sequential(
             operations.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), operations.Linear(dim, dim, **factory)
         )
@@ -115,9 +137,9 @@ class SimpleGVRDiT(nn.Module):
 
         That is right at sigma 1 for a condition without error. Tokens begin with their cells' values as they are, beside
         constants that keep the last norm from rescaling them; blocks add nothing (adaLN-zero); the head takes the
-        difference. Raises ValueError when dim is less than 4 in_dim.
+        difference. Raises ValueError when dim is less than 4 patch_channels.
         """
-        values = 4 * self.config.in_dim
+        values = 4 * self.config.patch_channels
         if self.config.dim < values:
             raise ValueError(f"dim is {self.config.dim}, wanted at least {values}, the values of a token")
         for name, parameter in self.named_parameters():
@@ -127,6 +149,8 @@ class SimpleGVRDiT(nn.Module):
                 nn.init.ones_(parameter)
             else:
                 nn.init.zeros_(parameter)
+        if self.config.condition == "token":
+            nn.init.zeros_(self.condition_embedding)
         for block in self.blocks:
             nn.init.zeros_(block.modulation)
             nn.init.zeros_(block.cross_attn.o.weight)
@@ -163,9 +187,9 @@ class SimpleGVRDiT(nn.Module):
             self_attention, token_order = partial(attend, config=self.attention, ordered=True), self.attention.token_order
         height, width = z.shape[3:]
         z = F.pad(z, (0, width % 2, 0, height % 2, 0, 0), mode="circular")
-        x = self.patch_embedding(z.float()).to(z.dtype)
-        grid = tuple(x.shape[2:])
-        x = rearrange(x, "B D T H W -> B (T H W) D")
+        grid = z.shape[2], z.shape[3] // 2, z.shape[4] // 2
+        noised, *condition = z.split(self.config.patch_channels, dim=1)
+        x = self.tokens(noised)
         e = self.time_embedding(sinusoidal_embedding(self.config.freq_dim, timestep).to(x.dtype))[:, None]
         e_blocks = self.time_projection(e).unflatten(2, (6, -1)).squeeze(1)
         context = self.text_embedding(context)
@@ -173,14 +197,21 @@ class SimpleGVRDiT(nn.Module):
         order = token_order and token_order(grid, x.device)
         if order is not None:
             x, rotary = x[:, order], rotary[order]
+        for part in condition:
+            x, rotary = torch.cat((x, self.tokens(part) + self.condition_embedding), dim=1), rotary.repeat(2, 1, 1)
         for index, block in enumerate(self.blocks):
-            x = block(x, e_blocks, rotary, context, partial(self_attention, grid=grid, block=index), cross_attention)
-        x = self.head(x, e)
+            inputs = e_blocks, rotary, context, partial(self_attention, grid=grid, block=index), cross_attention
+            x = recompute(block, x, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(x, *inputs)
+        x = self.head(x[:, : grid[0] * grid[1] * grid[2]], e)
         if order is not None:
             x = x[:, order.argsort()]
         T, H, W = grid
         velocity = rearrange(x, "B (T H W) (h w C) -> B C T (H h) (W w)", T=T, H=H, W=W, h=2, w=2)
         return velocity[..., :height, :width]
+
+    def tokens(self, z: Tensor) -> Tensor:
+        """Returns the tokens (B, L, D) of z (B, C, T, H, W), in raster order."""
+        return rearrange(self.patch_embedding(z.float()).to(z.dtype), "B D T H W -> B (T H W) D")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -1,251 +1,354 @@
-"""Training: `python scripts/run.py -m simplegvr_core.train {vae,upsampler,gvr} --help`.
+"""Training of SimpleGVR: `python scripts/run.py -m simplegvr_core.train --preset stage1 --pairs DIR --init-dit FILE`.
 
-One loop, `fit`, and a loss for each model. Everything random comes from one generator, whose state is saved with the
-rest, so a killed run goes on with the losses it would have had (unless it is limited in minutes, which are the clock's).
+Upsampler and DiT are trained jointly on latent pairs by conditional flow matching (paper, sections 3 and 5.1). Presets are
+data: the paper's three stages, those of the bundled gvr_tiny, and a smoke test. Every option of a preset can be given anew.
+
+B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised
 """
 
 import json
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from . import checkpoint
 from .attention import AttentionConfig
-from .data import area_downscale, load_clips, random_crops
+from .curve import Curve, load_curve
+from .data import resize_frames, to_images, write_video
+from .fit import LoopConfig, fit, read_losses
 from .flow import interpolate, velocity_target
-from .model import DiTConfig, SimpleGVRDiT, widen
-from .sampling import SamplingConfig
-from .upsampler import VARIANTS, LatentUpsampler, load_upsampler
-from .vae import TinyVAE, TinyVAEConfig, load_tiny_vae
+from .lora import add_lora, lora_state_dict
+from .model import DiTConfig, SimpleGVRDiT, load_dit, widen
+from .pairs import BuildPairs
+from .plan import training_plan
+from .sampling import SamplingConfig, super_resolve
+from .training_data import Crop, PairSampler
+from .upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler
+from .vae import PREVIEW_FACTORS, TinyVAE, load_tiny_vae
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """How long and how fast to train. Runs of the same folder continue where the last one stopped."""
+class Train:
+    """Trains upsampler and DiT jointly, on folders of latent pairs that simplegvr_core.pairs built."""
 
-    steps: int = 2000
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    ema: float = 0.998
-    save_every: int = 200
-    seed: int = 0
-    device: str = "cpu"
-    minutes: float = float("inf")
-    """Stop after this long, however many steps are done; the learning rate follows time instead of steps."""
-
-
-def fit(model: nn.Module, loss_of: Callable[[torch.Generator], Tensor], loop: LoopConfig, folder: Path) -> nn.Module:
-    """Returns model's moving average after training. loss_of: generator -> scalar loss of one batch.
-
-    folder receives state.pt (weights, optimiser, generator; for resuming only) and losses.jsonl.
-    Raises FloatingPointError at the first loss that is not finite; the last saved state stays.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(loop.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), loop.learning_rate, betas=(0.9, 0.99))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(loop.ema))
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    state_path, losses_path = folder / "state.pt", folder / "losses.jsonl"
-    first, elapsed = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, map_location=loop.device, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        generator.set_state(state["generator"].cpu())
-        first, elapsed = state["step"], state["elapsed"]
-        losses_path.write_text("".join(losses_path.read_text().splitlines(keepends=True)[:first]))
-    start = time.monotonic() - elapsed
-    progress = tqdm(range(first, loop.steps), initial=first, total=loop.steps, unit="step", mininterval=5)
-    for step in progress:
-        done = max(step / loop.steps, (time.monotonic() - start) / 60 / loop.minutes)
-        rate = loop.learning_rate * min(1.0, (step + 1) / loop.warmup) * (1 - min(done, 1.0)) ** 0.5
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(generator)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}: lower learning_rate and start again from {state_path}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        with losses_path.open("a") as file:
-            file.write(json.dumps({"step": step, "loss": loss.item()}) + "\n")
-        progress.set_postfix(loss=f"{loss.item():.5f}", refresh=False)
-        if (step + 1) % loop.save_every == 0 or step + 1 == loop.steps or done >= 1:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            elapsed = time.monotonic() - start
-            torch.save({**state, "generator": generator.get_state(), "step": step + 1, "elapsed": elapsed}, folder / "state.partial")
-            os.replace(folder / "state.partial", state_path)
-        if done >= 1:
-            break
-    return average.module
-
-
-@dataclass(frozen=True)
-class Crops:
-    """What a batch is made of. height: taller video is made this tall by area averaging, which hides its compression;
-    spacing: frames from the start of one clip to the next."""
-
-    num_frames: int = 17
-    size: int = 192
-    batch: int = 4
-    height: int = 360
-    spacing: int = 60
-
-
-@dataclass(frozen=True)
-class TrainVAE:
-    """Trains TinyVAE's decoder on crops of a folder of video; its encoder is set once, in closed form."""
-
-    videos: Path
+    pairs: tuple[Path, ...]
+    """Each pair of each folder is drawn equally often."""
     out: Path
-    vae: TinyVAEConfig = TinyVAEConfig()
-    loop: LoopConfig = LoopConfig()
-    crops: Crops = Crops(num_frames=9, size=96, batch=8)
+    init_dit: Path | None = None
+    """What the DiT starts from: a SimpleGVR checkpoint of an earlier stage, or a text-to-video Wan 2.1 of --dit's sizes
+    (safetensors, stock key names), which is widened. Without it weights are drawn."""
+    init_upsampler: Path | None = None
+    dit: DiTConfig = DiTConfig()
+    """Sizes of the DiT when it does not start from a SimpleGVR checkpoint."""
+    attention: AttentionConfig = AttentionConfig(kind="full", unit=None)
+    upsampler: UpsamplerConfig = VARIANTS["simplegvr"]
+    """Kind of the upsampler when it does not start from a checkpoint."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the trained model wants to be sampled; it is written into the checkpoint and used for previews."""
+    noise_range: tuple[float, float] = (0.3, 0.6)
+    """Noise share of the condition, drawn evenly."""
+    curve: Path | None = None
+    """Curve of simplegvr_core.curve: noise levels are drawn where detail appears. Without it they are drawn evenly."""
+    contexts: Path | None = None
+    """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
+    features of its caption. Without it every sample has the null prompt."""
+    null_prompt: float = 0.1
+    """Share of samples that get the null prompt in place of their caption."""
+    upsampler_loss: float = 0.0
+    """Weight of the upsampler's own error beside the flow's; with --vae it is measured on pixels too."""
+    lora_rank: int = 0
+    """Above 0: the weights stay as they are and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
+    gradient_checkpointing: bool = False
+    bf16: bool = True
+    """Products in bfloat16; weights and their moments are float32 in any case."""
+    vae: Path | None = None
+    """TinyVAE that decodes the previews, for pairs of its latents. Without it they show latents as colours."""
+    crop: Crop = Crop()
+    loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, decay=False, ema=0.9995)
 
     def run(self) -> dict:
-        clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
+        """Returns {"dit", "upsampler" or "lora": files, "loss_first", "loss_last": means over the first and last tenth, "steps"}.
+
+        Raises ValueError for options that do not go together, and what fit raises.
+        """
+        self.check()
+        sampler = PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
+        vae = load_tiny_vae(self.vae) if self.vae else None
+        model = FlowMatching(*self.networks(), vae, self.upsampler_loss, self.bf16)
+        curve = load_curve(self.curve) if self.curve else None
+
+        def draw(generator: torch.Generator) -> dict[str, Tensor]:
+            batch = sampler.draw(generator, model.dit.config.text_dim)
+            return batch | draw_noise(batch["z_hr"], self.noise_range, curve, generator)
+
+        trained = fit(model, draw, self.loop, self.out, self.preview(sampler, vae))
+        losses = read_losses(self.out / "losses.jsonl")
+        tenth = max(1, len(losses) // 10)
+        means = {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
+        return self.save(model, trained, curve) | means | {"steps": len(losses)}
+
+    def check(self) -> None:
+        """Raises ValueError for options that do not go together."""
+        low, high = self.noise_range
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"--noise-range is {low} {high}, wanted two shares in [0, 1], the smaller first: the paper's are 0.3 0.6")
+        if not 0 <= self.null_prompt <= 1:
+            raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a share in [0, 1]")
+        if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
+            raise ValueError("--lora-rank adapts a trained SimpleGVR: give its two files with --init-dit and --init-upsampler")
+
+    def plan(self) -> dict:
+        """Returns what simplegvr_core.plan says of this training."""
+        dit = (
+            load_dit(self.init_dit)[0].config
+            if self.init_dit and self.init_dit.exists() and checkpoint.is_ours(self.init_dit)
+            else self.dit
+        )
+        grid = (self.crop.latent_frames, *self.crop.size)
+        batch = self.crop.batch * self.loop.accumulate
+        return training_plan(dit, self.attention, grid, batch, self.loop.steps, self.gradient_checkpointing)
+
+    def networks(self) -> tuple[LatentUpsampler, SimpleGVRDiT]:
+        """Returns both networks as training starts."""
         generator = torch.Generator().manual_seed(self.loop.seed)
-        vae = TinyVAE(self.vae)
-        vae.init_weights(generator)
-        vae.fit_encoder(random_crops(clips, 512, self.crops.num_frames, self.crops.size, generator))
-        vae.encoder.requires_grad_(False)
-        vae.to(self.loop.device)
+        dit = self.initial_dit(generator)
+        dit.gradient_checkpointing = self.gradient_checkpointing
+        if self.init_upsampler is not None:
+            upsampler = load_upsampler(self.init_upsampler)
+        else:
+            upsampler = LatentUpsampler(self.upsampler)
+            upsampler.init_weights(generator)
+        if self.lora_rank:
+            upsampler.requires_grad_(False)
+            add_lora(dit, self.lora_rank)
+        return upsampler, dit
 
-        def loss_of(generator: torch.Generator) -> Tensor:
-            video = draw_batch(clips, self.crops, generator).to(self.loop.device)
-            with torch.autocast(self.loop.device, torch.bfloat16):
-                return F.smooth_l1_loss(vae.decode(vae.encode(video)).float(), video, beta=0.05)
-
-        trained = fit(vae, loss_of, self.loop, self.out)
-        return {"tiny_vae": save_half(self.out / "tiny_vae.safetensors", "tiny_vae", trained, model=self.vae)}
-
-
-@dataclass(frozen=True)
-class TrainUpsampler:
-    """Trains a latent upsampler alone, on pairs made by area averaging."""
-
-    videos: Path
-    vae: Path
-    out: Path
-    variant: Literal["simplegvr", "channel_expansion", "cnn"] = "simplegvr"
-    width: int = 64
-    loop: LoopConfig = LoopConfig()
-    crops: Crops = Crops()
-    scales: tuple[int, ...] = (2, 3, 4)
-
-    def run(self) -> dict:
-        clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
-        vae = load_tiny_vae(self.vae).to(self.loop.device)
-        config = replace(VARIANTS[self.variant], width=self.width)
-        upsampler = LatentUpsampler(config)
-        upsampler.init_weights(torch.Generator().manual_seed(self.loop.seed))
-        upsampler.to(self.loop.device)
-
-        def loss_of(generator: torch.Generator) -> Tensor:
-            z_lr, z_hr = draw_pair(clips, self.crops, self.scales, vae, self.loop.device, generator)
-            with torch.autocast(self.loop.device, torch.bfloat16):
-                return upsampler_loss(upsampler(z_lr, z_hr.shape[3:]), z_hr, vae)
-
-        trained = fit(upsampler, loss_of, self.loop, self.out)
-        return {"upsampler": save_half(self.out / "upsampler.safetensors", "upsampler", trained, model=config)}
-
-
-@dataclass(frozen=True)
-class TrainGVR:
-    """Trains DiT and upsampler jointly by conditional flow matching, with the null prompt, on pairs made by area
-    averaging. The upsampler's own loss is kept beside it, so that its output stays a latent that decodes."""
-
-    videos: Path
-    vae: Path
-    out: Path
-    init_upsampler: Path
-    init_t2v: Path | None = None
-    """Text-to-video Wan checkpoint (safetensors, stock key names) to start from, widened; --dit must have its sizes."""
-    dit: DiTConfig = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
-    attention: AttentionConfig = AttentionConfig()
-    sampling: SamplingConfig = SamplingConfig(steps=4, shift=3.0, noise_augmentation=0.1, denoise=0.3)
-    loop: LoopConfig = LoopConfig()
-    crops: Crops = Crops()
-    scales: tuple[int, ...] = (2, 3, 4)
-    noise_range: tuple[float, float] = (0.0, 0.3)
-    """Noise share of the condition, drawn evenly; the paper's is (0.3, 0.6)."""
-
-    def run(self) -> dict:
-        clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
-        device = self.loop.device
-        vae = load_tiny_vae(self.vae).to(device)
+    def initial_dit(self, generator: torch.Generator) -> SimpleGVRDiT:
+        """Returns the DiT as training starts. Raises ValueError when --init-dit does not fit."""
+        if self.init_dit is not None and checkpoint.is_ours(self.init_dit):
+            dit, _ = load_dit(self.init_dit)
+            dit.attention = self.attention
+            return dit
         dit = SimpleGVRDiT(self.dit, self.attention)
-        dit.init_weights(torch.Generator().manual_seed(self.loop.seed))
-        if self.init_t2v is not None:
-            checkpoint.load_strict(dit, widen(load_file(self.init_t2v)), self.init_t2v)
-        models = nn.ModuleDict({"upsampler": load_upsampler(self.init_upsampler), "dit": dit}).to(device)
-        null_context = torch.zeros(self.crops.batch, 1, self.dit.text_dim, device=device)
+        if self.init_dit is None:
+            dit.init_weights(generator)
+        else:
+            weights = {key.removeprefix("model.diffusion_model."): tensor.float() for key, tensor in load_file(self.init_dit).items()}
+            checkpoint.load_strict(dit, widen(weights, self.dit.patch_channels), self.init_dit)
+        return dit
 
-        def uniform(low: float, high: float, generator: torch.Generator) -> Tensor:
-            return (low + (high - low) * torch.rand(self.crops.batch, 1, 1, 1, 1, generator=generator)).to(device)
+    def preview(self, sampler: PairSampler, vae: TinyVAE | None) -> Callable[["FlowMatching", int], None]:
+        """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one crop."""
+        batch = sampler.draw(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
+        z_lr, z_hr = batch["z_lr"][:1], batch["z_hr"][:1]
 
-        def loss_of(generator: torch.Generator) -> Tensor:
-            z_lr, z_hr = draw_pair(clips, self.crops, self.scales, vae, device, generator)
-            sigma, share = uniform(0, 1, generator), uniform(*self.noise_range, generator)
-            noise, condition_noise = (torch.randn(z_hr.shape, generator=generator).to(device) for _ in range(2))
-            with torch.autocast(device, torch.bfloat16):
-                upsampled = models["upsampler"](z_lr, z_hr.shape[3:]).float()
-                condition = interpolate(upsampled, condition_noise, share)
-                z = torch.cat((interpolate(z_hr, noise, sigma), condition), dim=1)
-                velocity = models["dit"](z, 1000 * sigma.flatten(), null_context).float()
-                return F.mse_loss(velocity, velocity_target(z_hr, noise)) + 0.5 * upsampler_loss(upsampled, z_hr, vae)
+        def show(model: FlowMatching, step: int) -> None:
+            device = next(model.dit.parameters()).device
+            null = torch.zeros(1, 1, model.dit.config.text_dim, device=device)
+            model.eval()
+            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), z_hr.shape[3:], self.sampling, null, null, 0, 1).cpu()
+            model.train()
+            videos = [decode_preview(latent, vae) for latent in (z_lr, z, z_hr)]
+            videos = [resize_frames(video, videos[-1].shape[3:], "nearest-exact") for video in videos]
+            if PartialState().is_main_process:
+                write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
 
-        trained = fit(models, loss_of, self.loop, self.out)
-        configs = {"model": self.dit, "attention": self.attention, "sampling": self.sampling}
-        trained_on = {"noise_range": self.noise_range, "num_frames": self.crops.num_frames, "scales": self.scales}
-        return {
-            "dit": save_half(self.out / "dit.safetensors", "dit", trained["dit"], trained=trained_on, **configs),
-            "upsampler": save_half(
-                self.out / "upsampler.safetensors", "upsampler", trained["upsampler"], model=trained["upsampler"].config
-            ),
-        }
+        return show
 
-
-def draw_batch(clips: list[Tensor], crops: Crops, generator: torch.Generator) -> Tensor:
-    """Returns video (B, 3, F, size, size) in [-1, 1]."""
-    return random_crops(clips, crops.batch, crops.num_frames, crops.size, generator)
-
-
-def draw_pair(clips: list[Tensor], crops: Crops, scales: tuple[int, ...], vae: TinyVAE, device: str, generator: torch.Generator):
-    """Returns z_lr (B, 16, T, h, w) and z_hr (B, 16, T, H, W) of one random batch, at one of the scales, float32."""
-    video = draw_batch(clips, crops, generator)
-    scale = scales[int(torch.randint(len(scales), (), generator=generator))]
-    return vae.encode(area_downscale(video, scale).to(device)), vae.encode(video.to(device))
+    def save(self, model: "FlowMatching", trained: dict[str, Tensor], curve: Curve | None) -> dict:
+        """Returns the files written: both networks as float16, or the LoRA."""
+        if self.lora_rank:
+            path = self.out / "lora.safetensors"
+            checkpoint.save(path, "lora", half(lora_state_dict(trained)), sampling=self.sampling)
+            return {"lora": str(path)}
+        noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
+        data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs]}
+        configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
+        dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
+        checkpoint.save(dit, "dit", half(part(trained, "dit.")), **configs)
+        checkpoint.save(upsampler, "upsampler", half(part(trained, "upsampler.")), model=model.upsampler.config)
+        return {"dit": str(dit), "upsampler": str(upsampler)}
 
 
-def upsampler_loss(upsampled: Tensor, z_hr: Tensor, vae: TinyVAE) -> Tensor:
-    """Returns the mean absolute error of the latent plus five times that of its linearly decoded pixels.
+class FlowMatching(nn.Module):
+    """Upsampler and DiT with their common loss."""
+
+    def __init__(self, upsampler: LatentUpsampler, dit: SimpleGVRDiT, vae: TinyVAE | None, upsampler_weight: float, bf16: bool):
+        super().__init__()
+        self.upsampler, self.dit = upsampler, dit
+        self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
+        self.upsampler_weight, self.bf16 = upsampler_weight, bf16
+
+    def forward(self, z_lr, z_hr, context, sigma, noise_share, noise, condition_noise) -> Tensor:
+        """Returns the mean squared error of the velocity (equation 3), plus the upsampler's own error by its weight.
+
+        z_lr: (B, 16, T, h, w). z_hr, noise, condition_noise: (B, 16, T, H, W). context: (B, S, text_dim).
+        sigma, noise_share: (B, 1, 1, 1, 1), of the noised latent and of the condition.
+        """
+        with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.bf16):
+            z = interpolate(z_hr, noise, sigma)
+            loss = torch.zeros((), device=z.device)
+            if self.dit.config.in_dim > z.shape[1]:
+                upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
+                z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
+                if self.upsampler_weight:
+                    loss = self.upsampler_weight * upsampler_loss(upsampled, z_hr, self.linear_decoder)
+            velocity = self.dit(z, 1000 * sigma.flatten(), context).float()
+        return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
+
+
+def draw_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """Returns noise levels, even or by the curve, noise shares of the condition, even in noise_range, and both noises."""
+    uniform = torch.rand(len(z_hr), 1, 1, 1, 1, generator=generator)
+    low, high = noise_range
+    return {
+        "sigma": uniform if curve is None else curve.sample(uniform),
+        "noise_share": low + (high - low) * torch.rand(uniform.shape, generator=generator),
+        "noise": torch.randn(z_hr.shape, generator=generator),
+        "condition_noise": torch.randn(z_hr.shape, generator=generator),
+    }
+
+
+def upsampler_loss(upsampled: Tensor, z_hr: Tensor, linear_decoder: nn.Module | None) -> Tensor:
+    """Returns the mean absolute error of the latent plus, given TinyVAE's linear decoder, five times that of its pixels.
 
     The latent gives fine detail more weight than the picture does; the second term restores the balance.
     """
-    upsampled = upsampled.float()
-    return F.l1_loss(upsampled, z_hr) + 5 * F.l1_loss(vae.linear_decode(upsampled), vae.linear_decode(z_hr))
+    loss = F.l1_loss(upsampled, z_hr)
+    return loss if linear_decoder is None else loss + 5 * F.l1_loss(linear_decoder(upsampled), linear_decoder(z_hr))
 
 
-def save_half(path: Path, kind: str, network: nn.Module, **configs) -> str:
-    """Writes the network's weights as float16 and returns the path."""
-    checkpoint.save(path, kind, {key: tensor.half() for key, tensor in network.state_dict().items()}, **configs)
-    return str(path)
+def decode_preview(z: Tensor, vae: TinyVAE | None) -> Tensor:
+    """Returns video (1, 3, F, H, W) in [-1, 1] of a latent: decoded, or as ComfyUI's preview colours without an autoencoder."""
+    if vae is not None:
+        return vae.decode(z)
+    return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))
+
+
+def part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def half(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.half() for name, tensor in state_dict.items()}
+
+
+REPO = Path(__file__).resolve().parents[1]
+TINY_VAE = REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
+TINY_SAMPLING = SamplingConfig(steps=4, shift=3.0, noise_augmentation=0.1, denoise=0.3)
+
+STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True)
+TINY = replace(
+    STAGE,
+    dit=TINY_DIT,
+    attention=AttentionConfig(),
+    upsampler=replace(VARIANTS["simplegvr"], width=64),
+    sampling=TINY_SAMPLING,
+    noise_range=(0.0, 0.3),
+    upsampler_loss=0.5,
+    gradient_checkpointing=False,
+    vae=TINY_VAE,
+    crop=Crop(size=(24, 24), batch=4),
+    loop=LoopConfig(steps=2000, learning_rate=5e-4, warmup=100),
+)
+PRESETS = {
+    "stage1": STAGE,
+    "stage2": replace(
+        STAGE,
+        pairs=(Path("pairs/aigc"),),
+        out=Path("runs/stage2"),
+        init_dit=Path("runs/stage1/dit.safetensors"),
+        init_upsampler=Path("runs/stage1/upsampler.safetensors"),
+        loop=replace(STAGE.loop, steps=10_000),
+    ),
+    "stage3": replace(
+        STAGE,
+        pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
+        out=Path("runs/stage3"),
+        init_dit=Path("runs/stage2/dit.safetensors"),
+        init_upsampler=Path("runs/stage2/upsampler.safetensors"),
+        attention=AttentionConfig(),
+        crop=replace(STAGE.crop, num_frames=77),
+        loop=replace(STAGE.loop, steps=5_000),
+    ),
+    "tiny_t2v": replace(
+        TINY,
+        pairs=(Path("pairs/tiny_t2v"),),
+        out=Path("runs/tiny_t2v"),
+        dit=replace(TINY_DIT, in_dim=16),
+        attention=AttentionConfig(kind="full", unit=None),
+        upsampler=VARIANTS["bilinear"],
+        sampling=SamplingConfig(steps=20, shift=3.0, denoise=0.6),
+        upsampler_loss=0.0,
+        crop=Crop(size=(16, 28), batch=8),
+        loop=replace(TINY.loop, learning_rate=1e-3),
+    ),
+    "tiny_stage1": replace(TINY, pairs=(Path("pairs/tiny_area"), Path("pairs/tiny_classical")), out=Path("runs/tiny_stage1")),
+    "tiny_stage2": replace(
+        TINY,
+        pairs=(Path("pairs/tiny_area"), Path("pairs/tiny_aigc")),
+        out=Path("runs/tiny_stage2"),
+        init_dit=Path("runs/tiny_stage1/dit.safetensors"),
+        init_upsampler=Path("runs/tiny_stage1/upsampler.safetensors"),
+    ),
+    "tiny_stage3": replace(
+        TINY,
+        pairs=(Path("pairs/tiny_aigc"),),
+        out=Path("runs/tiny_stage3"),
+        init_dit=Path("runs/tiny_stage2/dit.safetensors"),
+        init_upsampler=Path("runs/tiny_stage2/upsampler.safetensors"),
+        crop=Crop(num_frames=33, size=(24, 24), batch=2),
+    ),
+    "smoke": replace(
+        TINY,
+        pairs=(Path("runs/smoke/pairs"),),
+        out=Path("runs/smoke"),
+        dit=DiTConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=2),
+        attention=AttentionConfig(window=(1, 3, 3)),
+        upsampler=replace(VARIANTS["simplegvr"], width=16),
+        bf16=False,
+        crop=Crop(num_frames=9, size=(12, 12), batch=4),
+        loop=LoopConfig(steps=120, learning_rate=2e-3, warmup=10, ema=0.98, save_every=20),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to train, and whether to train at all."""
+
+    preset: Literal[tuple(PRESETS)] = "stage1"
+    plan: bool = False
+    """Print memory, tokens and time that the training would take, and stop."""
+
+
+def main() -> None:
+    """Trains as the command line says. The last line is JSON."""
+    command, rest = tyro.cli(Command, return_unknown_args=True, add_help=False)
+    description = f"{Train.__doc__} --preset: {', '.join(PRESETS)}; options below are shown with the values of {command.preset!r}. "
+    description += Command.__doc__ + " --plan: " + "print memory, tokens and time, and stop."
+    train = tyro.cli(Train, args=rest, default=PRESETS[command.preset], description=description)
+    if command.plan:
+        print(json.dumps(train.plan()))
+        return
+    if command.preset == "smoke" and not train.pairs[0].exists():
+        BuildPairs(REPO / "assets", train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
+    result = train.run()
+    if PartialState().is_main_process:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    command = tyro.extras.subcommand_cli_from_dict({"vae": TrainVAE, "upsampler": TrainUpsampler, "gvr": TrainGVR})
-    print(json.dumps(command.run()))
+    main()

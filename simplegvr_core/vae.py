@@ -101,6 +101,12 @@ class TinyVAE(nn.Module):
         video = F.pad(video, (0, -width % 8, 0, -height % 8, 0, -(frames - 1) % 4), mode="replicate")
         return self.encoder(to_blocks(video))
 
+    @staticmethod
+    def latent_shape(video_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns (B, 16, T, H, W), the shape of the latent of a video (B, 3, F, height, width)."""
+        batch, _, frames, height, width = video_shape
+        return batch, LATENT_CHANNELS, -(-(frames - 1) // 4) + 1, -(-height // 8), -(-width // 8)
+
     def decode(self, z: Tensor) -> Tensor:
         """Returns the video (B, 3, 4 (T - 1) + 1, 8H, 8W) of z (B, 16, T, H, W)."""
         h = self.stem(z)

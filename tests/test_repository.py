@@ -11,8 +11,8 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "baselines", "measure", "peers", "report"},
-    {"clips"},
+    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "baselines", "measure", "peers", "report", "fit"},
+    {"clips", "photos"},
     {"degradations.randomness", "degradations.opencv"},
     {"degradations.blur", "degradations.codecs", "degradations.motion"},
     {"degradations.classical", "degradations.flow_based"},
@@ -21,11 +21,13 @@ LAYERS = [
     {"kernels", "kernels.sparse_local_triton"},
     {"attention", "upsampler", "vae"},
     {"model"},
-    {"sampling", "flops"},
-    {"degradations.model_guided"},
+    {"sampling", "flops", "lora"},
+    {"degradations.model_guided", "plan"},
     {"degradations"},
     {"pairs"},
-    {"train", "evaluate", "benchmark"},
+    {"curve", "training_data"},
+    {"train", "train_vae", "evaluate", "benchmark"},
+    {"ablate"},
 ]
 
 

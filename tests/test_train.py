@@ -1,115 +1,253 @@
-"""Training: it learns, it resumes to the same losses, it stops at NaN; each command leaves what it promises."""
+"""Training of SimpleGVR: every preset and variant, from pairs of real video to files that load."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPO, random_weights
 from safetensors.torch import load_file, save_file
-from torch import nn
 
+from simplegvr_core import checkpoint
 from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.data import read_video
+from simplegvr_core.fit import LoopConfig
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT, load_dit
-from simplegvr_core.train import Crops, LoopConfig, TrainGVR, TrainUpsampler, TrainVAE, fit
-from simplegvr_core.upsampler import load_upsampler
+from simplegvr_core.pairs import BuildPairs, Pairs
+from simplegvr_core.train import PRESETS, draw_noise
+from simplegvr_core.train_vae import Crops, TrainVAE
+from simplegvr_core.training_data import Crop, PairSampler
+from simplegvr_core.upsampler import VARIANTS, load_upsampler
 from simplegvr_core.vae import TinyVAEConfig, load_tiny_vae
 
-LOOP = LoopConfig(steps=12, warmup=2, save_every=5)
-CROPS = Crops(num_frames=5, size=48, batch=2, height=108, spacing=16)
-VAE = TinyVAEConfig(latent_width=16, latent_blocks=1, fine_width=16, fine_blocks=1, pixel_width=8)
+pytestmark = pytest.mark.usefixtures("one_thread")
+LOOP = LoopConfig(steps=4, warmup=2, save_every=2, cpu=True)
+SIZES = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs of the bundled clips, as the smoke preset makes them."""
+    out = tmp_path_factory.mktemp("data") / "pairs"
+    BuildPairs(REPO / "assets", PRESETS["smoke"].vae, out, "area", num_frames=9, spacing=9, scales=(2,)).run()
+    return out
+
+
+@pytest.fixture
+def smoke(pairs, tmp_path):
+    return replace(PRESETS["smoke"], pairs=(pairs,), out=tmp_path / "run", loop=LOOP)
 
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
-def regression(seed=0):
-    """A small network and the loss of drawing the sine."""
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
-
-    def loss_of(generator):
-        x = torch.rand(32, 1, generator=generator)
-        return (network(x) - torch.sin(3 * x)).square().mean()
-
-    return network, loss_of
+def command(*arguments, processes=1):
+    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    return [*launcher, "-m", "simplegvr_core.train", "--preset", "smoke", *map(str, arguments)]
 
 
-def test_the_loss_falls(tmp_path):
-    network, loss_of = regression()
-    fit(network, loss_of, LoopConfig(steps=500, learning_rate=3e-2, warmup=10, ema=0.9), tmp_path)
-    assert losses(tmp_path)[-1] < 0.1 * losses(tmp_path)[0]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
 
 
-def test_a_killed_run_resumes_with_the_losses_it_would_have_had(tmp_path):
-    class Killed(Exception):
-        pass
-
-    network, loss_of = regression()
-    whole = fit(network, loss_of, LOOP, tmp_path / "whole")
-    network, loss_of = regression()
-    calls = []
-
-    def killed(generator):
-        calls.append(1)
-        if len(calls) == 9:
-            raise Killed
-        return loss_of(generator)
-
-    with pytest.raises(Killed):
-        fit(network, killed, LOOP, tmp_path / "killed")
-    network, loss_of = regression(seed=1)
-    resumed = fit(network, loss_of, LOOP, tmp_path / "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+def test_files_load_and_carry_what_they_were_trained_with(smoke):
+    result = smoke.run()
+    model, config = load_dit(Path(result["dit"]))
+    assert model.attention == smoke.attention
+    assert config["trained"]["noise_range"] == [0.0, 0.3]
+    assert config["sampling"]["denoise"] == smoke.sampling.denoise
+    assert load_upsampler(Path(result["upsampler"])).out.conv.weight.any()
+    assert result["steps"] == 4
+    assert result["loss_first"] == losses(smoke.out)[0]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_state(tmp_path):
-    network, loss_of = regression()
-    calls = []
-
-    def explode(generator):
-        calls.append(1)
-        return loss_of(generator) * (float("nan") if len(calls) == 8 else 1)
-
-    with pytest.raises(FloatingPointError, match=r"step 7: lower learning_rate.*state\.pt"):
-        fit(network, explode, LOOP, tmp_path)
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 5
+def test_previews_show_low_resolution_result_and_target(smoke):
+    smoke.run()
+    images, _ = read_video(smoke.out / "preview_000004.mp4")
+    assert images.shape == (9, 96, 3 * 96, 3)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """All three commands, a few steps each, on the bundled clips."""
-    out = tmp_path_factory.mktemp("trained")
-    videos = REPO / "assets"
-    vae = TrainVAE(videos, out / "vae", VAE, LOOP, replace(CROPS, num_frames=9)).run()["tiny_vae"]
-    upsampler = TrainUpsampler(videos, vae, out / "upsampler", width=16, loop=LOOP, crops=CROPS, scales=(2, 3)).run()["upsampler"]
-    sizes = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2)
-    attention = AttentionConfig(window=(1, 2, 2))
-    t2v = random_weights(SimpleGVRDiT(replace(sizes, in_dim=16), attention))
-    save_file(t2v.state_dict(), out / "t2v.safetensors")
-    gvr = TrainGVR(
-        videos, vae, out / "gvr", upsampler, out / "t2v.safetensors", sizes, attention, loop=LOOP, crops=CROPS, scales=(2,)
-    ).run()
-    return out, vae, gvr
+def test_previews_without_an_autoencoder_show_colours(smoke):
+    replace(smoke, vae=None).run()
+    images, _ = read_video(smoke.out / "preview_000004.mp4")
+    assert images.shape == (3, 12, 3 * 12, 3)
 
 
-def test_every_command_writes_a_loadable_checkpoint(trained):
-    out, vae, gvr = trained
-    load_tiny_vae(vae)
-    load_upsampler(gvr["upsampler"])
-    model, config = load_dit(gvr["dit"])
-    assert model.attention.window == (1, 2, 2)
-    assert config["trained"] == {"noise_range": [0.0, 0.3], "num_frames": 5, "scales": [2]}
-    assert len(losses(out / "gvr")) == 12
+def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
+    arguments = ["--pairs", pairs, "--loop.steps", 12, "--loop.save-every", 4, "--loop.cpu"]
+    whole = subprocess.run(command(*arguments, "--out", tmp_path / "whole"), env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    process = subprocess.Popen(command(*arguments, "--out", tmp_path / "killed"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "state.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    again = subprocess.run(command(*arguments, "--out", tmp_path / "killed"), env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    results = [json.loads(run.stdout.splitlines()[-1]) for run in (whole, again)]
+    assert results[0]["loss_last"] == results[1]["loss_last"]
+    assert (tmp_path / "whole" / "losses.jsonl").read_text() == (tmp_path / "killed" / "losses.jsonl").read_text()
 
 
-def test_training_changes_the_upsampler_and_the_model(trained):
-    out, _, gvr = trained
-    assert load_upsampler(gvr["upsampler"]).out.conv.weight.any()
-    weights = load_dit(gvr["dit"])[0].state_dict()
-    start = load_file(out / "t2v.safetensors")
-    distance = (weights["blocks.0.ffn.0.weight"] - start["blocks.0.ffn.0.weight"]).abs().max()
-    assert 0 < distance < 0.05  # it started from the text-to-video model, whose weights spread over 0.2, and moved
+def test_two_processes_have_the_losses_of_one(pairs, smoke, tmp_path):
+    arguments = ["--pairs", pairs, "--loop.steps", 4, "--loop.warmup", 2, "--loop.cpu", "--out", tmp_path / "two"]
+    subprocess.run(command(*arguments, processes=2), env=ENVIRONMENT, capture_output=True, check=True)
+    replace(smoke, loop=replace(PRESETS["smoke"].loop, steps=4, warmup=2, cpu=True)).run()
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(smoke.out), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"upsampler": replace(VARIANTS["channel_expansion"], width=16)},
+        {"upsampler": VARIANTS["bilinear"]},
+        {"dit": replace(SIZES, condition="token")},
+        {"dit": replace(SIZES, in_dim=16), "upsampler": VARIANTS["bilinear"], "upsampler_loss": 0.0},
+        {"attention": AttentionConfig(kind="swin", window=(1, 3, 3))},
+        {"noise_range": (0.6, 0.9), "bf16": True, "gradient_checkpointing": True},
+    ],
+    ids=["channel_expansion", "bilinear", "token", "t2v", "swin", "memory"],
+)
+def test_variants_train(smoke, change):
+    if change.get("dit", SIZES).in_dim == 16:
+        change = {**change, "sampling": replace(smoke.sampling, denoise=0.5)}
+    result = replace(smoke, **change).run()
+    model, _ = load_dit(Path(result["dit"]))
+    assert model.config.condition == change.get("dit", SIZES).condition
+    assert all(torch.isfinite(torch.tensor(losses(smoke.out))))
+
+
+def test_gradient_checkpointing_changes_no_loss(smoke, tmp_path):
+    smoke.run()
+    replace(smoke, gradient_checkpointing=True, out=tmp_path / "recomputed").run()
+    torch.testing.assert_close(losses(tmp_path / "recomputed"), losses(smoke.out), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["stock", "prefixed"])
+def test_it_starts_from_a_stock_text_to_video_model(smoke, tmp_path, prefix):
+    t2v = random_weights(SimpleGVRDiT(replace(SIZES, in_dim=16), smoke.attention))
+    save_file({prefix + name: tensor for name, tensor in t2v.state_dict().items()}, tmp_path / "t2v.safetensors")
+    start = replace(smoke, init_dit=tmp_path / "t2v.safetensors", dit=SIZES)
+    _, dit = start.networks()
+    z = torch.randn(1, 32, 2, 6, 8)
+    with torch.no_grad():
+        expected = t2v(z[:, :16], torch.tensor([500.0]), torch.zeros(1, 1, 4096))
+        assert torch.equal(dit(z, torch.tensor([500.0]), torch.zeros(1, 1, 4096)), expected)
+    weights = load_dit(Path(start.run()["dit"]))[0].state_dict()
     assert weights["patch_embedding.weight"][:, 16:].any()
+
+
+def test_the_next_stage_goes_on_from_the_files_of_the_last(smoke, tmp_path):
+    first = smoke.run()
+    second = replace(smoke, init_dit=Path(first["dit"]), init_upsampler=Path(first["upsampler"]), out=tmp_path / "second")
+    upsampler, dit = second.networks()
+    assert torch.equal(dit.state_dict()["head.head.weight"].half(), load_file(first["dit"])["head.head.weight"])
+    assert torch.equal(upsampler.out.conv.weight.half(), load_file(first["upsampler"])["out.conv.weight"])
+
+
+def test_a_lora_trains_beside_frozen_weights(smoke, tmp_path):
+    first = smoke.run()
+    files = {"init_dit": Path(first["dit"]), "init_upsampler": Path(first["upsampler"])}
+    lora = load_file(replace(smoke, lora_rank=3, out=tmp_path / "lora", **files).run()["lora"])
+    assert lora["diffusion_model.blocks.1.self_attn.q.lora_A.weight"].shape == (3, 128)
+    assert lora["diffusion_model.blocks.1.ffn.2.lora_B.weight"].any()
+    assert len(lora) == 2 * 2 * 10  # down and up, 2 blocks, 4 + 4 + 2 weights each
+    assert all(name.startswith("diffusion_model.blocks.") for name in lora)
+
+
+def test_captions_are_used_and_sometimes_left_out(pairs, tmp_path):
+    for video in {entry["video"] for entry in Pairs(pairs).entries}:
+        save_file({"context": torch.ones(3, 7)}, tmp_path / Path(video).with_suffix(".safetensors").name)
+    sampler = PairSampler((pairs,), Crop(9, (12, 12), 400), tmp_path, null_prompt=0.1)
+    context = sampler.draw(torch.Generator().manual_seed(0), text_dim=7)["context"]
+    null = (context == 0).all(dim=2).all(dim=1)
+    assert context.shape == (400, 3, 7)
+    assert 0.05 < null.float().mean() < 0.15
+
+
+def test_crops_of_both_latents_show_the_same_place(tmp_path):
+    """Pairs whose large latent repeats the cells of the small one: so do their crops."""
+    entries, tensors = [], {}
+    for i, scale in enumerate((2, 3, 2)):
+        z_lr = torch.randn(16, 3, 7, 11)
+        tensors |= {f"{i:05d}.z_lr": z_lr.half(), f"{i:05d}.z_hr": repeat_cells(z_lr, scale).half()}
+        entries.append({"id": i, "shard": "x.safetensors", "video": "x.mp4", "frame": i, "scale": scale})
+    save_file(tensors, tmp_path / "x.safetensors")
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": entries}))
+    sampler, generator, scales = PairSampler((tmp_path,), Crop(5, (12, 6), 4)), torch.Generator().manual_seed(1), set()
+    for _ in range(8):
+        batch = sampler.draw(generator, text_dim=7)
+        assert batch["z_hr"].shape == (4, 16, 2, 12, 6)
+        scale = 12 // batch["z_lr"].shape[3]
+        assert torch.equal(batch["z_hr"], repeat_cells(batch["z_lr"], scale))
+        scales.add(scale)
+    assert scales == {2, 3}
+
+
+def repeat_cells(z, scale):
+    return z.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+
+def test_noise_levels_are_even_and_shares_in_their_range():
+    noise = draw_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), None, torch.Generator().manual_seed(0))
+    assert torch.histc(noise["sigma"], 4, 0, 1).min() > 850
+    assert noise["noise_share"].min() >= 0.3
+    assert noise["noise_share"].max() <= 0.6
+    assert not torch.equal(noise["noise"], noise["condition_noise"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"noise_range": (0.3, 1.2)}, r"--noise-range is 0\.3 1\.2, wanted two shares in \[0, 1\]"),
+        ({"noise_range": (0.6, 0.3)}, "--noise-range"),
+        ({"null_prompt": -0.1}, r"--null-prompt is -0\.1"),
+        ({"lora_rank": 4}, "give its two files with --init-dit and --init-upsampler"),
+        ({"crop": Crop(9, (13, 12), 2)}, r"--crop\.size is \(13, 12\) cells, wanted multiples of 2"),
+        ({"crop": Crop(8, (12, 12), 2)}, r"--crop\.num-frames is 8, wanted 4 times"),
+        ({"crop": Crop(17, (12, 12), 2)}, "has a pair of .* crops want"),
+        ({"pairs": (Path("nowhere"),)}, "nowhere holds no pairs.json"),
+    ],
+)
+def test_bad_options_are_named(smoke, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(smoke, **change).run()
+
+
+def test_a_checkpoint_of_another_config_is_refused(smoke, tmp_path):
+    checkpoint.save(tmp_path / "other.safetensors", "upsampler", {"x": torch.zeros(1)}, model={})
+    with pytest.raises(ValueError, match="holds a 'upsampler', but a 'dit' is wanted"):
+        replace(smoke, init_dit=tmp_path / "other.safetensors").run()
+
+
+def test_the_paper_s_stages_are_presets():
+    first, second, third = (PRESETS[f"stage{i}"] for i in (1, 2, 3))
+    assert [stage.loop.steps for stage in (first, second, third)] == [20_000, 10_000, 5_000]
+    assert [stage.crop.num_frames for stage in (first, second, third)] == [17, 17, 77]
+    assert {stage.noise_range for stage in (first, second, third)} == {(0.3, 0.6)}
+    assert third.attention.kind == "sparse_local"
+    assert (first.loop.learning_rate, first.crop.batch, first.null_prompt) == (5e-5, 32, 0.1)
+
+
+def test_the_plan_knows_wan():
+    plan = PRESETS["stage3"].plan()
+    assert plan["tokens"] == 20 * 66 * 120
+    assert 1.41e9 < plan["parameters"] < 1.43e9
+    assert plan["state_bytes"] == 20 * plan["parameters"]
+    assert plan["h100_hours"] > PRESETS["smoke"].plan()["h100_hours"]
+
+
+def test_tiny_vae_trains_on_top_of_its_closed_form(tmp_path):
+    small = TinyVAEConfig(16, 1, 16, 1, 8)
+    start = TrainVAE(REPO / "assets", tmp_path, small, crops=Crops(5, 48, 2, 108, 16), loop=LOOP)
+    vae = load_tiny_vae(Path(start.run()["tiny_vae"]))
+    video = torch.rand(1, 3, 5, 24, 40) * 2 - 1
+    assert not torch.equal(vae.decode(vae.encode(video)), vae.linear_decode(vae.encode(video)))
+    assert vae.encode(video).shape == vae.latent_shape(video.shape)
+    again = replace(start, init=tmp_path / "tiny_vae.safetensors").initial_vae([])
+    assert torch.equal(again.encoder.weight.half(), vae.encoder.weight.half())

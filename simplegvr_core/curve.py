@@ -1,0 +1,139 @@
+"""The detail-aware timestep sampler and the curve that it draws from:
+`python scripts/run.py -m simplegvr_core.curve --pairs DIR --out curve.json`.
+
+While a model samples, the clean latent that it predicts gains fine detail, more in some steps than in others (paper,
+section 4.3, figure 5). The sampler trains each noise level as often as detail appears there.
+
+B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import parse_config
+from .flow import shifted_sigmas
+from .model import load_dit
+from .pairs import Pairs
+from .sampling import SamplingConfig, super_resolve
+from .upsampler import load_upsampler
+
+BUNDLE = Path(__file__).resolve().parents[1] / "models"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was measured. sigma: N noise levels that fall, one for each step. energy: N, of the high frequencies of the
+    clean latent predicted there, the mean over clips. clips: how many."""
+
+    sigma: tuple[float, ...]
+    energy: tuple[float, ...]
+    clips: int
+
+    def density(self, floor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns N + 1 noise levels that rise from 0 to 1 and the share of training for each of the N intervals between.
+
+        It is the change of energy between two steps, its sum made 1, mixed with the uniform distribution by floor, so that
+        every noise level that sampling passes is trained. Below the last noise level nothing is known: only the floor.
+        """
+        sigma, change = np.array([*self.sigma, 0.0])[::-1], np.abs(np.diff(self.energy, append=self.energy[-1]))[::-1]
+        return sigma, (1 - floor) * change / change.sum() + floor * np.diff(sigma) / (sigma[-1] - sigma[0])
+
+    def sample(self, uniform: Tensor, floor: float = 0.1) -> Tensor:
+        """Returns noise levels of uniform's shape, float32: the inverse of the cumulative distribution. uniform: in [0, 1]."""
+        sigma, density = self.density(floor)
+        drawn = np.interp(uniform.numpy(), np.concatenate(([0], density.cumsum())) / density.sum(), sigma)
+        return torch.from_numpy(drawn).float()
+
+
+def load_curve(path: Path) -> Curve:
+    """Returns the curve of a JSON file. Raises ValueError that names it when it is none."""
+    try:
+        values = json.loads(Path(path).read_text())
+        return Curve(tuple(values["sigma"]), tuple(values["energy"]), values["clips"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no curve ({error!r}): measure one with `-m simplegvr_core.curve`") from error
+
+
+def high_frequency_energy(z: Tensor) -> float:
+    """Returns the mean square of the cosine coefficients in the upper half of either axis: what half the size cannot hold.
+
+    z: (B, C, T, H, W), each latent frame transformed alone (orthonormal DCT-II).
+    """
+    coefficients = scipy.fft.dctn(z.double().cpu().numpy(), axes=(-2, -1), norm="ortho")
+    height, width = z.shape[-2:]
+    rows, columns = np.arange(height)[:, None] >= height / 2, np.arange(width) >= width / 2
+    return float(np.square(coefficients)[..., rows | columns].mean())
+
+
+@dataclass(frozen=True)
+class MeasureCurve:
+    """Measures the curve of a trained model over the sampling of many clips; writes it as JSON and as a picture."""
+
+    pairs: Path
+    out: Path
+    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
+    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+    clips: int = 200
+    steps: int = 50
+    seed: int = 0
+    device: str = "cpu"
+
+    def run(self) -> Curve:
+        """Returns the curve. Sampling starts from pure noise, whatever the checkpoint recommends, so that it has all levels."""
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out is {self.out}, wanted the name of a .json file")
+        pairs = Pairs(self.pairs)
+        clips = min(self.clips, len(pairs))
+        dit, config = load_dit(self.model)
+        dit, upsampler = dit.to(self.device), load_upsampler(self.upsampler).to(self.device)
+        sampling = replace(parse_config(SamplingConfig, config, "sampling", self.model), steps=self.steps, denoise=1.0)
+        null = torch.zeros(1, 1, dit.config.text_dim, device=self.device)
+        sigma, energy = shifted_sigmas(self.steps, sampling.shift)[:-1], np.zeros(self.steps)
+
+        def record(step: int, z: Tensor, z_0: Tensor) -> None:
+            energy[step] += high_frequency_energy(z_0) / clips
+
+        for i in tqdm(range(clips), unit="clip"):
+            z_lr, z_hr = pairs[i]
+            seeds = self.seed + 2 * i, self.seed + 2 * i + 1
+            z_lr = z_lr[None].to(self.device)
+            super_resolve(dit, upsampler, z_lr, tuple(z_hr.shape[-2:]), sampling, null, null, *seeds, on_step=record)
+        curve = Curve(tuple(sigma.tolist()), tuple(energy.tolist()), clips)
+        write_curve(self.out, curve)
+        return curve
+
+
+def write_curve(path: Path, curve: Curve) -> None:
+    """Writes the JSON, and beside it the picture: energy over sampling, and the sampler's density."""
+    from matplotlib.figure import Figure  # slow to import, and training reads curves without it
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sigma, density = curve.density(floor=0.1)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left = figure.add_subplot(1, 2, 1, xlabel="noise level sigma", ylabel="energy of high frequencies", title="predicted clean latent")
+    left.plot(curve.sigma, curve.energy, marker=".")
+    right = figure.add_subplot(1, 2, 2, xlabel="noise level sigma", ylabel="density", title="detail-aware sampler")
+    right.stairs(density / np.diff(sigma), sigma, fill=True, alpha=0.5)
+    right.axhline(1 / (sigma[-1] - sigma[0]), color="0.5", linestyle="--", label="uniform")
+    right.legend()
+    for axes in (left, right):
+        axes.invert_xaxis()  # sampling goes from noise to picture
+    picture = path.with_suffix(".partial")
+    figure.savefig(picture, format="png", dpi=120)
+    os.replace(picture, path.with_suffix(".png"))
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(curve)))
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(tyro.cli(MeasureCurve).run())))

@@ -1,0 +1,135 @@
+"""The training loop: it learns, it resumes to the same losses, and nothing is lost when something goes wrong."""
+
+import errno
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from simplegvr_core.fit import LoopConfig, fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LOOP = LoopConfig(steps=12, warmup=2, save_every=5, cpu=True)
+
+
+class Regression(nn.Module):
+    """A small network with the loss of drawing the sine."""
+
+    def __init__(self, seed=0, width=16):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.network = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, x):
+        return (self.network(x) - torch.sin(3 * x)).square().mean()
+
+
+def draw(generator):
+    return {"x": torch.rand(32, 1, generator=generator)}
+
+
+def draw_until(step, then):
+    """draw, but what `then` makes of the batch from a step on."""
+    calls = []
+
+    def drawn(generator):
+        calls.append(1)
+        batch = draw(generator)
+        return then(batch) if len(calls) > step else batch
+
+    return drawn
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def saved_step(folder):
+    return torch.load(folder / "state.pt", weights_only=True)["progress"]["step"]
+
+
+def stop(batch):
+    raise KeyboardInterrupt
+
+
+def test_the_loss_falls(tmp_path):
+    fit(Regression(), draw, LoopConfig(steps=400, learning_rate=3e-2, warmup=10, ema=0.9, cpu=True), tmp_path)
+    assert losses(tmp_path)[-1] < 0.1 * losses(tmp_path)[0]
+    assert (tmp_path / "loss.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_stopped_run_resumes_with_the_losses_it_would_have_had(tmp_path):
+    whole = fit(Regression(), draw, LOOP, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Regression(), draw_until(8, stop), LOOP, tmp_path / "stopped")
+    assert saved_step(tmp_path / "stopped") == 5
+    resumed = fit(Regression(seed=1), draw, LOOP, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_result_is_a_moving_average(tmp_path):
+    model = Regression()
+    average = fit(model, draw, LoopConfig(steps=30, learning_rate=1e-2, ema=0.9, cpu=True, save_every=30), tmp_path)
+    last = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    assert not torch.equal(average["network.0.weight"], last["network.0.weight"])
+    torch.testing.assert_close(average["network.0.weight"], last["network.0.weight"], atol=0.1, rtol=0)
+
+
+def test_accumulated_batches_count_as_one_step(tmp_path):
+    """Two halves drawn one after the other give the gradient of the whole."""
+    batch = torch.rand(32, 1)
+    halves = iter([batch[:16], batch[16:]] * 12)
+    fit(Regression(), lambda generator: {"x": next(halves)}, LoopConfig(**{**vars(LOOP), "accumulate": 2}), tmp_path / "halves")
+    fit(Regression(), lambda generator: {"x": batch}, LOOP, tmp_path / "whole")
+    torch.testing.assert_close(losses(tmp_path / "halves"), losses(tmp_path / "whole"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_state(tmp_path):
+    explode = draw_until(7, lambda batch: {"x": batch["x"] * float("nan")})
+    with pytest.raises(FloatingPointError, match=r"step 7: lower loop\.learning_rate.*state\.pt"):
+        fit(Regression(), explode, LOOP, tmp_path)
+    assert saved_step(tmp_path) == 5
+
+
+def test_running_out_of_memory_says_what_to_do_and_keeps_the_state(tmp_path):
+    def exhaust(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match=r"out of memory at step 7.*state\.pt keeps.*gradient checkpointing"):
+        fit(Regression(), draw_until(7, exhaust), LOOP, tmp_path)
+    assert saved_step(tmp_path) == 5
+
+
+def test_a_full_disk_keeps_the_state_before_and_a_rerun_goes_on(tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def full(state, path):
+        calls.append(1)
+        save(state, path)
+        if len(calls) == 2:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"state\.pt could not be written at step 10.*No space left.*free space"):
+        fit(Regression(), draw, LOOP, tmp_path / "full")
+    assert saved_step(tmp_path / "full") == 5
+    assert not list((tmp_path / "full").glob("*.partial"))
+    resumed = fit(Regression(), draw, LOOP, tmp_path / "full")
+    whole = fit(Regression(), draw, LOOP, tmp_path / "whole")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_state_of_another_network_is_refused(tmp_path):
+    fit(Regression(), draw, LOOP, tmp_path)
+    with pytest.raises(ValueError, match=r"state\.pt is the state of another network \(3 tensors differ.*choose another --out"):
+        fit(Regression(width=8), draw, LOOP, tmp_path)
+    assert saved_step(tmp_path) == 12
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--out .*file.run cannot be written to \(Not a directory\): choose another folder"):
+        fit(Regression(), draw, LOOP, tmp_path / "file" / "run")
