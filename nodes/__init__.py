@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .bridge import register_model_folders
+from .curve import SimpleGVRTimestepCurve
 from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
 from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
@@ -28,4 +29,5 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRFlowDegrade,
             SimpleGVRClassicalDegrade,
             SimpleGVRModelDegrade,
+            SimpleGVRTimestepCurve,
         ]

@@ -1,8 +1,8 @@
-"""The detail-aware timestep sampler and the curve that it draws from:
+"""Measures the curve of the detail-aware timestep sampler:
 `python scripts/run.py -m simplegvr_core.curve --pairs DIR --out curve.json`.
 
 While a model samples, the clean latent that it predicts gains fine detail, more in some steps than in others (paper,
-section 4.3, figure 5). The sampler trains each noise level as often as detail appears there.
+section 4.3, figure 5).
 
 B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
 """
@@ -24,43 +24,10 @@ from .flow import shifted_sigmas
 from .model import load_dit
 from .pairs import Pairs
 from .sampling import SamplingConfig, super_resolve
+from .timesteps import Curve
 from .upsampler import load_upsampler
 
 BUNDLE = Path(__file__).resolve().parents[1] / "models"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What was measured. sigma: N noise levels that fall, one for each step. energy: N, of the high frequencies of the
-    clean latent predicted there, the mean over clips. clips: how many."""
-
-    sigma: tuple[float, ...]
-    energy: tuple[float, ...]
-    clips: int
-
-    def density(self, floor: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns N + 1 noise levels that rise from 0 to 1 and the share of training for each of the N intervals between.
-
-        It is the change of energy between two steps, its sum made 1, mixed with the uniform distribution by floor, so that
-        every noise level that sampling passes is trained. Below the last noise level nothing is known: only the floor.
-        """
-        sigma, change = np.array([*self.sigma, 0.0])[::-1], np.abs(np.diff(self.energy, append=self.energy[-1]))[::-1]
-        return sigma, (1 - floor) * change / change.sum() + floor * np.diff(sigma) / (sigma[-1] - sigma[0])
-
-    def sample(self, uniform: Tensor, floor: float = 0.1) -> Tensor:
-        """Returns noise levels of uniform's shape, float32: the inverse of the cumulative distribution. uniform: in [0, 1]."""
-        sigma, density = self.density(floor)
-        drawn = np.interp(uniform.numpy(), np.concatenate(([0], density.cumsum())) / density.sum(), sigma)
-        return torch.from_numpy(drawn).float()
-
-
-def load_curve(path: Path) -> Curve:
-    """Returns the curve of a JSON file. Raises ValueError that names it when it is none."""
-    try:
-        values = json.loads(Path(path).read_text())
-        return Curve(tuple(values["sigma"]), tuple(values["energy"]), values["clips"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no curve ({error!r}): measure one with `-m simplegvr_core.curve`") from error
 
 
 def high_frequency_energy(z: Tensor) -> float:
@@ -117,7 +84,7 @@ def write_curve(path: Path, curve: Curve) -> None:
     from matplotlib.figure import Figure  # slow to import, and training reads curves without it
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    sigma, density = curve.density(floor=0.1)
+    sigma, density = curve.density()
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left = figure.add_subplot(1, 2, 1, xlabel="noise level sigma", ylabel="energy of high frequencies", title="predicted clean latent")
     left.plot(curve.sigma, curve.energy, marker=".")

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .attention import AttentionConfig
-from .curve import Curve, load_curve
 from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
 from .flow import interpolate, velocity_target
@@ -32,6 +31,7 @@ from .model import DiTConfig, SimpleGVRDiT, load_dit, widen
 from .pairs import BuildPairs
 from .plan import training_plan
 from .sampling import SamplingConfig, super_resolve
+from .timesteps import Curve, load_curve
 from .training_data import Crop, PairSampler
 from .upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler
 from .vae import PREVIEW_FACTORS, TinyVAE, load_tiny_vae

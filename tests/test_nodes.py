@@ -7,7 +7,7 @@ LATENT = (1, 16, 3, 5, 7)
 NODE_IDS = {
     "SimpleGVRLoadModel", "SimpleGVRLoadUpsampler", "SimpleGVRLoadTinyVAE", "SimpleGVRLatentUpscale", "SimpleGVRConditioning",
     "SimpleGVRSampler", "SimpleGVRSparseAttention", "SimpleGVRNullPrompt", "SimpleGVRTrim",
-    "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade", "SimpleGVRModelDegrade",
+    "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade", "SimpleGVRModelDegrade", "SimpleGVRTimestepCurve",
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "baselines", "measure", "peers", "report", "fit"},
+    {"flow", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps"},
+    {"baselines", "measure", "peers", "report", "fit"},
     {"clips", "photos"},
     {"degradations.randomness", "degradations.opencv"},
     {"degradations.blur", "degradations.codecs", "degradations.motion"},
