@@ -35,6 +35,7 @@ BASE = replace(
     sampling=SamplingConfig(steps=6, shift=3.0, noise_augmentation=0.45),
     noise_range=(0.3, 0.6),
     upsampler_loss=0.0,
+    perceptual_loss=0.0,
     crop=Crop(num_frames=9, size=(12, 12), batch=4),
     loop=LoopConfig(steps=200, learning_rate=2e-3, warmup=20, ema=0.98, save_every=200),
 )

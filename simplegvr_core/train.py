@@ -8,25 +8,23 @@ B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents 
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from accelerate import PartialState
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checkpoint
 from .attention import AttentionConfig
 from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
-from .flow import interpolate, velocity_target
 from .lora import add_lora, lora_state_dict
+from .loss import FlowMatching, draw_noise
 from .model import DiTConfig, SimpleGVRDiT, load_dit, widen
 from .pairs import BuildPairs
 from .plan import training_plan
@@ -66,6 +64,9 @@ class Train:
     """Share of samples that get the null prompt in place of their caption."""
     upsampler_loss: float = 0.0
     """Weight of the upsampler's own error beside the flow's; with --vae it is measured on pixels too."""
+    perceptual_loss: float = 0.0
+    """Weight of the perceptual error (ST-LPIPS, VGG) of what the upsampled and the predicted clean latent decode to; needs
+    --vae. The paper has none; a small model that is trained shortly is sharper with it."""
     lora_rank: int = 0
     """Above 0: the weights stay as they are and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
     gradient_checkpointing: bool = False
@@ -84,7 +85,7 @@ class Train:
         self.check()
         sampler = PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
         vae = load_tiny_vae(self.vae) if self.vae else None
-        model = FlowMatching(*self.networks(), vae, self.upsampler_loss, self.bf16)
+        model = FlowMatching(*self.networks(), vae, self.upsampler_loss, self.perceptual_loss, self.bf16)
         curve = load_curve(self.curve) if self.curve else None
 
         def draw(generator: torch.Generator) -> dict[str, Tensor]:
@@ -104,6 +105,8 @@ class Train:
             raise ValueError(f"--noise-range is {low} {high}, wanted two shares in [0, 1], the smaller first: the paper's are 0.3 0.6")
         if not 0 <= self.null_prompt <= 1:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a share in [0, 1]")
+        if self.perceptual_loss and self.vae is None:
+            raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
             raise ValueError("--lora-rank adapts a trained SimpleGVR: give its two files with --init-dit and --init-upsampler")
 
@@ -147,7 +150,7 @@ class Train:
             checkpoint.load_strict(dit, widen(weights, self.dit.patch_channels), self.init_dit)
         return dit
 
-    def preview(self, sampler: PairSampler, vae: TinyVAE | None) -> Callable[["FlowMatching", int], None]:
+    def preview(self, sampler: PairSampler, vae: TinyVAE | None) -> Callable[[FlowMatching, int], None]:
         """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one crop."""
         batch = sampler.draw(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
         z_lr, z_hr = batch["z_lr"][:1], batch["z_hr"][:1]
@@ -165,7 +168,7 @@ class Train:
 
         return show
 
-    def save(self, model: "FlowMatching", trained: dict[str, Tensor], curve: Curve | None) -> dict:
+    def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None) -> dict:
         """Returns the files written: both networks as float16, or the LoRA."""
         if self.lora_rank:
             path = self.out / "lora.safetensors"
@@ -178,54 +181,6 @@ class Train:
         checkpoint.save(dit, "dit", half(part(trained, "dit.")), **configs)
         checkpoint.save(upsampler, "upsampler", half(part(trained, "upsampler.")), model=model.upsampler.config)
         return {"dit": str(dit), "upsampler": str(upsampler)}
-
-
-class FlowMatching(nn.Module):
-    """Upsampler and DiT with their common loss."""
-
-    def __init__(self, upsampler: LatentUpsampler, dit: SimpleGVRDiT, vae: TinyVAE | None, upsampler_weight: float, bf16: bool):
-        super().__init__()
-        self.upsampler, self.dit = upsampler, dit
-        self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
-        self.upsampler_weight, self.bf16 = upsampler_weight, bf16
-
-    def forward(self, z_lr, z_hr, context, sigma, noise_share, noise, condition_noise) -> Tensor:
-        """Returns the mean squared error of the velocity (equation 3), plus the upsampler's own error by its weight.
-
-        z_lr: (B, 16, T, h, w). z_hr, noise, condition_noise: (B, 16, T, H, W). context: (B, S, text_dim).
-        sigma, noise_share: (B, 1, 1, 1, 1), of the noised latent and of the condition.
-        """
-        with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.bf16):
-            z = interpolate(z_hr, noise, sigma)
-            loss = torch.zeros((), device=z.device)
-            if self.dit.config.in_dim > z.shape[1]:
-                upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
-                z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
-                if self.upsampler_weight:
-                    loss = self.upsampler_weight * upsampler_loss(upsampled, z_hr, self.linear_decoder)
-            velocity = self.dit(z, 1000 * sigma.flatten(), context).float()
-        return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
-
-
-def draw_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns noise levels, even or by the curve, noise shares of the condition, even in noise_range, and both noises."""
-    uniform = torch.rand(len(z_hr), 1, 1, 1, 1, generator=generator)
-    low, high = noise_range
-    return {
-        "sigma": uniform if curve is None else curve.sample(uniform),
-        "noise_share": low + (high - low) * torch.rand(uniform.shape, generator=generator),
-        "noise": torch.randn(z_hr.shape, generator=generator),
-        "condition_noise": torch.randn(z_hr.shape, generator=generator),
-    }
-
-
-def upsampler_loss(upsampled: Tensor, z_hr: Tensor, linear_decoder: nn.Module | None) -> Tensor:
-    """Returns the mean absolute error of the latent plus, given TinyVAE's linear decoder, five times that of its pixels.
-
-    The latent gives fine detail more weight than the picture does; the second term restores the balance.
-    """
-    loss = F.l1_loss(upsampled, z_hr)
-    return loss if linear_decoder is None else loss + 5 * F.l1_loss(linear_decoder(upsampled), linear_decoder(z_hr))
 
 
 def decode_preview(z: Tensor, vae: TinyVAE | None) -> Tensor:
@@ -258,6 +213,7 @@ TINY = replace(
     sampling=TINY_SAMPLING,
     noise_range=(0.0, 0.3),
     upsampler_loss=0.5,
+    perceptual_loss=0.5,
     gradient_checkpointing=False,
     vae=TINY_VAE,
     crop=Crop(size=(24, 24), batch=4),
@@ -292,6 +248,7 @@ PRESETS = {
         upsampler=VARIANTS["bilinear"],
         sampling=SamplingConfig(steps=20, shift=3.0, denoise=0.6),
         upsampler_loss=0.0,
+        perceptual_loss=0.0,
         crop=Crop(size=(16, 28), batch=8),
         loop=replace(TINY.loop, learning_rate=1e-3),
     ),
@@ -318,6 +275,7 @@ PRESETS = {
         dit=DiTConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=2),
         attention=AttentionConfig(window=(1, 3, 3)),
         upsampler=replace(VARIANTS["simplegvr"], width=16),
+        perceptual_loss=0.0,
         bf16=False,
         crop=Crop(num_frames=9, size=(12, 12), batch=4),
         loop=LoopConfig(steps=120, learning_rate=2e-3, warmup=10, ema=0.98, save_every=20),

@@ -9,9 +9,10 @@ import torch
 from conftest import REPO
 
 from simplegvr_core.curve import MeasureCurve, high_frequency_energy
+from simplegvr_core.loss import draw_noise
 from simplegvr_core.pairs import BuildPairs
 from simplegvr_core.timesteps import Curve, load_curve
-from simplegvr_core.train import PRESETS, draw_noise
+from simplegvr_core.train import PRESETS
 
 CURVE = Curve(sigma=(1.0, 0.75, 0.5, 0.25), energy=(0.0, 3.0, 4.0, 4.0), clips=1)
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"kernels", "kernels.sparse_local_triton"},
     {"attention", "upsampler", "vae"},
     {"model"},
-    {"sampling", "flops", "lora"},
+    {"sampling", "flops", "lora", "loss"},
     {"degradations.model_guided", "plan"},
     {"degradations"},
     {"pairs"},

@@ -18,9 +18,10 @@ from simplegvr_core import checkpoint
 from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.data import read_video
 from simplegvr_core.fit import LoopConfig
+from simplegvr_core.loss import draw_noise
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT, load_dit
 from simplegvr_core.pairs import BuildPairs, Pairs
-from simplegvr_core.train import PRESETS, draw_noise
+from simplegvr_core.train import PRESETS
 from simplegvr_core.train_vae import Crops, TrainVAE
 from simplegvr_core.training_data import Crop, PairSampler
 from simplegvr_core.upsampler import VARIANTS, load_upsampler
@@ -110,8 +111,9 @@ def test_two_processes_have_the_losses_of_one(pairs, smoke, tmp_path):
         {"dit": replace(SIZES, in_dim=16), "upsampler": VARIANTS["bilinear"], "upsampler_loss": 0.0},
         {"attention": AttentionConfig(kind="swin", window=(1, 3, 3))},
         {"noise_range": (0.6, 0.9), "bf16": True, "gradient_checkpointing": True},
+        {"perceptual_loss": 0.5},
     ],
-    ids=["channel_expansion", "bilinear", "token", "t2v", "swin", "memory"],
+    ids=["channel_expansion", "bilinear", "token", "t2v", "swin", "memory", "perceptual"],
 )
 def test_variants_train(smoke, change):
     if change.get("dit", SIZES).in_dim == 16:
@@ -207,6 +209,7 @@ def test_noise_levels_are_even_and_shares_in_their_range():
         ({"noise_range": (0.3, 1.2)}, r"--noise-range is 0\.3 1\.2, wanted two shares in \[0, 1\]"),
         ({"noise_range": (0.6, 0.3)}, "--noise-range"),
         ({"null_prompt": -0.1}, r"--null-prompt is -0\.1"),
+        ({"perceptual_loss": 0.5, "vae": None}, r"--perceptual-loss is 0\.5.*only with --vae"),
         ({"lora_rank": 4}, "give its two files with --init-dit and --init-upsampler"),
         ({"crop": Crop(9, (13, 12), 2)}, r"--crop\.size is \(13, 12\) cells, wanted multiples of 2"),
         ({"crop": Crop(8, (12, 12), 2)}, r"--crop\.num-frames is 8, wanted 4 times"),

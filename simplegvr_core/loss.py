@@ -1,0 +1,92 @@
+"""What SimpleGVR is trained by: conditional flow matching of upsampler and DiT together (paper, equations 1 to 3).
+
+B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised
+"""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .flow import clean_from_velocity, interpolate, velocity_target
+from .metrics import st_lpips_network
+from .model import SimpleGVRDiT
+from .timesteps import Curve
+from .upsampler import LatentUpsampler
+from .vae import TinyVAE
+
+PERCEIVED = 12  # cells a side that the perceptual error looks at, at most
+
+
+class FlowMatching(nn.Module):
+    """Upsampler and DiT with their common loss."""
+
+    def __init__(
+        self,
+        upsampler: LatentUpsampler,
+        dit: SimpleGVRDiT,
+        vae: TinyVAE | None,
+        upsampler_weight: float,
+        perceptual_weight: float,
+        bf16: bool,
+    ):
+        super().__init__()
+        self.upsampler, self.dit, self.vae = upsampler, dit, deepcopy(vae)
+        self.upsampler_weight, self.perceptual_weight, self.bf16 = upsampler_weight, perceptual_weight, bf16
+        self.perceptual = st_lpips_network("vgg", "cpu") if perceptual_weight else None
+
+    def forward(self, z_lr, z_hr, context, sigma, noise_share, noise, condition_noise) -> Tensor:
+        """Returns the mean squared error of the velocity (equation 3), plus the other errors by their weights.
+
+        z_lr: (B, 16, T, h, w). z_hr, noise, condition_noise: (B, 16, T, H, W). context: (B, S, text_dim).
+        sigma, noise_share: (B, 1, 1, 1, 1), of the noised latent and of the condition.
+        """
+        with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.bf16):
+            z_t = z = interpolate(z_hr, noise, sigma)
+            loss = torch.zeros((), device=z.device)
+            if self.dit.config.in_dim > z.shape[1]:
+                upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
+                z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
+                if self.upsampler_weight:
+                    loss = loss + self.upsampler_weight * upsampler_loss(upsampled, z_hr, self.vae and self.vae.linear_decoder)
+                if self.perceptual_weight:
+                    loss = loss + self.perceptual_weight * self.perceptual_error(upsampled, z_hr).mean()
+            velocity = self.dit(z, 1000 * sigma.flatten(), context).float()
+            if self.perceptual_weight:
+                error = self.perceptual_error(clean_from_velocity(z_t, velocity, sigma), z_hr)
+                loss = loss + self.perceptual_weight * ((1 - sigma) * error).mean()  # from much noise nothing sharp can come
+        return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
+
+    def perceptual_error(self, z: Tensor, z_hr: Tensor) -> Tensor:
+        """Returns (B, 1, 1, 1, 1), how different the last frames of the first two latent frames look, in the middle of the picture."""
+        rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
+        frames = (self.vae.decode(latent[:, :, :2, rows, columns])[:, :, -1].float() for latent in (z, z_hr))
+        return self.perceptual(*frames)[..., None]
+
+
+def middle(extent: int, length: int) -> slice:
+    """Returns the middle part of an axis, length long or all of it."""
+    start = max(0, extent - length) // 2
+    return slice(start, start + length)
+
+
+def draw_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """Returns noise levels, even or by the curve, noise shares of the condition, even in noise_range, and both noises."""
+    uniform = torch.rand(len(z_hr), 1, 1, 1, 1, generator=generator)
+    low, high = noise_range
+    return {
+        "sigma": uniform if curve is None else curve.sample(uniform),
+        "noise_share": low + (high - low) * torch.rand(uniform.shape, generator=generator),
+        "noise": torch.randn(z_hr.shape, generator=generator),
+        "condition_noise": torch.randn(z_hr.shape, generator=generator),
+    }
+
+
+def upsampler_loss(upsampled: Tensor, z_hr: Tensor, linear_decoder: nn.Module | None) -> Tensor:
+    """Returns the mean absolute error of the latent plus, given TinyVAE's linear decoder, five times that of its pixels.
+
+    The latent gives fine detail more weight than the picture does; the second term restores the balance.
+    """
+    loss = F.l1_loss(upsampled, z_hr)
+    return loss if linear_decoder is None else loss + 5 * F.l1_loss(linear_decoder(upsampled), linear_decoder(z_hr))
