@@ -56,10 +56,10 @@ AXES = {
     },
     "degradation": {
         "+ model-guided": {"pairs": ("classical", "flow_based", "model_guided")},
-        "+ flow-based": {"pairs": ("classical", "flow_based")},
+        "+ flow-based": {},
         "classical": {"pairs": ("classical",)},
     },
-    "condition": {"channels": {}, "tokens": {"dit": replace(BASE.dit, condition="token"), "attention": FULL}},
+    "condition": {"channels": {}, "tokens": {"dit": replace(BASE.dit, condition="token")}},
     "attention": {"sparse local": {}, "swin": {"attention": SWIN}, "full": {"attention": FULL}},
 }
 # What the paper orders from better to worse, by axis (its Tables 2 and 3, Fig. 7 and 10); full attention is its upper bound.
@@ -82,6 +82,7 @@ class Ablate:
     steps: int = BASE.loop.steps
     height: int = 240
     spacing: int = 240
+    """Frames from the start of one training clip to the next."""
     clips: int = 6
     """Unseen clips that each model is measured on."""
 

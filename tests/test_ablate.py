@@ -1,0 +1,64 @@
+"""The ablations: every variant trains and is measured, and the verdict on the paper's order is what the figures say."""
+
+import json
+
+import pytest
+from conftest import REPO, random_weights
+
+from simplegvr_core import checkpoint
+from simplegvr_core.ablate import AXES, PAPER, Ablate, as_markdown, summarise
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.sampling import SamplingConfig
+from simplegvr_core.train import Train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def runs(*values):
+    return [{"psnr": 20.0, "st_lpips": value} for value in values]
+
+
+@pytest.mark.parametrize("b, direction", [((0.5, 0.52), "held clearly"), ((0.31, 0.35), "held"), ((0.2, 0.24), "did not hold")], ids=str)
+def test_the_verdict_follows_the_figures(b, direction):
+    table = summarise({"a": runs(0.3, 0.34), "b": runs(*b)}, ["a", "b"])
+    assert table["direction"] == direction
+    assert table["variants"]["a"]["st_lpips"]["mean"] == pytest.approx(0.32)
+    assert table["variants"]["a"]["st_lpips"]["spread"] == pytest.approx(0.0283, rel=1e-2)
+    assert "| axis | a | 20.000 ± 0.000 | 0.320 ± 0.028 | a > b |" in as_markdown({"axis": table})
+
+
+def test_every_variant_changes_what_training_knows():
+    base = Train.__dataclass_fields__
+    assert all(set(change) <= base.keys() for variants in AXES.values() for change in variants.values())
+    assert {axis: set(order) for axis, order in PAPER.items()} == {axis: set(variants) for axis, variants in AXES.items()}
+
+
+def test_an_axis_runs_from_video_to_table_and_is_not_trained_twice(tmp_path):
+    t2v = DiTConfig(in_dim=16, dim=128, ffn_dim=64, num_heads=1, num_layers=1)
+    weights = random_weights(SimpleGVRDiT(t2v, AttentionConfig())).state_dict()
+    checkpoint.save(tmp_path / "t2v.safetensors", "dit", weights, model=t2v, attention=AttentionConfig(), sampling=SamplingConfig())
+    ablate = Ablate(
+        REPO / "assets",
+        REPO / "tests" / "clips",
+        tmp_path / "out",
+        tmp_path / "t2v.safetensors",
+        axes=("timesteps",),
+        seeds=2,
+        steps=2,
+        clips=1,
+    )
+    table = ablate.run()
+    variants = table["timesteps"]["variants"]
+    assert all(len(variants[name]["st_lpips"]["runs"]) == 2 for name in ("detail-aware", "uniform"))
+    assert variants["detail-aware"]["psnr"]["runs"] != variants["uniform"]["psnr"]["runs"]
+    assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == table
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("dit.safetensors")}
+    assert len(trained) == 4
+    assert ablate.run() == table
+    assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("dit.safetensors")}
+
+
+def test_an_unknown_axis_is_named(tmp_path):
+    with pytest.raises(ValueError, match="--axes has unknown colour; known are upsampler"):
+        Ablate(tmp_path, tmp_path, tmp_path, tmp_path, axes=("colour",)).run()
