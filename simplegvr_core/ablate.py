@@ -29,15 +29,15 @@ from .vae import TinyVAE, load_tiny_vae
 
 BASE = replace(
     PRESETS["tiny_stage1"],
-    dit=DiTConfig(dim=128, ffn_dim=384, num_heads=2, num_layers=3),
+    dit=DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=2),
     attention=AttentionConfig(window=(1, 3, 3)),
-    upsampler=replace(VARIANTS["simplegvr"], width=32),
+    upsampler=replace(VARIANTS["simplegvr"], width=16),
     sampling=SamplingConfig(steps=6, shift=3.0, noise_augmentation=0.45),
     noise_range=(0.3, 0.6),
     upsampler_loss=0.0,
     perceptual_loss=0.0,
-    crop=Crop(num_frames=9, size=(12, 12), batch=4),
-    loop=LoopConfig(steps=200, learning_rate=2e-3, warmup=20, ema=0.98, save_every=200),
+    crop=Crop(num_frames=9, size=(12, 12), batch=2),
+    loop=LoopConfig(steps=120, learning_rate=2e-3, warmup=10, ema=0.98, save_every=1000),
 )
 SWIN, FULL = AttentionConfig(kind="swin", window=(1, 3, 3)), AttentionConfig(kind="full", unit=None)
 
@@ -45,7 +45,7 @@ SWIN, FULL = AttentionConfig(kind="swin", window=(1, 3, 3)), AttentionConfig(kin
 AXES = {
     "upsampler": {
         "temporal expansion": {},
-        "channel expansion": {"upsampler": replace(VARIANTS["channel_expansion"], width=32)},
+        "channel expansion": {"upsampler": replace(VARIANTS["channel_expansion"], width=16)},
         "bilinear": {"upsampler": VARIANTS["bilinear"]},
     },
     "timesteps": {"detail-aware": {"curve": "curve"}, "uniform": {}},
@@ -83,7 +83,7 @@ class Ablate:
     height: int = 240
     spacing: int = 240
     """Frames from the start of one training clip to the next."""
-    clips: int = 6
+    clips: int = 5
     """Unseen clips that each model is measured on."""
 
     def run(self) -> dict:

@@ -111,8 +111,7 @@ def fit(
             loss = train_step(accelerator, model, optimizer, draw, progress.generator, loop.accumulate)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"loss is {loss.item()} at step {progress.step}: lower loop.learning_rate and start again; "
-                f"{state_path} keeps the last saved state"
+                f"loss is {loss.item()} at step {progress.step}: lower loop.learning_rate and start again; {what_is_kept(state_path)}"
             )
         progress.advance()
         progress.elapsed = time.monotonic() - start
@@ -202,11 +201,14 @@ def explained_memory(step: int, state_path: Path) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        kept = f"{state_path} keeps the last saved state" if state_path.exists() else "nothing was saved yet"
         raise RuntimeError(
-            f"out of memory at step {step}: {kept}. Halve the batch and double loop.accumulate, make the crops smaller, "
-            "or use gradient checkpointing; then run again"
+            f"out of memory at step {step}: {what_is_kept(state_path)}. Halve the batch and double loop.accumulate, "
+            "make the crops smaller, or use gradient checkpointing; then run again"
         ) from error
+
+
+def what_is_kept(state_path: Path) -> str:
+    return f"{state_path} keeps the last saved state" if state_path.exists() else "nothing was saved yet"
 
 
 def make_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from .model import SimpleGVRDiT
 from .timesteps import Curve
 from .upsampler import LatentUpsampler
 from .vae import TinyVAE
+from .wan_vae import WanVAE
 
 PERCEIVED = 12  # cells a side that the perceptual error looks at, at most
 
@@ -26,13 +27,15 @@ class FlowMatching(nn.Module):
         self,
         upsampler: LatentUpsampler,
         dit: SimpleGVRDiT,
-        vae: TinyVAE | None,
+        vae: TinyVAE | WanVAE | None,
         upsampler_weight: float,
         perceptual_weight: float,
         bf16: bool,
     ):
         super().__init__()
-        self.upsampler, self.dit, self.vae = upsampler, dit, deepcopy(vae)
+        self.upsampler, self.dit = upsampler, dit
+        self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
+        self.vae = deepcopy(vae) if perceptual_weight else None
         self.upsampler_weight, self.perceptual_weight, self.bf16 = upsampler_weight, perceptual_weight, bf16
         self.perceptual = st_lpips_network("vgg", "cpu") if perceptual_weight else None
 
@@ -49,7 +52,7 @@ class FlowMatching(nn.Module):
                 upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
                 z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
                 if self.upsampler_weight:
-                    loss = loss + self.upsampler_weight * upsampler_loss(upsampled, z_hr, self.vae and self.vae.linear_decoder)
+                    loss = loss + self.upsampler_weight * upsampler_loss(upsampled, z_hr, self.linear_decoder)
                 if self.perceptual_weight:
                     loss = loss + self.perceptual_weight * self.perceptual_error(upsampled, z_hr).mean()
             velocity = self.dit(z, 1000 * sigma.flatten(), context).float()

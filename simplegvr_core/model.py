@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -235,6 +236,29 @@ def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
     model = SimpleGVRDiT(*parse_dit_config(config, path))
     checkpoint.load_strict(model, state_dict, path)
     return model.eval(), config
+
+
+def load_stock_dit(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """Returns the sizes and the weights, float32, of a stock Wan 2.1 text-to-video file, original key names, prefixed or not.
+
+    Raises ValueError that names the file when it is something else.
+    """
+    weights = {key.removeprefix("model.diffusion_model."): tensor.float() for key, tensor in load_file(path).items()}
+    try:
+        dim, in_dim = weights["patch_embedding.weight"].shape[:2]
+        config = DiTConfig(
+            in_dim=in_dim,
+            dim=dim,
+            ffn_dim=len(weights["blocks.0.ffn.0.weight"]),
+            num_heads=dim // 128,  # Wan's heads are 128 wide in every size
+            num_layers=1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks.")),
+            text_dim=weights["text_embedding.0.weight"].shape[1],
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}: give a Wan 2.1 text-to-video model") from error
+    if in_dim != LATENT_CHANNELS:
+        raise ValueError(f"{path} takes {in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
+    return config, weights
 
 
 def parse_dit_config(config: dict, path: Path) -> tuple[DiTConfig, AttentionConfig]:

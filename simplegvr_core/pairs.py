@@ -25,14 +25,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import checkpoint
+from .attention import AttentionConfig
 from .clips import Clip, Survey, read_clips, survey
 from .data import crop_centre, to_video
 from .degradations import RECIPES, Recipe, degrade_latent, degrade_video
 from .filters import Drop, FilterConfig, judge, load_musiq
 from .layers import LATENT_CHANNELS
-from .model import SimpleGVRDiT, load_dit
+from .model import SimpleGVRDiT, load_dit, load_stock_dit
 from .sampling import CELL
-from .vae import TinyVAE, load_tiny_vae
+from .vae import TinyVAE
+from .wan_vae import WanVAE, load_vae
 
 METADATA_KEY = "simplegvr_pairs"
 
@@ -82,7 +85,7 @@ class PairMaker:
     filters: FilterConfig
     seed: int
     device: str
-    vae: TinyVAE
+    vae: TinyVAE | WanVAE
     t2v: SimpleGVRDiT | None
     musiq: nn.Module | None
 
@@ -158,10 +161,11 @@ class BuildPairs:
 
     videos: Path
     vae: Path
+    """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
     out: Path
     recipe: Literal[tuple(RECIPES)] = "classical"
     t2v: Path | None = None
-    """Text-to-video checkpoint, 16 input channels, for model-guided recipes."""
+    """Text-to-video model of --vae's latents for model-guided recipes: stock Wan 2.1, or one of ours with 16 input channels."""
     num_frames: int = 17
     spacing: int = 17
     """Frames from the start of a clip to that of the next."""
@@ -206,11 +210,16 @@ class BuildPairs:
         if RECIPES[self.recipe].model_guided and self.t2v is None:
             raise ValueError(f"recipe {self.recipe!r} is made by a text-to-video model: give its checkpoint with --t2v")
 
-    def load_models(self) -> tuple[TinyVAE, SimpleGVRDiT | None]:
-        vae = load_tiny_vae(self.vae)
+    def load_models(self) -> tuple[TinyVAE | WanVAE, SimpleGVRDiT | None]:
+        vae = load_vae(self.vae)
         if not RECIPES[self.recipe].model_guided:
             return vae, None
-        t2v, _ = load_dit(self.t2v)
+        if checkpoint.is_ours(self.t2v):
+            t2v, _ = load_dit(self.t2v)
+        else:
+            config, weights = load_stock_dit(self.t2v)
+            t2v = SimpleGVRDiT(config, AttentionConfig(kind="full", unit=None)).eval()
+            checkpoint.load_strict(t2v, weights, self.t2v)
         if t2v.config.in_dim != LATENT_CHANNELS:
             raise ValueError(f"--t2v {self.t2v} takes {t2v.config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
         return vae, t2v

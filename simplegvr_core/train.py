@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 import tyro
 from accelerate import PartialState
-from safetensors.torch import load_file
 from torch import Tensor
 
 from . import checkpoint
@@ -25,14 +24,15 @@ from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, draw_noise
-from .model import DiTConfig, SimpleGVRDiT, load_dit, widen
+from .model import DiTConfig, SimpleGVRDiT, load_dit, load_stock_dit, widen
 from .pairs import BuildPairs
 from .plan import training_plan
 from .sampling import SamplingConfig, super_resolve
 from .timesteps import Curve, load_curve
 from .training_data import Crop, PairSampler
 from .upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler
-from .vae import PREVIEW_FACTORS, TinyVAE, load_tiny_vae
+from .vae import PREVIEW_FACTORS, TinyVAE
+from .wan_vae import WanVAE, load_vae
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Train:
     """Each pair of each folder is drawn equally often."""
     out: Path
     init_dit: Path | None = None
-    """What the DiT starts from: a SimpleGVR checkpoint of an earlier stage, or a text-to-video Wan 2.1 of --dit's sizes
-    (safetensors, stock key names), which is widened. Without it weights are drawn."""
+    """What the DiT starts from: a SimpleGVR checkpoint of an earlier stage, or a stock text-to-video Wan 2.1 of any size
+    (safetensors, original key names), which is widened. Without it weights are drawn."""
     init_upsampler: Path | None = None
     dit: DiTConfig = DiTConfig()
-    """Sizes of the DiT when it does not start from a SimpleGVR checkpoint."""
+    """Sizes of the DiT when its weights are drawn."""
     attention: AttentionConfig = AttentionConfig(kind="full", unit=None)
     upsampler: UpsamplerConfig = VARIANTS["simplegvr"]
     """Kind of the upsampler when it does not start from a checkpoint."""
@@ -63,7 +63,7 @@ class Train:
     null_prompt: float = 0.1
     """Share of samples that get the null prompt in place of their caption."""
     upsampler_loss: float = 0.0
-    """Weight of the upsampler's own error beside the flow's; with --vae it is measured on pixels too."""
+    """Weight of the upsampler's own error beside the flow's; with TinyVAE as --vae it is measured on pixels too."""
     perceptual_loss: float = 0.0
     """Weight of the perceptual error (ST-LPIPS, VGG) of what the upsampled and the predicted clean latent decode to; needs
     --vae. The paper has none; a small model that is trained shortly is sharper with it."""
@@ -73,7 +73,7 @@ class Train:
     bf16: bool = True
     """Products in bfloat16; weights and their moments are float32 in any case."""
     vae: Path | None = None
-    """TinyVAE that decodes the previews, for pairs of its latents. Without it they show latents as colours."""
+    """Autoencoder of the pairs, TinyVAE's or Wan's: it decodes the previews. Without it they show latents as colours."""
     crop: Crop = Crop()
     loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, decay=False, ema=0.9995)
 
@@ -84,7 +84,7 @@ class Train:
         """
         self.check()
         sampler = PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
-        vae = load_tiny_vae(self.vae) if self.vae else None
+        vae = load_vae(self.vae) if self.vae else None
         model = FlowMatching(*self.networks(), vae, self.upsampler_loss, self.perceptual_loss, self.bf16)
         curve = load_curve(self.curve) if self.curve else None
 
@@ -107,6 +107,8 @@ class Train:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a share in [0, 1]")
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
+        if self.init_dit is not None and self.dit.condition == "token":
+            raise ValueError("--dit.condition token starts from drawn weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
             raise ValueError("--lora-rank adapts a trained SimpleGVR: give its two files with --init-dit and --init-upsampler")
 
@@ -142,15 +144,16 @@ class Train:
             dit, _ = load_dit(self.init_dit)
             dit.attention = self.attention
             return dit
-        dit = SimpleGVRDiT(self.dit, self.attention)
         if self.init_dit is None:
+            dit = SimpleGVRDiT(self.dit, self.attention)
             dit.init_weights(generator)
-        else:
-            weights = {key.removeprefix("model.diffusion_model."): tensor.float() for key, tensor in load_file(self.init_dit).items()}
-            checkpoint.load_strict(dit, widen(weights, self.dit.patch_channels), self.init_dit)
+            return dit
+        config, weights = load_stock_dit(self.init_dit)
+        dit = SimpleGVRDiT(replace(config, in_dim=self.dit.in_dim), self.attention)
+        checkpoint.load_strict(dit, widen(weights, self.dit.in_dim), self.init_dit)
         return dit
 
-    def preview(self, sampler: PairSampler, vae: TinyVAE | None) -> Callable[[FlowMatching, int], None]:
+    def preview(self, sampler: PairSampler, vae: TinyVAE | WanVAE | None) -> Callable[[FlowMatching, int], None]:
         """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one crop."""
         batch = sampler.draw(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
         z_lr, z_hr = batch["z_lr"][:1], batch["z_hr"][:1]
@@ -183,7 +186,7 @@ class Train:
         return {"dit": str(dit), "upsampler": str(upsampler)}
 
 
-def decode_preview(z: Tensor, vae: TinyVAE | None) -> Tensor:
+def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
     """Returns video (1, 3, F, H, W) in [-1, 1] of a latent: decoded, or as ComfyUI's preview colours without an autoencoder."""
     if vae is not None:
         return vae.decode(z)

@@ -97,9 +97,7 @@ class TinyVAE(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """Returns z (B, 16, T, H, W) of a video of any size: edges and last frame are repeated up to whole blocks."""
-        frames, height, width = video.shape[2:]
-        video = F.pad(video, (0, -width % 8, 0, -height % 8, 0, -(frames - 1) % 4), mode="replicate")
-        return self.encoder(to_blocks(video))
+        return self.encoder(to_blocks(pad_to_blocks(video)))
 
     @staticmethod
     def latent_shape(video_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -131,6 +129,12 @@ class TinyVAE(nn.Module):
         frames = rearrange(video, "B C F (H h) (W w) -> (B F) (C h w) H W", h=2, w=2)
         x = torch.cat([x + self.pixel_out(F.silu(self.pixel_mid(F.silu(self.pixel_in(x))))) for x in frames.split(8)])
         return rearrange(x, "(B F) (C h w) H W -> B C F (H h) (W w)", B=video.shape[0], h=2, w=2)
+
+
+def pad_to_blocks(video: Tensor) -> Tensor:
+    """Returns video with its edges and its last frame repeated up to whole blocks, (B, 3, 4 (T - 1) + 1, 8H, 8W)."""
+    frames, height, width = video.shape[2:]
+    return F.pad(video, (0, -width % 8, 0, -height % 8, 0, -(frames - 1) % 4), mode="replicate")
 
 
 def to_blocks(video: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ LAYERS = [
     {"kernels.reference", "kernels.sdpa"},
     {"kernels", "kernels.sparse_local_triton"},
     {"attention", "upsampler", "vae"},
-    {"model"},
+    {"model", "wan_vae"},
     {"sampling", "flops", "lora", "loss"},
     {"degradations.model_guided", "plan"},
     {"degradations"},
