@@ -37,7 +37,7 @@ BASE = replace(
     upsampler_loss=0.0,
     perceptual_loss=0.0,
     crop=Crop(num_frames=9, size=(12, 12), batch=2),
-    loop=LoopConfig(steps=120, learning_rate=2e-3, warmup=10, ema=0.98, save_every=1000),
+    loop=LoopConfig(steps=300, learning_rate=2e-3, warmup=20, ema=0.98, save_every=1000),
 )
 SWIN, FULL = AttentionConfig(kind="swin", window=(1, 3, 3)), AttentionConfig(kind="full", unit=None)
 

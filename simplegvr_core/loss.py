@@ -37,7 +37,7 @@ class FlowMatching(nn.Module):
         self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
         self.vae = deepcopy(vae) if perceptual_weight else None
         self.upsampler_weight, self.perceptual_weight, self.bf16 = upsampler_weight, perceptual_weight, bf16
-        self.perceptual = st_lpips_network("vgg", "cpu") if perceptual_weight else None
+        self.perceptual = deepcopy(st_lpips_network("vgg", "cpu")) if perceptual_weight else None
 
     def forward(self, z_lr, z_hr, context, sigma, noise_share, noise, condition_noise) -> Tensor:
         """Returns the mean squared error of the velocity (equation 3), plus the other errors by their weights.

@@ -1,6 +1,7 @@
 """Training of TinyVAE: `python scripts/run.py -m simplegvr_core.train_vae --videos DIR --out DIR`."""
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class Reconstruction(nn.Module):
     def __init__(self, vae: TinyVAE, perceptual_weight: float):
         super().__init__()
         self.vae, self.perceptual_weight = vae, perceptual_weight
-        self.perceptual = st_lpips_network("vgg", "cpu")
+        self.perceptual = deepcopy(st_lpips_network("vgg", "cpu"))
 
     def forward(self, video: Tensor, noise: Tensor, frame: Tensor) -> Tensor:
         """Returns the error of the decoded video (smooth L1 and perceptual), the second by its weight.
