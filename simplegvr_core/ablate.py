@@ -4,6 +4,7 @@ Each variant is trained from drawn weights with several seeds and measured on cl
 cannot decide what the paper's found out on sixteen GPUs; the table says for each comparison whether the direction held.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ BASE = replace(
     upsampler_loss=0.0,
     perceptual_loss=0.0,
     crop=Crop(num_frames=9, size=(12, 12), batch=2),
-    loop=LoopConfig(steps=300, learning_rate=2e-3, warmup=20, ema=0.98, save_every=1000),
+    loop=LoopConfig(steps=250, learning_rate=2e-3, warmup=20, ema=0.98, save_every=1000),
 )
 SWIN, FULL = AttentionConfig(kind="swin", window=(1, 3, 3)), AttentionConfig(kind="full", unit=None)
 
@@ -83,7 +84,7 @@ class Ablate:
     height: int = 240
     spacing: int = 240
     """Frames from the start of one training clip to the next."""
-    clips: int = 5
+    clips: int = 6
     """Unseen clips that each model is measured on."""
 
     def run(self) -> dict:
@@ -102,49 +103,53 @@ class Ablate:
         return table
 
     def build_pairs(self) -> None:
-        """Builds the training pairs of each degradation, and pairs of what is held out, degraded by all of them."""
+        """Builds the training pairs of each degradation, and pairs of what is held out, by each in turn."""
         shared = {"num_frames": BASE.crop.num_frames, "height": self.height, "scales": (2,), "t2v": self.t2v}
         for recipe in ("classical", "flow_based", "model_guided"):
             BuildPairs(self.videos, self.vae, self.out / "pairs" / recipe, recipe, spacing=self.spacing, **shared).run()
-        BuildPairs(self.held_out, self.vae, self.out / "pairs" / "held_out", "aigc", spacing=24, **shared).run()
+            BuildPairs(self.held_out, self.vae, self.out / "held_out" / recipe, recipe, spacing=24, **shared).run()
 
-    def trained(self, change: dict, seed: int) -> Train:
-        """Returns the finished training of BASE with a change. A training that is there already is taken as it is."""
+    def options(self, change: dict, seed: int) -> Train:
+        """Returns the training of BASE with a change. Its folder is named after all that decides what comes out."""
         pairs = tuple(self.out / "pairs" / recipe for recipe in change.get("pairs", ("classical", "flow_based")))
-        name = "-".join([*(f"{key}_{abs(hash_of(value)):x}" for key, value in sorted(change.items())), f"seed_{seed}"])
         loop = replace(BASE.loop, steps=self.steps, seed=seed)
-        train = replace(BASE, **change | {"pairs": pairs, "out": self.out / "runs" / name, "loop": loop, "vae": None})
+        train = replace(BASE, **change | {"pairs": pairs, "loop": loop, "vae": None})
         if "curve" in change:
             train = replace(train, curve=self.curve(seed))
+        files = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.vae, self.t2v)}
+        decisive = repr((train, files, self.videos, self.height, self.spacing))
+        return replace(train, out=self.out / "runs" / hashlib.sha256(decisive.encode()).hexdigest()[:16])
+
+    def trained(self, change: dict, seed: int) -> Train:
+        """Returns the finished training of BASE with a change. What was trained with the very same options is taken as it is."""
+        train = self.options(change, seed)
         if not (train.out / "dit.safetensors").exists():
             train.run()
         return train
 
     def curve(self, seed: int) -> Path:
-        """Returns the curve of the model that was trained with even noise levels."""
-        uniform, path = self.trained({}, seed), self.out / f"curve_{seed}.json"
+        """Returns the curve of the model that was trained with even noise levels, over training clips."""
+        uniform = self.trained({}, seed).out
+        path = uniform / "curve.json"
         if not path.exists():
-            files = {"model": uniform.out / "dit.safetensors", "upsampler": uniform.out / "upsampler.safetensors"}
-            MeasureCurve(self.out / "pairs" / "held_out", path, **files, clips=self.clips, steps=20).run()
+            files = {"model": uniform / "dit.safetensors", "upsampler": uniform / "upsampler.safetensors"}
+            MeasureCurve(self.out / "pairs" / "flow_based", path, **files, clips=self.clips, steps=20).run()
         return path
 
     @torch.inference_mode()
     def measure(self, train: Train, vae: TinyVAE) -> dict[str, float]:
         """Returns PSNR, ST-LPIPS and warping error of the decoded results against the decoded targets."""
         dit, upsampler = load_dit(train.out / "dit.safetensors")[0], load_upsampler(train.out / "upsampler.safetensors")
-        pairs, measured = Pairs(self.out / "pairs" / "held_out"), []
+        folders, measured = [Pairs(folder) for folder in sorted((self.out / "held_out").iterdir())], []
         null = torch.zeros(1, 1, dit.config.text_dim)
-        for i in range(0, len(pairs), -(-len(pairs) // self.clips)):
-            z_lr, z_hr = (z[None, :, :, :rows, :columns] for z, rows, columns in zip(pairs[i], (8, 16), (8, 16), strict=True))
+        for i in range(self.clips):
+            pairs = folders[i % len(folders)]
+            z_lr, z_hr = pairs[i * len(pairs) // self.clips]
+            z_lr, z_hr = z_lr[None, :, :, :8, :8], z_hr[None, :, :, :16, :16]
             z = super_resolve(dit, upsampler, z_lr, z_hr.shape[3:], train.sampling, null, null, 0, 1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
             measured.append({name: getattr(metrics, name)(video, original) for name in ("psnr", "st_lpips", "warping_error")})
         return {name: mean(clip[name] for clip in measured) for name in measured[0]}
-
-
-def hash_of(value) -> int:
-    """Returns a number that is the same in every process."""
-    return int.from_bytes(repr(value).encode(), "big") % 2**61
 
 
 def summarise(variants: dict[str, list[dict]], paper: list[str]) -> dict:

@@ -35,7 +35,7 @@ def high_frequency_energy(z: Tensor) -> float:
 
     z: (B, C, T, H, W), each latent frame transformed alone (orthonormal DCT-II).
     """
-    coefficients = scipy.fft.dctn(z.double().cpu().numpy(), axes=(-2, -1), norm="ortho")
+    coefficients = scipy.fft.dctn(z.cpu().double().numpy(), axes=(-2, -1), norm="ortho")
     height, width = z.shape[-2:]
     rows, columns = np.arange(height)[:, None] >= height / 2, np.arange(width) >= width / 2
     return float(np.square(coefficients)[..., rows | columns].mean())
@@ -70,7 +70,7 @@ class MeasureCurve:
             energy[step] += high_frequency_energy(z_0) / clips
 
         for i in tqdm(range(clips), unit="clip"):
-            z_lr, z_hr = pairs[i]
+            z_lr, z_hr = pairs[i * len(pairs) // clips]
             seeds = self.seed + 2 * i, self.seed + 2 * i + 1
             z_lr = z_lr[None].to(self.device)
             super_resolve(dit, upsampler, z_lr, tuple(z_hr.shape[-2:]), sampling, null, null, *seeds, on_step=record)

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
-import cv2
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -157,6 +156,8 @@ def shrink(frame: Tensor, height: int) -> Tensor:
     """Returns frame (H, W, 3) uint8, made height pixels tall by area averaging if it is taller."""
     if frame.shape[0] <= height:
         return frame
+    import cv2  # ComfyUI does not install it, and its sampling needs none
+
     width = round(frame.shape[1] * height / frame.shape[0])
     return torch.from_numpy(cv2.resize(frame.numpy(), (width, height), interpolation=cv2.INTER_AREA))
 

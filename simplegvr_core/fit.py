@@ -59,6 +59,10 @@ class Progress:
         self.step += 1
         get_ema_multi_avg_fn(min(self.ema, self.step / (self.step + 10)))(self.average, self.parameters, None)
 
+    def share(self, loop: LoopConfig) -> float:
+        """Returns how much of the run is done; 1 or more is all."""
+        return max(self.step / loop.steps, self.elapsed / 60 / loop.minutes)
+
     def state_dict(self) -> dict:
         average = [part.full_tensor() if isinstance(part, DTensor) else part for part in self.average]
         return {"step": self.step, "elapsed": self.elapsed, "generator": self.generator.get_state(), "average": average}
@@ -77,14 +81,18 @@ def fit(
     loop: LoopConfig,
     folder: Path,
     show: Callable[[nn.Module, int], None] = lambda model, step: None,
+    options: dict[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """Returns the state dict of model with the moving average of its trained parameters, on the CPU.
+    """Returns the state dict of model with the moving average of its trained parameters, on the CPU of the main process.
 
     model: its call gives the mean loss of a batch, model(**batch) -> scalar. draw: generator -> batch, tensors with the
-    whole batch in front, on the CPU. show: called with the model and the number of steps when the state is saved.
+    whole batch in front, on the CPU. show: called on the main process with the model and the number of steps
+    when the state is saved, unless the model is sharded.
+    options: what must not change when a run is resumed, by name.
     folder receives state.pt (for resuming only), losses.jsonl and loss.png.
     Raises FloatingPointError at the first loss that is not finite, RuntimeError when memory runs out, OSError when the
-    state cannot be written, ValueError when the folder holds the state of another network; the last saved state stays.
+    state cannot be written, ValueError when the folder holds the state of another network or of other options; the last
+    saved state stays.
     """
     accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -93,18 +101,19 @@ def fit(
     state_path, losses_path = folder / "state.pt", folder / "losses.jsonl"
     if accelerator.is_main_process:
         make_folder(folder)
+    options = options or {}
     if state_path.exists():
-        load_state(state_path, model, optimizer.optimizer, progress)
-        if accelerator.is_main_process:
-            losses_path.write_text("".join(losses_path.read_text().splitlines(keepends=True)[: progress.step]))
+        load_state(state_path, model, optimizer.optimizer, progress, options)
+    if accelerator.is_main_process:
+        keep_lines(losses_path, progress.step)
+    accelerator.wait_for_everyone()
     model.train()
     start = time.monotonic() - progress.elapsed
     bar = tqdm(
         total=loop.steps, initial=progress.step, unit="step", mininterval=5, disable=not accelerator.is_main_process, dynamic_ncols=True
     )
-    done = progress.step / loop.steps
-    while done < 1:
-        rate = loop.learning_rate * min(1.0, (progress.step + 1) / loop.warmup) * ((1 - done) ** 0.5 if loop.decay else 1.0)
+    while (done := progress.share(loop)) < 1:
+        rate = loop.learning_rate * min(1.0, (progress.step + 1) / max(1, loop.warmup)) * ((1 - done) ** 0.5 if loop.decay else 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with explained_memory(progress.step, state_path):
@@ -115,18 +124,18 @@ def fit(
             )
         progress.advance()
         progress.elapsed = time.monotonic() - start
-        done = max(progress.step / loop.steps, progress.elapsed / 60 / loop.minutes)
         bar.set_postfix(loss=f"{loss.item():.5f}", refresh=False)
         bar.update()
         if accelerator.is_main_process:
             with losses_path.open("a") as file:
                 file.write(json.dumps({"step": progress.step - 1, "loss": loss.item()}) + "\n")
-        if progress.step % loop.save_every == 0 or done >= 1:
-            save_state(state_path, model, optimizer.optimizer, progress, accelerator.is_main_process)
-            with torch.no_grad():
-                show(accelerator.unwrap_model(model), progress.step)
+        if progress.step % loop.save_every == 0 or progress.share(loop) >= 1:
+            save_state(state_path, model, optimizer.optimizer, progress, options, accelerator.is_main_process)
             if accelerator.is_main_process:
                 plot_losses(losses_path, folder / "loss.png")
+                if not isinstance(progress.parameters[0], DTensor):
+                    with torch.no_grad():
+                        show(accelerator.unwrap_model(model), progress.step)
     bar.close()
     with torch.no_grad():
         for parameter, average in zip(progress.parameters, progress.average, strict=True):
@@ -137,7 +146,8 @@ def fit(
 
 
 def train_step(accelerator: Accelerator, model, optimizer, draw: Callable, generator: torch.Generator, accumulate: int) -> Tensor:
-    """Returns the loss of one step, the mean over its batches and processes. The step is left out if that is not finite."""
+    """Returns the loss of one step, the mean over its batches and processes. If that or its gradient is not finite: NaN or
+    infinity, and the step is left out."""
     total = torch.zeros((), device=accelerator.device)
     for _ in range(accumulate):
         batch = {name: share(tensor, accelerator).to(accelerator.device) for name, tensor in draw(generator).items()}
@@ -147,8 +157,8 @@ def train_step(accelerator: Accelerator, model, optimizer, draw: Callable, gener
             if not torch.isfinite(total):
                 return total
             accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            if accelerator.sync_gradients and not torch.isfinite(accelerator.clip_grad_norm_(model.parameters(), 1.0)):
+                return total.fill_(torch.nan)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return total
@@ -162,10 +172,10 @@ def share(batch: Tensor, accelerator: Accelerator) -> Tensor:
     return batch.chunk(processes)[accelerator.process_index]
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, is_main: bool) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, options: dict, is_main: bool) -> None:
     """Writes path whole or not at all. Called on all processes, written by the main one. Raises OSError with the cure."""
     weights, moments = get_state_dict(model, optimizer, options=WHOLE)
-    state = {"model": weights, "optimizer": moments, "progress": progress.state_dict()}
+    state = {"model": weights, "optimizer": moments, "progress": progress.state_dict(), "options": options}
     if not is_main:
         return
     partial = path.with_suffix(".partial")
@@ -181,10 +191,16 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
         ) from error
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Sets all three to what path holds. Raises ValueError when it is of another network."""
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, options: dict) -> None:
+    """Sets all three to what path holds. Raises ValueError when it is of another network or of other options."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    own, saved = get_state_dict(model, [], options=WHOLE)[0], state["model"]
+    for name, value in options.items():
+        if state["options"].get(name) != value:
+            raise ValueError(
+                f"{path} was begun with {name} = {state['options'].get(name)}, now it is {value}: "
+                "run with the options it was begun with, or choose another --out"
+            )
+    own, saved = get_state_dict(model, [], options=StateDictOptions(full_state_dict=True))[0], state["model"]
     differing = {name for name in own.keys() | saved.keys() if name not in own or name not in saved or own[name].shape != saved[name].shape}
     if differing:
         raise ValueError(
@@ -218,6 +234,13 @@ def make_folder(folder: Path) -> None:
         (folder / "losses.jsonl").touch()
     except OSError as error:
         raise OSError(f"--out {folder} cannot be written to ({error.strerror}): choose another folder") from error
+
+
+def keep_lines(path: Path, number: int) -> None:
+    """Cuts a file to its first lines."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
+    os.replace(partial, path)
 
 
 def read_losses(path: Path) -> list[float]:

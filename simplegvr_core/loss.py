@@ -20,6 +20,35 @@ from .wan_vae import WanVAE
 PERCEIVED = 12  # cells a side that the perceptual error looks at, at most
 
 
+class Pictures:
+    """Compares latents as the pictures they decode to. Its networks are frozen, and no part of what is trained and saved."""
+
+    def __init__(self, vae: TinyVAE | WanVAE | None, perceptual: bool):
+        self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
+        self.vae = deepcopy(vae) if perceptual else None
+        self.network = deepcopy(st_lpips_network("vgg", "cpu")) if perceptual else None
+
+    def to(self, device: torch.device) -> "Pictures":
+        """Returns itself, on device."""
+        for network in filter(None, (self.linear_decoder, self.vae, self.network)):
+            network.to(device)
+        return self
+
+    def linear_error(self, z: Tensor, z_hr: Tensor) -> Tensor:
+        """Returns the mean absolute error of the latent plus, given TinyVAE's linear decoder, five times that of its pixels.
+
+        The latent gives fine detail more weight than the picture does; the second term restores the balance.
+        """
+        loss = F.l1_loss(z, z_hr)
+        return loss if self.linear_decoder is None else loss + 5 * F.l1_loss(self.linear_decoder(z), self.linear_decoder(z_hr))
+
+    def perceptual_error(self, z: Tensor, z_hr: Tensor) -> Tensor:
+        """Returns (B, 1, 1, 1, 1), how different the last frames of the first two latent frames look, in the middle of the picture."""
+        rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
+        frames = (self.vae.decode(latent[:, :, :2, rows, columns])[:, :, -1].float() for latent in (z, z_hr))
+        return self.network(*frames)[..., None]
+
+
 class FlowMatching(nn.Module):
     """Upsampler and DiT with their common loss."""
 
@@ -27,17 +56,14 @@ class FlowMatching(nn.Module):
         self,
         upsampler: LatentUpsampler,
         dit: SimpleGVRDiT,
-        vae: TinyVAE | WanVAE | None,
+        pictures: Pictures,
         upsampler_weight: float,
         perceptual_weight: float,
         bf16: bool,
     ):
         super().__init__()
-        self.upsampler, self.dit = upsampler, dit
-        self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
-        self.vae = deepcopy(vae) if perceptual_weight else None
+        self.upsampler, self.dit, self.pictures = upsampler, dit, pictures
         self.upsampler_weight, self.perceptual_weight, self.bf16 = upsampler_weight, perceptual_weight, bf16
-        self.perceptual = deepcopy(st_lpips_network("vgg", "cpu")) if perceptual_weight else None
 
     def forward(self, z_lr, z_hr, context, sigma, noise_share, noise, condition_noise) -> Tensor:
         """Returns the mean squared error of the velocity (equation 3), plus the other errors by their weights.
@@ -45,6 +71,7 @@ class FlowMatching(nn.Module):
         z_lr: (B, 16, T, h, w). z_hr, noise, condition_noise: (B, 16, T, H, W). context: (B, S, text_dim).
         sigma, noise_share: (B, 1, 1, 1, 1), of the noised latent and of the condition.
         """
+        pictures = self.pictures.to(z_hr.device)
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.bf16):
             z_t = z = interpolate(z_hr, noise, sigma)
             loss = torch.zeros((), device=z.device)
@@ -52,20 +79,14 @@ class FlowMatching(nn.Module):
                 upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
                 z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
                 if self.upsampler_weight:
-                    loss = loss + self.upsampler_weight * upsampler_loss(upsampled, z_hr, self.linear_decoder)
+                    loss = loss + self.upsampler_weight * pictures.linear_error(upsampled, z_hr)
                 if self.perceptual_weight:
-                    loss = loss + self.perceptual_weight * self.perceptual_error(upsampled, z_hr).mean()
+                    loss = loss + self.perceptual_weight * pictures.perceptual_error(upsampled, z_hr).mean()
             velocity = self.dit(z, 1000 * sigma.flatten(), context).float()
             if self.perceptual_weight:
-                error = self.perceptual_error(clean_from_velocity(z_t, velocity, sigma), z_hr)
+                error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), z_hr)
                 loss = loss + self.perceptual_weight * ((1 - sigma) * error).mean()  # from much noise nothing sharp can come
         return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
-
-    def perceptual_error(self, z: Tensor, z_hr: Tensor) -> Tensor:
-        """Returns (B, 1, 1, 1, 1), how different the last frames of the first two latent frames look, in the middle of the picture."""
-        rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
-        frames = (self.vae.decode(latent[:, :, :2, rows, columns])[:, :, -1].float() for latent in (z, z_hr))
-        return self.perceptual(*frames)[..., None]
 
 
 def middle(extent: int, length: int) -> slice:
@@ -84,12 +105,3 @@ def draw_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | No
         "noise": torch.randn(z_hr.shape, generator=generator),
         "condition_noise": torch.randn(z_hr.shape, generator=generator),
     }
-
-
-def upsampler_loss(upsampled: Tensor, z_hr: Tensor, linear_decoder: nn.Module | None) -> Tensor:
-    """Returns the mean absolute error of the latent plus, given TinyVAE's linear decoder, five times that of its pixels.
-
-    The latent gives fine detail more weight than the picture does; the second term restores the balance.
-    """
-    loss = F.l1_loss(upsampled, z_hr)
-    return loss if linear_decoder is None else loss + 5 * F.l1_loss(linear_decoder(upsampled), linear_decoder(z_hr))

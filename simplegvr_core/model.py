@@ -194,12 +194,12 @@ class SimpleGVRDiT(nn.Module):
         e = self.time_embedding(sinusoidal_embedding(self.config.freq_dim, timestep).to(x.dtype))[:, None]
         e_blocks = self.time_projection(e).unflatten(2, (6, -1)).squeeze(1)
         context = self.text_embedding(context)
-        rotary = rotary_table(grid, self.config.dim // self.config.num_heads, x.device)
+        rotary = raster = rotary_table(grid, self.config.dim // self.config.num_heads, x.device)
         order = token_order and token_order(grid, x.device)
         if order is not None:
             x, rotary = x[:, order], rotary[order]
         for part in condition:
-            x, rotary = torch.cat((x, self.tokens(part) + self.condition_embedding), dim=1), rotary.repeat(2, 1, 1)
+            x, rotary = torch.cat((x, self.tokens(part) + self.condition_embedding), dim=1), torch.cat((rotary, raster))
         for index, block in enumerate(self.blocks):
             inputs = e_blocks, rotary, context, partial(self_attention, grid=grid, block=index), cross_attention
             x = recompute(block, x, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(x, *inputs)
@@ -238,11 +238,14 @@ def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
     return model.eval(), config
 
 
-def load_stock_dit(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
-    """Returns the sizes and the weights, float32, of a stock Wan 2.1 text-to-video file, original key names, prefixed or not.
+def read_dit(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """Returns sizes and weights, float32, of a checkpoint of ours or of a stock Wan 2.1 text-to-video file, prefixed or not.
 
-    Raises ValueError that names the file when it is something else.
+    Raises ValueError that names the file when it is neither, and what checkpoint.read raises.
     """
+    if checkpoint.is_ours(path):
+        state_dict, config = checkpoint.read(path, "dit")
+        return parse_dit_config(config, path)[0], {key: tensor.float() for key, tensor in state_dict.items()}
     weights = {key.removeprefix("model.diffusion_model."): tensor.float() for key, tensor in load_file(path).items()}
     try:
         dim, in_dim = weights["patch_embedding.weight"].shape[:2]

@@ -32,7 +32,7 @@ from .data import crop_centre, to_video
 from .degradations import RECIPES, Recipe, degrade_latent, degrade_video
 from .filters import Drop, FilterConfig, judge, load_musiq
 from .layers import LATENT_CHANNELS
-from .model import SimpleGVRDiT, load_dit, load_stock_dit
+from .model import SimpleGVRDiT, read_dit
 from .sampling import CELL
 from .vae import TinyVAE
 from .wan_vae import WanVAE, load_vae
@@ -214,12 +214,9 @@ class BuildPairs:
         vae = load_vae(self.vae)
         if not RECIPES[self.recipe].model_guided:
             return vae, None
-        if checkpoint.is_ours(self.t2v):
-            t2v, _ = load_dit(self.t2v)
-        else:
-            config, weights = load_stock_dit(self.t2v)
-            t2v = SimpleGVRDiT(config, AttentionConfig(kind="full", unit=None)).eval()
-            checkpoint.load_strict(t2v, weights, self.t2v)
+        config, weights = read_dit(self.t2v)
+        t2v = SimpleGVRDiT(config, AttentionConfig(kind="full", unit=None)).eval()
+        checkpoint.load_strict(t2v, weights, self.t2v)
         if t2v.config.in_dim != LATENT_CHANNELS:
             raise ValueError(f"--t2v {self.t2v} takes {t2v.config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
         return vae, t2v

@@ -40,15 +40,18 @@ class Photos:
             raise ValueError(f"--photos {self.photos} holds no photograph ({', '.join(sorted(PHOTO_SUFFIXES))})")
         rng = np.random.default_rng(self.seed)
         for path in tqdm(paths, unit="photo"):
-            photo = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+            photo = cv2.imread(str(path))
+            if photo is None:
+                raise ValueError(f"{path} is not a picture that can be read: take it out of --photos")
+            photo = cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
             frames = [frame for _ in range(self.shots) for frame in move_camera(photo, self.size, self.num_frames, rng)]
-            write_video(self.out / f"{path.stem}.mp4", torch.from_numpy(np.stack(frames)), Fraction(24))
+            write_video(self.out / path.relative_to(self.photos).with_suffix(".mp4"), torch.from_numpy(np.stack(frames)), Fraction(24))
 
 
 def move_camera(photo: np.ndarray, size: tuple[int, int], num_frames: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Returns num_frames pictures (height, width, 3) uint8 of size (width, height) that a moving camera sees of a photo.
 
-    photo: (H, W, 3) uint8. It starts with a view of 1/2 to all of the photo's smaller extent and moves up to 3 pixels a
+    photo: (H, W, 3) uint8. It starts with a view of half to nine tenths of what the photo has room for and moves up to 3 pixels a
     frame, turns up to 0.3 degrees and zooms up to 0.6 % a frame.
     """
     width, height = size

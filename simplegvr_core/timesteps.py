@@ -23,6 +23,10 @@ class Curve:
     energy: tuple[float, ...]
     clips: int
 
+    def __post_init__(self):
+        if len(set(self.energy)) < 2:
+            raise ValueError("the energy of high frequencies never changes: measure a trained model, over at least 2 steps")
+
     def density(self, floor: float = FLOOR) -> tuple[np.ndarray, np.ndarray]:
         """Returns N + 1 noise levels that rise from 0 to 1 and the share of training for each of the N intervals between.
 

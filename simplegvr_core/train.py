@@ -22,9 +22,10 @@ from . import checkpoint
 from .attention import AttentionConfig
 from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
+from .layers import LATENT_CHANNELS
 from .lora import add_lora, lora_state_dict
-from .loss import FlowMatching, draw_noise
-from .model import DiTConfig, SimpleGVRDiT, load_dit, load_stock_dit, widen
+from .loss import FlowMatching, Pictures, draw_noise
+from .model import DiTConfig, SimpleGVRDiT, read_dit, widen
 from .pairs import BuildPairs
 from .plan import training_plan
 from .sampling import SamplingConfig, super_resolve
@@ -85,18 +86,26 @@ class Train:
         self.check()
         sampler = PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
         vae = load_vae(self.vae) if self.vae else None
-        model = FlowMatching(*self.networks(), vae, self.upsampler_loss, self.perceptual_loss, self.bf16)
+        pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
+        model = FlowMatching(*self.networks(), pictures, self.upsampler_loss, self.perceptual_loss, self.bf16)
         curve = load_curve(self.curve) if self.curve else None
 
         def draw(generator: torch.Generator) -> dict[str, Tensor]:
             batch = sampler.draw(generator, model.dit.config.text_dim)
             return batch | draw_noise(batch["z_hr"], self.noise_range, curve, generator)
 
-        trained = fit(model, draw, self.loop, self.out, self.preview(sampler, vae))
+        trained = fit(model, draw, self.loop, self.out, self.preview(vae), self.lasting_options())
+        if not PartialState().is_main_process:
+            return {}
         losses = read_losses(self.out / "losses.jsonl")
         tenth = max(1, len(losses) // 10)
         means = {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
         return self.save(model, trained, curve) | means | {"steps": len(losses)}
+
+    def lasting_options(self) -> dict[str, str]:
+        """Returns the options that a resumed run must share with its beginning, by name."""
+        free = {"out", "vae", "loop"}
+        return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together."""
@@ -114,11 +123,9 @@ class Train:
 
     def plan(self) -> dict:
         """Returns what simplegvr_core.plan says of this training."""
-        dit = (
-            load_dit(self.init_dit)[0].config
-            if self.init_dit and self.init_dit.exists() and checkpoint.is_ours(self.init_dit)
-            else self.dit
-        )
+        dit = self.dit
+        if self.init_dit is not None and self.init_dit.exists():
+            dit = replace(read_dit(self.init_dit)[0], in_dim=dit.in_dim)
         grid = (self.crop.latent_frames, *self.crop.size)
         batch = self.crop.batch * self.loop.accumulate
         return training_plan(dit, self.attention, grid, batch, self.loop.steps, self.gradient_checkpointing)
@@ -135,28 +142,26 @@ class Train:
             upsampler.init_weights(generator)
         if self.lora_rank:
             upsampler.requires_grad_(False)
-            add_lora(dit, self.lora_rank)
+            add_lora(dit, self.lora_rank, generator)
         return upsampler, dit
 
     def initial_dit(self, generator: torch.Generator) -> SimpleGVRDiT:
         """Returns the DiT as training starts. Raises ValueError when --init-dit does not fit."""
-        if self.init_dit is not None and checkpoint.is_ours(self.init_dit):
-            dit, _ = load_dit(self.init_dit)
-            dit.attention = self.attention
-            return dit
         if self.init_dit is None:
             dit = SimpleGVRDiT(self.dit, self.attention)
             dit.init_weights(generator)
             return dit
-        config, weights = load_stock_dit(self.init_dit)
-        dit = SimpleGVRDiT(replace(config, in_dim=self.dit.in_dim), self.attention)
-        checkpoint.load_strict(dit, widen(weights, self.dit.in_dim), self.init_dit)
+        config, weights = read_dit(self.init_dit)
+        if config.in_dim == LATENT_CHANNELS < self.dit.in_dim:  # text-to-video
+            config, weights = replace(config, in_dim=self.dit.in_dim), widen(weights, self.dit.in_dim)
+        dit = SimpleGVRDiT(config, self.attention)
+        checkpoint.load_strict(dit, weights, self.init_dit)
         return dit
 
-    def preview(self, sampler: PairSampler, vae: TinyVAE | WanVAE | None) -> Callable[[FlowMatching, int], None]:
-        """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one crop."""
-        batch = sampler.draw(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
-        z_lr, z_hr = batch["z_lr"][:1], batch["z_hr"][:1]
+    def preview(self, vae: TinyVAE | WanVAE | None) -> Callable[[FlowMatching, int], None]:
+        """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one training crop."""
+        batch = PairSampler(self.pairs, replace(self.crop, batch=1)).draw(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
+        z_lr, z_hr = batch["z_lr"], batch["z_hr"]
 
         def show(model: FlowMatching, step: int) -> None:
             device = next(model.dit.parameters()).device
@@ -166,8 +171,7 @@ class Train:
             model.train()
             videos = [decode_preview(latent, vae) for latent in (z_lr, z, z_hr)]
             videos = [resize_frames(video, videos[-1].shape[3:], "nearest-exact") for video in videos]
-            if PartialState().is_main_process:
-                write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
+            write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
 
         return show
 
@@ -304,10 +308,12 @@ def main() -> None:
     if command.plan:
         print(json.dumps(train.plan()))
         return
-    if command.preset == "smoke" and not train.pairs[0].exists():
-        BuildPairs(REPO / "assets", train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
+    process = PartialState(cpu=train.loop.cpu)
+    with process.main_process_first():
+        if command.preset == "smoke" and not (train.pairs[0] / "pairs.json").exists():
+            BuildPairs(REPO / "assets", train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
     result = train.run()
-    if PartialState().is_main_process:
+    if process.is_main_process:
         print(json.dumps(result))
 
 

@@ -82,7 +82,7 @@ class Reconstruction(nn.Module):
     def __init__(self, vae: TinyVAE, perceptual_weight: float):
         super().__init__()
         self.vae, self.perceptual_weight = vae, perceptual_weight
-        self.perceptual = deepcopy(st_lpips_network("vgg", "cpu"))
+        self.perceptual = (deepcopy(st_lpips_network("vgg", "cpu")),)  # a tuple hides it: it is not trained, nor saved
 
     def forward(self, video: Tensor, noise: Tensor, frame: Tensor) -> Tensor:
         """Returns the error of the decoded video (smooth L1 and perceptual), the second by its weight.
@@ -92,7 +92,7 @@ class Reconstruction(nn.Module):
         with torch.autocast(video.device.type, torch.bfloat16):
             decoded = self.vae.decode(self.vae.encode(video) + noise).float()
             looked_at = slice(None, -(-len(video) // 2)), slice(None), frame[0]
-            perceptual = self.perceptual(decoded[looked_at], video[looked_at]).mean()
+            perceptual = self.perceptual[0].to(video.device)(decoded[looked_at], video[looked_at]).mean()
         error = F.smooth_l1_loss(decoded, video, beta=0.05)
         return error + self.perceptual_weight * perceptual
 

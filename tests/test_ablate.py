@@ -59,6 +59,14 @@ def test_an_axis_runs_from_video_to_table_and_is_not_trained_twice(tmp_path):
     assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("dit.safetensors")}
 
 
+def test_no_two_variants_share_a_folder(tmp_path):
+    (tmp_path / "x").touch()
+    ablate = Ablate(tmp_path, tmp_path, tmp_path, tmp_path / "x", tmp_path / "x")
+    changes = {repr(change): change for variants in AXES.values() for change in variants.values() if "curve" not in change}
+    folders = {ablate.options(change, seed).out for change in changes.values() for seed in range(3)}
+    assert len(folders) == 3 * len(changes)
+
+
 def test_an_unknown_axis_is_named(tmp_path):
     with pytest.raises(ValueError, match="--axes has unknown colour; known are upsampler"):
         Ablate(tmp_path, tmp_path, tmp_path, tmp_path, axes=("colour",)).run()

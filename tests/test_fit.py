@@ -93,6 +93,34 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_state(tmp_path)
     assert saved_step(tmp_path) == 5
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path):
+    class Endless(Regression):
+        def forward(self, x):
+            root = torch.sqrt(self.network[0].weight.sum() * 0)  # finite, its gradient is not
+            return super().forward(x) + root
+
+    with pytest.raises(FloatingPointError, match="step 0: lower"):
+        model = Endless()
+        before = model.network[0].weight.clone()
+        fit(model, draw, LOOP, tmp_path)
+    assert torch.equal(model.network[0].weight, before)
+
+
+def test_losses_of_a_run_that_saved_nothing_are_forgotten(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(Regression(), draw_until(3, stop), LOOP, tmp_path)
+    with (tmp_path / "losses.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # killed while it wrote
+    fit(Regression(), draw, LOOP, tmp_path)
+    assert len(losses(tmp_path)) == 12
+
+
+def test_other_options_are_refused(tmp_path):
+    fit(Regression(), draw, LOOP, tmp_path, options={"noise_range": "(0.3, 0.6)"})
+    with pytest.raises(ValueError, match=r"was begun with noise_range = \(0\.3, 0\.6\), now it is \(0\.0, 0\.3\).*another --out"):
+        fit(Regression(), draw, LOOP, tmp_path, options={"noise_range": "(0.0, 0.3)"})
+
+
 def test_running_out_of_memory_says_what_to_do_and_keeps_the_state(tmp_path):
     def exhaust(batch):
         raise torch.OutOfMemoryError("CUDA out of memory")

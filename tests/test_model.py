@@ -49,6 +49,15 @@ def test_widened_text_to_video_model_equals_the_original_exactly():
         assert torch.equal(wide(z, timestep, context), narrow(z[:, :16], timestep, context))
 
 
+def test_condition_tokens_have_their_places_in_any_order_of_tokens():
+    """Sparse attention that sees everything is full attention, condition tokens included."""
+    config = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2, condition="token")
+    everything = AttentionConfig(window=(1, 2, 2), top_k=100, unit=None)
+    sparse, full = (random_weights(SimpleGVRDiT(config, attention)) for attention in (everything, FULL))
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(*inputs(32)), full(*inputs(32)), atol=1e-5, rtol=0)
+
+
 def test_a_batch_of_two_equals_two_runs():
     model = random_weights(SimpleGVRDiT(DIT, ATTENTION))
     z, timestep, context = inputs(32, (11, 10, 14))

@@ -95,11 +95,18 @@ def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
     assert (tmp_path / "whole" / "losses.jsonl").read_text() == (tmp_path / "killed" / "losses.jsonl").read_text()
 
 
-def test_two_processes_have_the_losses_of_one(pairs, smoke, tmp_path):
-    arguments = ["--pairs", pairs, "--loop.steps", 4, "--loop.warmup", 2, "--loop.cpu", "--out", tmp_path / "two"]
-    subprocess.run(command(*arguments, processes=2), env=ENVIRONMENT, capture_output=True, check=True)
-    replace(smoke, loop=replace(PRESETS["smoke"].loop, steps=4, warmup=2, cpu=True)).run()
+def test_two_processes_have_the_losses_of_one_when_resumed_too(pairs, smoke, tmp_path):
+    arguments = ["--pairs", pairs, "--loop.warmup", 2, "--loop.no-decay", "--loop.cpu", "--out", tmp_path / "two"]
+    for steps in (2, 4):
+        ran = subprocess.run(
+            command(*arguments, "--loop.steps", steps, processes=2), env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    replace(smoke, loop=replace(PRESETS["smoke"].loop, steps=4, warmup=2, decay=False, cpu=True)).run()
     torch.testing.assert_close(losses(tmp_path / "two"), losses(smoke.out), atol=1e-5, rtol=0)
+    weights = [load_file(folder / "dit.safetensors") for folder in (tmp_path / "two", smoke.out)]
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-3, rtol=0)
+    assert json.loads(ran.stdout)["steps"] == 4  # one process speaks
 
 
 @pytest.mark.parametrize(
@@ -144,6 +151,16 @@ def test_it_starts_from_a_stock_text_to_video_model(smoke, tmp_path, prefix):
     assert weights["patch_embedding.weight"][:, 16:].any()
 
 
+def test_it_starts_from_a_text_to_video_model_of_ours(smoke, tmp_path):
+    t2v = random_weights(SimpleGVRDiT(replace(SIZES, in_dim=16), smoke.attention))
+    configs = {"model": t2v.config, "attention": t2v.attention, "sampling": smoke.sampling}
+    checkpoint.save(tmp_path / "t2v.safetensors", "dit", t2v.state_dict(), **configs)
+    _, dit = replace(smoke, init_dit=tmp_path / "t2v.safetensors").networks()
+    assert dit.config.in_dim == 32
+    assert torch.equal(dit.patch_embedding.weight[:, :16], t2v.patch_embedding.weight)
+    assert not dit.patch_embedding.weight[:, 16:].any()
+
+
 def test_the_next_stage_goes_on_from_the_files_of_the_last(smoke, tmp_path):
     first = smoke.run()
     second = replace(smoke, init_dit=Path(first["dit"]), init_upsampler=Path(first["upsampler"]), out=tmp_path / "second")
@@ -160,6 +177,14 @@ def test_a_lora_trains_beside_frozen_weights(smoke, tmp_path):
     assert lora["diffusion_model.blocks.1.ffn.2.lora_B.weight"].any()
     assert len(lora) == 2 * 2 * 10  # down and up, 2 blocks, 4 + 4 + 2 weights each
     assert all(name.startswith("diffusion_model.blocks.") for name in lora)
+
+
+def test_it_trains_with_captions(pairs, smoke, tmp_path):
+    for video in {entry["video"] for entry in Pairs(pairs).entries}:
+        save_file({"context": torch.randn(3, 4096)}, tmp_path / Path(video).with_suffix(".safetensors").name)
+    smoke.run()
+    replace(smoke, contexts=tmp_path, null_prompt=0.0, out=tmp_path / "captions").run()
+    assert losses(tmp_path / "captions")[1:] != losses(smoke.out)[1:]
 
 
 def test_captions_are_used_and_sometimes_left_out(pairs, tmp_path):
@@ -220,6 +245,20 @@ def test_noise_levels_are_even_and_shares_in_their_range():
 def test_bad_options_are_named(smoke, change, message):
     with pytest.raises(ValueError, match=message):
         replace(smoke, **change).run()
+
+
+def test_a_resumed_run_keeps_its_options(smoke):
+    smoke.run()
+    with pytest.raises(ValueError, match=r"state\.pt was begun with noise_range = \(0\.0, 0\.3\), now it is \(0\.3, 0\.6\)"):
+        replace(smoke, noise_range=(0.3, 0.6)).run()
+
+
+def test_perceptual_training_repeats_bit_for_bit_and_saves_only_what_it_trains(smoke, tmp_path):
+    replace(smoke, perceptual_loss=0.5).run()
+    replace(smoke, perceptual_loss=0.5, out=tmp_path / "again").run()
+    assert losses(tmp_path / "again") == losses(smoke.out)
+    names = torch.load(smoke.out / "state.pt", weights_only=True)["model"]
+    assert {name.split(".")[0] for name in names} == {"upsampler", "dit"}
 
 
 def test_a_checkpoint_of_another_config_is_refused(smoke, tmp_path):
