@@ -22,12 +22,20 @@ Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a
 
 Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
 substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.""",
+    "quickstart_t2v": """## Text-to-video and SimpleGVR, all bundled
+A tiny text-to-video model dreams up a latent (it was trained without captions, so there is no prompt), **SimpleGVR
+Sampler** makes it three times as large, and TinyVAE decodes it. Nothing is decoded in between.
+
+The model is a toy that was trained on a CPU: expect moving shapes in the colours of its training film. It shows the
+wiring. With Wan 2.1 take *wan21_t2v_to_1080p*.""",
     "degradation_preview": """## What SimpleGVR learns to undo
 **SimpleGVR Flow Degrade** gives a video the faults of text-to-video models: colours of the frame before bleed into
 what moves, and it blurs along its motion. **SimpleGVR Classical Degrade** is RealBasicVSR's: blur, noise, compression.
 
-Each node plays before and after side by side. The saved video shows, from left to right: before, flow-based,
-classical, optical flow (hue: direction, brightness: speed), and what moves. Another **seed** draws anew.""",
+**SimpleGVR Model Degrade** lets a text-to-video model redraw the latent. Here it is the bundled toy; use your own.
+
+Two nodes play before and after side by side. The saved video shows, from left to right: before, flow-based, classical,
+optical flow (hue: direction, brightness: speed), what moves, and model-guided. Another **seed** draws anew.""",
     "wan21_t2v_to_1080p": """## Wan 2.1 to 1080p with SimpleGVR
 The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decoded in between.
 

@@ -169,7 +169,7 @@ class BuildPairs:
     num_frames: int = 17
     spacing: int = 17
     """Frames from the start of a clip to that of the next."""
-    height: int = 720
+    height: int = 1080
     """Taller video is made this tall by area averaging."""
     scales: tuple[int, ...] = (2, 3, 4)
     """Of which each clip draws one."""

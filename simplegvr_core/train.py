@@ -209,7 +209,7 @@ def half(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 REPO = Path(__file__).resolve().parents[1]
 TINY_VAE = REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
-TINY_SAMPLING = SamplingConfig(steps=4, shift=3.0, noise_augmentation=0.1, denoise=0.3)
+TINY_SAMPLING = SamplingConfig(steps=2, shift=3.0, noise_augmentation=0.0, denoise=0.15)
 
 STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True)
 TINY = replace(
