@@ -153,9 +153,10 @@ class Ablate:
 
 
 def summarise(variants: dict[str, list[dict]], paper: list[str]) -> dict:
-    """Returns mean and spread (standard deviation over seeds) of each variant's metrics, and whether the paper's order held.
+    """Returns mean and spread (standard deviation over seeds) of each variant's metrics, and what became of the paper's order.
 
-    It held when ST-LPIPS, the measure of detail, rises from each variant to the next; by more than the spreads: clearly.
+    The measure is ST-LPIPS, of detail. "held": it rises from each variant to the next by more than both spreads together;
+    "did not hold": somewhere it falls by more; "undecided": neither.
     """
     table = {}
     for variant, runs in variants.items():
@@ -163,8 +164,12 @@ def summarise(variants: dict[str, list[dict]], paper: list[str]) -> dict:
         table[variant] = {name: {"mean": mean(v), "spread": stdev(v) if len(v) > 1 else 0.0, "runs": v} for name, v in columns.items()}
     distance = [table[variant]["st_lpips"] for variant in paper]
     gaps = [(worse["mean"] - better["mean"], worse["spread"] + better["spread"]) for better, worse in pairwise(distance)]
-    held = "held clearly" if all(gap > spread for gap, spread in gaps) else "held" if all(gap > 0 for gap, _ in gaps) else "did not hold"
-    return {"variants": table, "paper": " > ".join(paper), "direction": held}
+    direction = "undecided"
+    if all(gap > spread for gap, spread in gaps):
+        direction = "held"
+    elif any(gap < -spread for gap, spread in gaps):
+        direction = "did not hold"
+    return {"variants": table, "paper": " > ".join(paper), "direction": direction}
 
 
 def as_markdown(table: dict) -> str:

@@ -19,7 +19,11 @@ def runs(*values):
     return [{"psnr": 20.0, "st_lpips": value} for value in values]
 
 
-@pytest.mark.parametrize("b, direction", [((0.5, 0.52), "held clearly"), ((0.31, 0.35), "held"), ((0.2, 0.24), "did not hold")], ids=str)
+@pytest.mark.parametrize(
+    "b, direction",
+    [((0.5, 0.52), "held"), ((0.33, 0.35), "undecided"), ((0.29, 0.33), "undecided"), ((0.2, 0.24), "did not hold")],
+    ids=str,
+)
 def test_the_verdict_follows_the_figures(b, direction):
     table = summarise({"a": runs(0.3, 0.34), "b": runs(*b)}, ["a", "b"])
     assert table["direction"] == direction
