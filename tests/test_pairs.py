@@ -22,7 +22,7 @@ from simplegvr_core.data import area_downscale, crop_centre, read_video, resize_
 from simplegvr_core.pairs import BuildPairs, Pairs
 from simplegvr_core.vae import TinyVAE, TinyVAEConfig, load_tiny_vae
 
-VAE = TinyVAEConfig(8, 1, 8, 1, 8, 1, 1)
+VAE = TinyVAEConfig(8, 1, 8, 1, 8)
 
 
 def footage(num_frames: int, height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
