@@ -44,7 +44,7 @@ def command(tmp_path_factory):
 def test_trained_upsampler_beats_latent_bilinear_on_every_unseen_clip(results):
     assert len(results["clips"]) == 3
     for name, clip in results["clips"].items():
-        assert clip["upsampler"]["psnr"] > clip["latent_bilinear"]["psnr"] + 2, name
+        assert clip["upsampler"]["psnr"] > clip["latent_bilinear"]["psnr"] + 1.5, name
 
 
 def test_simplegvr_beats_latent_bilinear_on_every_unseen_clip(results):
