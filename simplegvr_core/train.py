@@ -302,8 +302,8 @@ class Command:
 def main() -> None:
     """Trains as the command line says. The last line is JSON."""
     command, rest = tyro.cli(Command, return_unknown_args=True, add_help=False)
-    description = f"{Train.__doc__} --preset: {', '.join(PRESETS)}; options below are shown with the values of {command.preset!r}. "
-    description += Command.__doc__ + " --plan: " + "print memory, tokens and time, and stop."
+    description = f"{Train.__doc__} --preset: {', '.join(PRESETS)}; the options are shown with the values of {command.preset!r}. "
+    description += "--plan: print memory, tokens and time that it would take, estimated, and stop."
     train = tyro.cli(Train, args=rest, default=PRESETS[command.preset], description=description)
     if command.plan:
         print(json.dumps(train.plan()))
