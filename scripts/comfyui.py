@@ -156,20 +156,26 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def server(base: Path, port: int | None = None, log: Path | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+def server(
+    base: Path, port: int | None = None, log: Path | None = None, beside: tuple[Path, ...] = ()
+) -> Iterator[tuple[str, subprocess.Popen]]:
     """Yields the address and process of a running ComfyUI server with only this pack, stopped at the end.
 
     base: folder for its models, input, output; custom_nodes gets a link to this repository. port: a free one by default.
+    beside: folders of other custom nodes to load.
     Raises SetupError when the port is in use or the server does not start.
     """
     comfyui = find_comfyui(HOME)
     link_pack(base)
+    for folder in beside:
+        link_pack(base, folder, folder.name)
     port = free_port() if port is None else port
     if is_open(port):
         raise SetupError(f"port {port} is in use by another program: stop it, or choose another port")
     log = log or base / "server.log"
     command = [sys.executable, comfyui / "main.py", "--port", port, "--base-directory", base, "--database-url", "sqlite:///:memory:"]
     command += ["--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME]
+    command += [folder.name for folder in beside]
     command += ["--preview-method", "latent2rgb"] + ([] if has_accelerator() else ["--cpu"])
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(HOME / "pycache")}  # a ComfyUI of the user's stays untouched
     with log.open("w") as file:
@@ -200,21 +206,21 @@ def wait_until_up(address: str, process: subprocess.Popen, log: Path, seconds: f
     raise SetupError(f"the ComfyUI server did not start; its log ends:\n{tail}")
 
 
-def link_pack(base: Path) -> None:
-    """Makes base a ComfyUI base directory whose custom_nodes holds this repository."""
-    for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
-        (base / name).mkdir(parents=True, exist_ok=True)
-    link = base / "custom_nodes" / PACK_NAME
-    if os.path.lexists(link) and link.resolve() != REPO:  # this folder was moved
+def link_pack(base: Path, folder: Path = REPO, name: str = PACK_NAME) -> None:
+    """Makes base a ComfyUI base directory whose custom_nodes holds folder, by default this repository, under name."""
+    for subfolder in ("custom_nodes", "models", "input", "output", "temp", "user"):
+        (base / subfolder).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / name
+    if os.path.lexists(link) and link.resolve() != folder:  # this folder was moved
         os.rmdir(link) if os.name == "nt" else link.unlink()
     if link.exists():
         return
     if os.name == "nt":
         import _winapi  # exists on Windows only
 
-        _winapi.CreateJunction(str(REPO), str(link))
+        _winapi.CreateJunction(str(folder), str(link))
     else:
-        link.symlink_to(REPO, target_is_directory=True)
+        link.symlink_to(folder, target_is_directory=True)
 
 
 def has_accelerator() -> bool:
