@@ -22,15 +22,38 @@ class ChannelNorm(nn.Module):
         return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x) * scale
 
 
+Past = dict[str, Tensor]  # what a clip's chunk leaves to the next one: by convolution, its last two input frames
+
+
 class CausalConv3d(nn.Module):
-    """Returns a 3x3x3 convolution of x, (B, C, T, H, W) -> (B, C', T, H, W): past frames only, edges replicated."""
+    """Returns a 3x3x3 convolution of x, (B, C, T, H, W) -> (B, C', T, H, W): past frames only, edges replicated.
+
+    past: when x is one chunk of a clip, the frames that the chunk before left, empty before the first; x leaves its own.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, device=None, dtype=None, operations=nn):
         super().__init__()
+        self.name = ""  # of the frames in past
         self.conv = operations.Conv3d(in_channels, out_channels, 3, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate"))
+    def starts_clip(self, past: Past | None) -> bool:
+        """Returns whether the chunk that comes next is the clip's first."""
+        return past is None or self.name not in past
+
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
+        if not self.starts_clip(past):
+            x[:, :, :2] = past[self.name]
+        if past is not None:
+            past[self.name] = x[:, :, -2:].clone()
+        return self.conv(x)
+
+
+def name_convolutions(network: nn.Module) -> None:
+    """Gives each causal convolution of network its qualified name, so that a past can be saved."""
+    for name, module in network.named_modules():
+        if isinstance(module, CausalConv3d):
+            module.name = name
 
 
 class ResidualBlock3d(nn.Module):
@@ -43,9 +66,9 @@ class ResidualBlock3d(nn.Module):
         self.norm2 = ChannelNorm(channels, device, dtype)
         self.conv2 = CausalConv3d(channels, channels, device, dtype, operations)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), past)
+        return x + self.conv2(F.silu(self.norm2(h)), past)
 
 
 def sinusoidal_embedding(dim: int, position: Tensor) -> Tensor:

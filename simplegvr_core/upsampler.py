@@ -3,6 +3,7 @@
 B batch, C channels, T latent frames, h, w low-resolution cells, H, W target cells
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import checkpoint
-from .layers import LATENT_CHANNELS, CausalConv3d, ChannelNorm
+from .layers import LATENT_CHANNELS, CausalConv3d, ChannelNorm, Past, name_convolutions
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ VARIANTS = {
 
 
 class ResampleBlock(nn.Module):
-    """A residual block that may change channels and double (T -> 2T - 1) or halve (2T - 1 -> T) the frames, causally."""
+    """A residual block that may change channels and double (T -> 2T - 1) or halve (2T - 1 -> T) the frames, causally.
+
+    Only the first chunk of a clip has the odd frame: later ones go from T to 2T and back.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, time: str, device=None, dtype=None, operations=nn):
         super().__init__()
@@ -48,13 +52,14 @@ class ResampleBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels, **factory)
         self.skip = operations.Conv3d(folded_in, folded_out, 1, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        odd = int(self.conv1.starts_clip(past))
         if self.time == "halve":
-            x = rearrange(F.pad(x, (0, 0, 0, 0, 1, 0), mode="replicate"), "B C (T t) H W -> B (C t) T H W", t=2)
-        h, skip = self.conv1(F.silu(self.norm1(x))), self.skip(x)
+            x = rearrange(F.pad(x, (0, 0, 0, 0, odd, 0), mode="replicate"), "B C (T t) H W -> B (C t) T H W", t=2)
+        h, skip = self.conv1(F.silu(self.norm1(x)), past), self.skip(x)
         if self.time == "double":
-            h, skip = (rearrange(y, "B (C t) T H W -> B C (T t) H W", t=2)[:, :, 1:] for y in (h, skip))
-        return skip + self.conv2(F.silu(self.norm2(h)))
+            h, skip = (rearrange(y, "B (C t) T H W -> B C (T t) H W", t=2)[:, :, odd:] for y in (h, skip))
+        return skip + self.conv2(F.silu(self.norm2(h)), past)
 
 
 class LatentUpsampler(nn.Module):
@@ -74,6 +79,7 @@ class LatentUpsampler(nn.Module):
             self.stem = operations.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1, device=device, dtype=dtype)
             self.norm = ChannelNorm(width, device, dtype)
             self.out = CausalConv3d(width, LATENT_CHANNELS, **factory)
+        name_convolutions(self)
 
     def get_dtype(self) -> torch.dtype:
         """Returns the dtype to run in, which ComfyUI asks for."""
@@ -93,16 +99,29 @@ class LatentUpsampler(nn.Module):
 
     def forward(self, z_lr: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the upsampled latent (B, 16, T, *size). z_lr: (B, 16, T, h, w) normalised; size: (H, W) in cells."""
+        return self.upsample(z_lr, size, None)
+
+    def stream(self, chunks: Iterable[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
+        """Yields what forward gives for the whole clip, (B, 16, t, *size) for each chunk (B, 16, t, h, w), in order.
+
+        Memory does not depend on the clip's length: between chunks only the last frames of each convolution are kept.
+        """
+        past = {}
+        for z_lr in chunks:
+            yield self.upsample(z_lr, size, past)
+
+    def upsample(self, z_lr: Tensor, size: tuple[int, int], past: Past | None) -> Tensor:
+        """Returns the upsampled latent (B, 16, t, *size) of a whole clip, past None, or of the chunk that comes after past."""
         bilinear = resize(z_lr, size)
         if not self.config.blocks:
             return bilinear
         h = self.stem(z_lr)
         for block in self.before:
-            h = block(h)
+            h = block(h, past)
         h = torch.cat((resize(h, size), sampling_position(h, size)), dim=1)
         for block in self.after:
-            h = block(h)
-        return bilinear + self.out(F.silu(self.norm(h)))
+            h = block(h, past)
+        return bilinear + self.out(F.silu(self.norm(h)), past)
 
 
 def resize(z: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,6 +7,8 @@ residual blocks predict at the latent's resolution, at twice that, and on the fi
 B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 16, T, H, W); video (B, 3, F, 8H, 8W) in [-1, 1]
 """
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import checkpoint
-from .layers import LATENT_CHANNELS, CausalConv3d, ResidualBlock3d
+from .layers import LATENT_CHANNELS, CausalConv3d, Past, ResidualBlock3d, name_convolutions
 
 BLOCK = 3 * 4 * 8 * 8
 
@@ -59,6 +61,7 @@ class TinyVAE(nn.Module):
         self.pixel_in = operations.Conv2d(12, pixel, 3, **conv2d)
         self.pixel_mid = operations.Conv2d(pixel, pixel, 3, **conv2d)
         self.pixel_out = operations.Conv2d(pixel, 12, 3, **conv2d)
+        name_convolutions(self)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draws the residual parts so that they start as zero: decoding starts as the linear decoder."""
@@ -107,19 +110,33 @@ class TinyVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Returns the video (B, 3, 4 (T - 1) + 1, 8H, 8W) of z (B, 16, T, H, W)."""
-        h = self.stem(z)
+        return self.decode_after(None, z)
+
+    def decode_stream(self, chunks: Iterable[Tensor], past: Past | None = None) -> Iterator[Tensor]:
+        """Yields what decode gives for the whole clip, (B, 3, f, 8H, 8W) for each chunk (B, 16, t, H, W), in order.
+
+        f = 4t - 3 for the clip's first chunk and 4t for the others. Memory does not depend on the clip's length.
+        past: what an earlier stream left, to go on from, or an empty one; it is filled as the stream goes.
+        """
+        past = {} if past is None else past
+        for z in chunks:
+            yield self.decode_after(past, z)
+
+    def decode_after(self, past: Past | None, z: Tensor) -> Tensor:
+        """Returns the video of a whole clip, past None, or of the chunk z that comes after past."""
+        repeated = 3 if self.stem.starts_clip(past) else 0
+        h = self.stem(z, past)
         for block in self.latent_blocks:
-            h = block(h)
+            h = block(h, past)
         h = rearrange(self.widen(h), "B (C h w) T H W -> B C T (H h) (W w)", h=2, w=2)
         for block in self.fine_blocks:
-            h = block(h)
-        detail = rearrange(self.head(h), "B (C t h w) T H W -> B C (T t) (H h) (W w)", t=4, h=4, w=4)
-        return self.filter_pixels(self.linear_decode(z) + detail[:, :, 3:])
+            h = block(h, past)
+        detail = from_blocks(self.head(h))
+        return self.filter_pixels(from_blocks(self.linear_decoder(z))[:, :, repeated:] + detail[:, :, repeated:])
 
     def linear_decode(self, z: Tensor) -> Tensor:
         """Returns the video of z by the linear decoder alone, (B, 3, 4 (T - 1) + 1, 8H, 8W): cheap, for training losses."""
-        blocks = rearrange(self.linear_decoder(z), "B (C t h w) T H W -> B C (T t) (H h) (W w)", t=4, h=8, w=8)
-        return blocks[:, :, 3:]
+        return from_blocks(self.linear_decoder(z))[:, :, 3:]
 
     def filter_pixels(self, video: Tensor) -> Tensor:
         """Returns video plus a learned frame-by-frame correction at half resolution in space. (B, 3, F, 8H, 8W).
@@ -144,6 +161,12 @@ def to_blocks(video: Tensor) -> Tensor:
     """
     video = F.pad(video, (0, 0, 0, 0, 3, 0), mode="replicate")
     return rearrange(video, "B C (T t) (H h) (W w) -> B (C t h w) T H W", t=4, h=8, w=8)
+
+
+def from_blocks(blocks: Tensor) -> Tensor:
+    """Returns the video (B, 3, 4T, sH, sW) of blocks (B, 3 * 4 * s * s, T, H, W), each cell's 4 x s x s pixels."""
+    side = math.isqrt(blocks.shape[1] // 12)
+    return rearrange(blocks, "B (C t h w) T H W -> B C (T t) (H h) (W w)", t=4, h=side, w=side)
 
 
 def load_tiny_vae(path: Path) -> TinyVAE:
