@@ -168,7 +168,7 @@ def most_similar(q_mean: Tensor, k_mean: Tensor, windows: Windows, top_k: int, r
 @contextmanager
 def exact_float32(device: torch.device):
     """While open, float32 products stay float32: neither mixed precision nor TensorFloat-32, which choose other windows."""
-    with PRECISION, torch.autocast(device.type, enabled=False):
+    with PRECISION, torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
             switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
             before = [switch.fp32_precision for switch in switches]
