@@ -17,7 +17,7 @@ from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_fl
 from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
 from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import shifted_sigmas
-from ..simplegvr_core.sampling import draw_noise
+from ..simplegvr_core.noise import draw_noise
 from .bridge import CATEGORY, to_latent
 from .latent import null_prompt
 from .sampler import euler

@@ -8,7 +8,6 @@ B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import parse_config
+from .files import whole, write_text
 from .flow import shifted_sigmas
 from .model import load_dit
 from .pairs import Pairs
@@ -73,7 +73,7 @@ class MeasureCurve:
             z_lr, z_hr = pairs[i * len(pairs) // clips]
             seeds = self.seed + 2 * i, self.seed + 2 * i + 1
             z_lr = z_lr[None].to(self.device)
-            super_resolve(dit, upsampler, z_lr, tuple(z_hr.shape[-2:]), sampling, null, null, *seeds, on_step=record)
+            super_resolve(dit, upsampler, z_lr, tuple(z_hr.shape[-2:]), sampling, null, null, *seeds, on_segment=record)
         curve = Curve(tuple(sigma.tolist()), tuple(energy.tolist()), clips)
         write_curve(self.out, curve)
         return curve
@@ -83,7 +83,6 @@ def write_curve(path: Path, curve: Curve) -> None:
     """Writes the JSON, and beside it the picture: energy over sampling, and the sampler's density."""
     from matplotlib.figure import Figure  # slow to import, and training reads curves without it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     sigma, density = curve.density()
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left = figure.add_subplot(1, 2, 1, xlabel="noise level sigma", ylabel="energy of high frequencies", title="predicted clean latent")
@@ -94,12 +93,9 @@ def write_curve(path: Path, curve: Curve) -> None:
     right.legend()
     for axes in (left, right):
         axes.invert_xaxis()  # sampling goes from noise to picture
-    picture = path.with_suffix(".partial")
-    figure.savefig(picture, format="png", dpi=120)
-    os.replace(picture, path.with_suffix(".png"))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(curve)))
-    os.replace(partial, path)
+    with whole(path.with_suffix(".png")) as partial:
+        figure.savefig(partial, dpi=120)
+    write_text(path, json.dumps(asdict(curve)))
 
 
 if __name__ == "__main__":

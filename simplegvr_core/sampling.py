@@ -8,13 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from .flow import clean_from_velocity, interpolate, shifted_sigmas
+from .latent_file import LatentFile, write_latent
 from .layers import LATENT_CHANNELS
 from .model import SimpleGVRDiT
+from .noise import draw_noise
+from .refine import BoxedVelocity, refine
+from .tiling import WHOLE, Tiling, alignment
 from .upsampler import LatentUpsampler
 
 CELL = 8  # pixels a side
@@ -35,8 +41,15 @@ class SamplingConfig:
     denoise: float = 1.0
 
 
+def super_resolve(model: SimpleGVRDiT, upsampler: LatentUpsampler, z_lr: Tensor, *arguments, **options) -> Tensor:
+    """Returns super_resolve_in's latent (B, 16, T, *size) as a tensor. It takes the same arguments, but no folder."""
+    with TemporaryDirectory(prefix="simplegvr_") as folder:
+        return super_resolve_in(Path(folder), model, upsampler, z_lr, *arguments, **options)[:].to(z_lr)
+
+
 @torch.inference_mode()
-def super_resolve(
+def super_resolve_in(
+    folder: Path,
     model: SimpleGVRDiT,
     upsampler: LatentUpsampler,
     z_lr: Tensor,
@@ -46,32 +59,39 @@ def super_resolve(
     null_context: Tensor,
     seed: int,
     noise_seed: int,
-    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
-) -> Tensor:
-    """Returns the super-resolved latent (B, 16, T, *size).
+    tiling: Tiling = WHOLE,
+    on_segment: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
+) -> LatentFile:
+    """Returns the file, in folder, of the super-resolved latent (B, 16, T, *size).
 
     z_lr: (B, 16, T, h, w). context, null_context: (B, S, text_dim) text features of the prompt and of no prompt.
-    seed draws the starting noise, noise_seed the condition's. A model with 16 input channels (any text-to-video Wan)
-    takes no condition: training-free mode, which needs denoise < 1. Raises ValueError otherwise.
+    seed draws the starting noise, noise_seed the condition's. tiling: boxes that the model sees at a time.
+    on_segment: as in refine. A model with 16 input channels (any text-to-video Wan) takes no condition: training-free
+    mode, which needs denoise < 1. Raises ValueError otherwise, and when memory runs out with the smallest boxes.
     """
     condition_free = model.config.in_dim == LATENT_CHANNELS
     if condition_free and sampling.denoise == 1:
         raise ValueError("denoise is 1, so a model with 16 input channels would not see the video: set denoise to 0.3-0.6")
-    upsampled = upsampler(z_lr, size)
-    condition = augment_condition(upsampled, sampling.noise_augmentation, noise_seed)
 
-    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
-        z = z if condition_free else torch.cat((z, condition), dim=1)
-        timestep = (1000 * sigma).expand(len(z))
-        conditional = model(z, timestep, context)
+    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+        z = (z if condition is None else torch.cat((z, condition), dim=1)).to(z_lr)
+        timestep = (1000 * sigma).to(z.device).expand(len(z))
+        conditional = model(z, timestep, context).float().cpu()
         if sampling.cfg == 1:
             return conditional
-        unconditional = model(z, timestep, null_context)
+        unconditional = model(z, timestep, null_context).float().cpu()
         return unconditional + sampling.cfg * (conditional - unconditional)
 
-    noise = draw_noise(upsampled.shape, seed).to(upsampled)
-    sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise).to(z_lr.device)
-    return sample_euler(velocity, interpolate(upsampled, noise, sigmas[0]), sigmas, on_step)
+    with write_latent(folder / "upsampled.safetensors", (*z_lr.shape[:3], *size), {}) as append:
+        append(upsampler(z_lr, size))
+    upsampled = LatentFile(folder / "upsampled.safetensors")
+
+    def condition(start: int, stop: int) -> Tensor:
+        return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
+
+    velocity = BoxedVelocity(network, tiling, alignment(model.attention))
+    sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
+    return refine(velocity, upsampled, None if condition_free else condition, sigmas, seed, folder, on_segment)
 
 
 def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callable[[int, Tensor, Tensor], None]) -> Tensor:
@@ -86,15 +106,13 @@ def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callabl
     return z
 
 
-def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: int) -> Tensor:
-    """Returns the condition (1 - s) upsampled + s noise, s = noise_augmentation, noise drawn from noise_seed."""
-    noise = draw_noise(upsampled.shape, noise_seed).to(upsampled)
+def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: int, first_frame: int = 0) -> Tensor:
+    """Returns the condition (1 - s) upsampled + s noise, s = noise_augmentation, noise drawn by position from noise_seed.
+
+    first_frame: the number in the clip of upsampled's first frame.
+    """
+    noise = draw_noise(upsampled.shape, noise_seed, first_frame).to(upsampled)
     return interpolate(upsampled, noise, noise_augmentation)
-
-
-def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Returns unit Gaussian noise, float32, drawn on the CPU so that a seed means the same on every device."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:

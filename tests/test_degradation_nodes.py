@@ -14,7 +14,8 @@ from simplegvr_core.data import area_downscale, read_video, to_images, to_video
 from simplegvr_core.degradations import RECIPES, degrade_video
 from simplegvr_core.flow import interpolate, shifted_sigmas
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT
-from simplegvr_core.sampling import draw_noise, sample_euler
+from simplegvr_core.noise import draw_noise
+from simplegvr_core.sampling import sample_euler
 
 FLOW = dict(seed=3, color_bleeding=0.8, ellipses=32, motion_blur=1.5, min_motion=1.0)
 CLASSICAL = dict(scale=1, seed=3, blur=1.0, smallest=0.15, noise=1.0, jpeg_quality=30, kilobits=10.0)

@@ -6,10 +6,10 @@ from conftest import ATTENTION, DIT, UPSAMPLER, random_weights
 
 from simplegvr_core.flow import clean_from_velocity, interpolate, shifted_sigmas, velocity_target
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.noise import draw_noise
 from simplegvr_core.sampling import (
     SamplingConfig,
     augment_condition,
-    draw_noise,
     pixel_size,
     sample_euler,
     scaled_size,

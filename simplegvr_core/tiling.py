@@ -1,0 +1,117 @@
+"""Boxes of a latent: how a clip of any length and frames of any size are cut, and how what was computed is joined.
+
+Extents, sizes and overlaps are latent cells along T, H, W. A segment is a box's part of the clip, a tile its part of a frame.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from .attention import AttentionConfig
+
+LEAST_OVERLAP = (5, 16, 16)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A cuboid of latent cells, from start up to and without stop."""
+
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple:
+        """Returns the index of the box in a latent (B, C, T, H, W)."""
+        return (..., *(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True)))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Size of a box, None for the whole extent, and the cells that neighbours share, at most half a box."""
+
+    size: tuple[int | None, int | None, int | None] = (None, None, None)
+    overlap: tuple[int, int, int] = LEAST_OVERLAP
+
+    def __post_init__(self):
+        for size, overlap in zip(self.size, self.overlap, strict=True):
+            if size is not None and size < 2 * max(1, overlap):
+                raise ValueError(f"boxes of {self.size} overlap by {self.overlap}: wanted at least twice the overlap")
+
+    def fits(self, extent: tuple[int, int, int]) -> bool:
+        """Returns whether extent is one box."""
+        return all(size is None or e <= size for e, size in zip(extent, self.size, strict=True))
+
+    def boxes(self, extent: tuple[int, int, int]) -> list[Box]:
+        """Returns the boxes that cover extent, along T, then H, then W."""
+        axes = [spans(*axis) for axis in zip(extent, self.size, self.overlap, strict=True)]
+        return [Box(*zip(*sides, strict=True)) for sides in product(*axes)]
+
+    def halved(self, extent: tuple[int, int, int], alignment: tuple[int, int, int]) -> "Tiling | None":
+        """Returns the tiling that cuts a box of extent along its longest axis, counted in overlaps; None when none can be cut."""
+        halves = [max(2 * o, round_up(-(-e // 2), a)) for e, o, a in zip(extent, self.overlap, alignment, strict=True)]
+        cuttable = [axis for axis in range(3) if halves[axis] < extent[axis]]
+        if not cuttable:
+            return None
+        longest = max(cuttable, key=lambda axis: extent[axis] / self.overlap[axis])
+        return replace(self, size=tuple(halves[axis] if axis == longest else self.size[axis] for axis in range(3)))
+
+
+WHOLE = Tiling()
+
+
+def alignment(attention: AttentionConfig) -> tuple[int, int, int]:
+    """Returns the cells between whose multiples a box begins: temporal units and windows then fall as in the whole latent."""
+    rows, columns = (1, 1) if attention.kind == "full" else attention.window[1:]
+    return attention.unit or 1, 2 * rows, 2 * columns
+
+
+def aligned_tiling(wanted: tuple[int | None, int | None, int | None], attention: AttentionConfig) -> Tiling:
+    """Returns the tiling whose boxes are at least as large as wanted, and fall as the attention's units and windows do.
+
+    Neighbours share at least LEAST_OVERLAP, and at least a unit and a window.
+    """
+    align = alignment(attention)
+    overlap = tuple(round_up(least, a) for least, a in zip(LEAST_OVERLAP, align, strict=True))
+    size = tuple(
+        None if cells is None else max(2 * shared, round_up(cells, a)) for cells, shared, a in zip(wanted, overlap, align, strict=True)
+    )
+    return Tiling(size, overlap)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Returns the least multiple that is not below number."""
+    return -(-number // multiple) * multiple
+
+
+def spans(extent: int, size: int | None, overlap: int) -> list[tuple[int, int]]:
+    """Returns (start, stop) of the boxes along one axis: each shares overlap cells with the next, the last ends with extent.
+
+    The last is longer than overlap and at most size.
+    """
+    if size is None or extent <= size:
+        return [(0, extent)]
+    starts = range(0, extent - overlap, size - overlap)
+    return [(start, min(start + size, extent)) for start in starts]
+
+
+def share(box: Box, extent: tuple[int, int, int], overlap: tuple[int, int, int]) -> Tensor:
+    """Returns the share (t, h, w) of each of a box's cells in the whole: 1 inside, a straight ramp where boxes overlap.
+
+    The shares of all boxes of a tiling add up to 1 in every cell.
+    """
+    shares = torch.ones(())
+    for axis in range(3):
+        ramp = (torch.arange(overlap[axis]) + 0.5) / max(1, overlap[axis])
+        along = torch.ones(box.size[axis])
+        if box.start[axis] > 0:
+            along[: overlap[axis]] = ramp
+        if box.stop[axis] < extent[axis]:
+            along[len(along) - overlap[axis] :] = ramp.flip(0)
+        shares = shares[..., None] * along
+    return shares

@@ -1,0 +1,189 @@
+"""Boxes, noise by position, latents in files, and refinement that streams: what is cut gives what the whole gives."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import random_weights
+
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.latent_file import LatentFile, write_latent
+from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.noise import draw_noise
+from simplegvr_core.refine import BoxedVelocity, is_out_of_memory
+from simplegvr_core.sampling import SamplingConfig, super_resolve, super_resolve_in
+from simplegvr_core.tiling import Tiling, aligned_tiling, alignment, share, spans
+from simplegvr_core.upsampler import VARIANTS, LatentUpsampler
+
+ATTENTION = AttentionConfig(window=(1, 3, 2), top_k=1, unit=2)
+SMALL = Tiling((4, 12, 8), (2, 6, 4))
+UPSAMPLER = LatentUpsampler(VARIANTS["bilinear"])
+Z_LR = torch.randn(1, 16, 7, 7, 9, generator=torch.Generator().manual_seed(0))
+SIZE = (15, 21)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_weights(SimpleGVRDiT(DiTConfig(dim=128, ffn_dim=64, num_heads=2, num_layers=2), ATTENTION))
+
+
+def resolve(model, folder=None, tiling=SMALL, steps=3, z_lr=Z_LR, **options):
+    arguments = z_lr, SIZE, SamplingConfig(steps=steps, denoise=0.7), torch.zeros(1, 1, 4096), torch.zeros(1, 1, 4096), 3, 4, tiling
+    if folder is None:
+        return super_resolve(model, UPSAMPLER, *arguments, **options)
+    return super_resolve_in(folder, model, UPSAMPLER, *arguments, **options)[:]
+
+
+@pytest.mark.parametrize("extent", [1, 2, 5, 9, 10, 11, 21, 34, 135])
+@pytest.mark.parametrize(("size", "overlap"), [(10, 5), (12, 3), (4, 1), (7, 0), (None, 5)])
+def test_spans_cover_an_axis_and_share_what_they_should(extent, size, overlap):
+    cut = spans(extent, size, overlap)
+    assert cut[0][0] == 0
+    assert cut[-1][1] == extent
+    assert all(stop - start <= (size or extent) for start, stop in cut)
+    assert all(before[1] - after[0] == overlap for before, after in pairwise(cut))
+
+
+def test_shares_of_all_boxes_add_up_to_one():
+    extent, tiling, total = (11, 31, 22), Tiling((4, 12, 8), (2, 3, 4)), torch.zeros(11, 31, 22)
+    for box in tiling.boxes(extent):
+        total[box.slices] += share(box, extent, tiling.overlap)
+    torch.testing.assert_close(total, torch.ones(extent))
+
+
+def test_boxes_begin_where_units_and_windows_do():
+    tiling = aligned_tiling((9, 70, 80), AttentionConfig())
+    assert alignment(AttentionConfig()) == (5, 24, 18)
+    assert tiling == Tiling((10, 72, 90), (5, 24, 18))
+    starts = [box.start for box in tiling.boxes((41, 135, 240))]
+    assert all(t % 5 == 0 and h % 24 == 0 and w % 18 == 0 for t, h, w in starts)
+
+
+def test_a_box_that_is_less_than_twice_its_overlap_is_refused():
+    with pytest.raises(ValueError, match="at least twice the overlap"):
+        Tiling((9, None, None), (5, 24, 18))
+
+
+def test_noise_depends_on_the_position_alone():
+    whole = draw_noise((2, 16, 7, 5, 3), 2**64 - 1)
+    assert torch.equal(draw_noise((1, 16, 3, 5, 3), 2**64 - 1, first_frame=2), whole[:1, :, 2:5])
+    assert abs(whole.mean()) < 0.05
+    assert abs(whole.std() - 1) < 0.05
+    values = [whole[0, :, 0], whole[0, :, 1], whole[1, :, 0], draw_noise(whole.shape, 1)[0, :, 0]]
+    pairs = [(a, b) for i, a in enumerate(values) for b in values[:i]]
+    assert all(abs(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1]) < 0.2 for a, b in pairs)
+
+
+def test_a_latent_file_gives_back_what_was_written(tmp_path):
+    z = torch.randn(2, 16, 7, 5, 3)
+    with write_latent(tmp_path / "z.safetensors", z.shape, {"step": "3"}) as append:
+        for part in z.split((1, 4, 2), dim=2):
+            append(part)
+    latent = LatentFile(tmp_path / "z.safetensors")
+    assert latent.shape == z.shape
+    assert latent.metadata == {"step": "3"}
+    assert torch.equal(latent[2:6], z[:, :, 2:6])
+    assert torch.equal(latent[:], z)
+
+
+def test_an_unfinished_latent_file_leaves_nothing_and_keeps_the_one_before(tmp_path):
+    path, z = tmp_path / "z.safetensors", torch.randn(1, 16, 3, 5, 7)
+    with write_latent(path, z.shape, {}) as append:
+        append(z)
+    with pytest.raises(ValueError, match="bytes of the latent were not written"), write_latent(path, z.shape, {}) as append:
+        append(z[:, :, :2])
+    assert torch.equal(LatentFile(path)[:], z)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_network_that_sees_single_cells_gives_the_same_in_any_boxes(tmp_path):
+    """Then only cutting, blending, padding and streaming could make a difference."""
+
+    class Pointwise(torch.nn.Module):
+        config, attention = DiTConfig(), ATTENTION
+
+        def forward(self, z, timestep, context):
+            return torch.sin(3 * z[:, :16] + z[:, 16:]) * timestep / 1000
+
+    whole = resolve(Pointwise(), tiling=Tiling())
+    for tiling in (SMALL, Tiling((4, None, None), (2, 6, 4)), Tiling((None, 12, None), (0, 6, 0))):
+        torch.testing.assert_close(resolve(Pointwise(), tiling=tiling), whole, atol=1e-5, rtol=0)
+
+
+def test_boxes_of_a_real_network_stay_close_to_the_whole(model):
+    whole = resolve(model, tiling=Tiling())
+    boxed = resolve(model)
+    assert not torch.equal(boxed, whole)
+    assert (boxed - whole).square().mean() < 0.1 * whole.square().mean()
+
+
+def test_attention_in_units_sees_the_same_in_a_segment_as_in_the_whole():
+    """Where nothing looks across units, all but a segment's border blocks is exact: with one block, all of it."""
+    network = random_weights(SimpleGVRDiT(DiTConfig(dim=128, ffn_dim=64, num_heads=2, num_layers=1), ATTENTION))
+    whole = resolve(network, tiling=Tiling(), steps=1)
+    torch.testing.assert_close(resolve(network, tiling=Tiling((4, None, None), (2, 6, 4)), steps=1), whole, atol=1e-4, rtol=0)
+
+
+def test_out_of_memory_makes_boxes_smaller_and_goes_on(model, monkeypatch):
+    """At step 7 of 20, in the third box: only from there on boxes are smaller."""
+    tiling = Tiling((4, 12, 16), (2, 6, 4))
+    reference = resolve(model, tiling=tiling, steps=20)
+    calls, sizes, forward = 0, [], SimpleGVRDiT.forward
+
+    def failing(self, z, *arguments):
+        nonlocal calls
+        calls += 1
+        sizes.append(tuple(z.shape[2:]))
+        if calls == 6 * boxes + 3:
+            raise torch.OutOfMemoryError("simulated")
+        return forward(self, z, *arguments)
+
+    boxes = len(tiling.boxes((7, 16, 22)))
+    monkeypatch.setattr(SimpleGVRDiT, "forward", failing)
+    out = resolve(model, tiling=tiling, steps=20)
+    failed = 6 * boxes + 2
+    assert {size[2] for size in sizes[:failed]} == {16, 10}
+    assert max(size[2] for size in sizes[failed + 1 :]) == 8
+    assert (out - reference).square().mean() < 0.1 * reference.square().mean()
+
+
+def test_memory_that_never_suffices_is_an_error_that_says_so():
+    def network(z, condition, sigma):
+        raise torch.OutOfMemoryError("simulated")
+
+    velocity = BoxedVelocity(network, SMALL, alignment(ATTENTION))
+    with pytest.raises(ValueError, match="out of memory with the smallest box"):
+        velocity(torch.zeros(1, 16, 7, 16, 22), None, torch.tensor(0.5))
+
+
+def test_other_errors_pass():
+    assert is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+
+    def network(z, condition, sigma):
+        raise RuntimeError("sizes do not match")
+
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        BoxedVelocity(network, SMALL, alignment(ATTENTION))(torch.zeros(1, 16, 2, 2, 2), None, torch.tensor(0.5))
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_last_step(model, tmp_path):
+    expected = resolve(model)
+    steps = []
+
+    def stop(step, z, z_0):
+        steps.append(step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve(model, tmp_path, on_segment=stop)
+    assert LatentFile(tmp_path / "z.safetensors").metadata == {"step": "2"}
+    steps.clear()
+    assert torch.equal(resolve(model, tmp_path, on_segment=lambda step, z, z_0: steps.append(step)), expected)
+    assert set(steps) == {2}
+
+
+def test_a_batch_is_its_items():
+    network = random_weights(SimpleGVRDiT(DiTConfig(dim=128, ffn_dim=64, num_heads=2, num_layers=1), ATTENTION))
+    pair = torch.cat((Z_LR, Z_LR.flip(2)))
+    torch.testing.assert_close(resolve(network, z_lr=pair)[:1], resolve(network), atol=1e-4, rtol=0)
