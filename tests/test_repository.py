@@ -12,7 +12,7 @@ from conftest import REPO
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
     {"files"},
-    {"flow", "noise", "colour", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps"},
+    {"flow", "noise", "colour", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
     {"baselines", "measure", "peers", "report", "fit"},
     {"clips", "photos"},
     {"degradations.randomness", "degradations.opencv"},

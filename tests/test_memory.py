@@ -1,0 +1,112 @@
+"""Counted memory: what storages mean, the same on every device, and close to what a process really takes."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DIT, REPO, random_weights
+
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.memory import peak_bytes
+from simplegvr_core.model import SimpleGVRDiT
+from simplegvr_core.upsampler import VARIANTS, LatentUpsampler
+from simplegvr_core.vae import TinyVAE, TinyVAEConfig
+
+ATTENTIONS = [
+    AttentionConfig(kind="full", unit=None),
+    AttentionConfig(kind="full", unit=5),
+    AttentionConfig(kind="swin", window=(1, 4, 3)),
+    AttentionConfig(window=(1, 4, 3), top_k=2),
+    AttentionConfig(window=(1, 4, 3), unit=None, radius=1),
+]
+
+
+def test_a_storage_counts_once_while_it_lives():
+    x = torch.zeros(100)
+
+    def chain() -> None:
+        y = x + 1  # 400
+        y = y.view(10, 10) + 1  # the first lives until the second is there
+        del y
+        x.add_(1)
+
+    assert peak_bytes(chain) == 800
+    assert peak_bytes(lambda: [x + i for i in range(5)]) == 2000
+    assert peak_bytes(x.view(10, 10).T.unbind) == 0
+    assert peak_bytes(lambda: torch.tensor([1.0, 2.0, 3.0])) == 12
+    assert peak_bytes(lambda: x.to("meta"), device="cpu") == 0
+
+
+def test_parts_of_composite_operations_count():
+    x, layer = torch.zeros(3, 5, 8, dtype=torch.bfloat16), torch.nn.Linear(8, 16, dtype=torch.bfloat16)
+    assert peak_bytes(lambda: layer(x)) == 3 * 5 * 16 * 2
+    assert peak_bytes(lambda: F.rms_norm(x, (8,))) > 3 * 5 * 8 * 4  # computed in float32
+
+
+def dit_run(attention: AttentionConfig, device: str, dtype: torch.dtype, shape=(2, 32, 7, 18, 26)):
+    model = SimpleGVRDiT(DIT, attention, device=device, dtype=dtype)
+    if device == "cpu":
+        random_weights(model)
+    z, context = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(2, 7, DIT.text_dim, device=device, dtype=dtype)
+    run = partial(model, z, torch.full((2,), 500.0, device=device), context)
+    peak_bytes(run)  # cuts the windows, which stay
+    return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=lambda a: f"{a.kind}-{a.unit}")
+def test_dit_counts_the_same_on_meta_and_on_a_real_device(attention, dtype):
+    real, meta = (peak_bytes(dit_run(attention, device, dtype), device=device) for device in ("cpu", "meta"))
+    assert meta == real > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_upsampler_counts_the_same_on_meta_and_on_a_real_device(variant):
+    counts = []
+    for device in ("cpu", "meta"):
+        upsampler, z = LatentUpsampler(VARIANTS[variant], device=device), torch.zeros(2, 16, 3, 5, 7, device=device)
+        counts.append(peak_bytes(lambda upsampler=upsampler, z=z: upsampler(z, (15, 22))))
+    assert counts[0] == counts[1] > 2 * 16 * 3 * 15 * 22 * 4
+
+
+def test_tiny_vae_counts_the_same_on_meta_and_on_a_real_device():
+    counts = []
+    for device in ("cpu", "meta"):
+        vae, z = TinyVAE(TinyVAEConfig(), device=device), torch.zeros(1, 16, 3, 5, 7, device=device)
+        counts.append(peak_bytes(lambda vae=vae, z=z: vae.decode(z)))
+    assert counts[0] == counts[1] > 3 * 9 * 40 * 56 * 4
+
+
+GROWTH = """
+import resource, psutil, torch
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.memory import peak_bytes
+from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+torch.set_num_threads(1)
+model = SimpleGVRDiT(DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=2), AttentionConfig())
+for p in model.parameters():
+    torch.nn.init.normal_(p, std=0.02)
+def run(frames):
+    z = torch.zeros(1, 32, frames, 60, 80)
+    return lambda: model(z, torch.tensor([500.0]), torch.zeros(1, 1, 4096))
+with torch.inference_mode():
+    run(1)()
+    long = run(8)
+    before = psutil.Process().memory_info().rss
+    long()
+growth = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(growth, peak_bytes(long))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+def test_a_process_grows_by_what_is_counted():
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system
+    ran = subprocess.run([sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True, env=env)
+    growth, counted = map(int, ran.stdout.split())
+    assert counted > 100e6
+    assert growth == pytest.approx(counted, rel=0.1)
