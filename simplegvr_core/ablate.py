@@ -6,7 +6,6 @@ cannot decide what the paper's found out on sixteen GPUs; the table says for eac
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from . import metrics
 from .attention import AttentionConfig
 from .curve import MeasureCurve
+from .files import write_text
 from .fit import LoopConfig
 from .model import DiTConfig, load_dit
 from .pairs import BuildPairs, Pairs
@@ -98,8 +98,8 @@ class Ablate:
         for axis, variant, seed in tqdm(runs, unit="run"):
             results[axis][variant].append(self.measure(self.trained(AXES[axis][variant], seed), vae))
         table = {axis: summarise(variants, PAPER[axis]) for axis, variants in results.items()}
-        write(self.out / "ablation.json", json.dumps(table, indent=1))
-        write(self.out / "ablation.md", as_markdown(table))
+        write_text(self.out / "ablation.json", json.dumps(table, indent=1))
+        write_text(self.out / "ablation.md", as_markdown(table))
         return table
 
     def build_pairs(self) -> None:
@@ -180,12 +180,6 @@ def as_markdown(table: dict) -> str:
             cells = [f"{column['mean']:.3f} ± {column['spread']:.3f}" for column in columns.values()]
             lines.append("| " + " | ".join([axis, variant, *cells, *((entry["paper"], entry["direction"]) if i == 0 else ("", ""))]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

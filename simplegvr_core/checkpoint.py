@@ -1,7 +1,6 @@
 """Checkpoints: safetensors files whose metadata carries the configuration, written atomically and read strictly."""
 
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -9,20 +8,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import whole
+
 METADATA_KEY = "simplegvr_config"
 
 
 def save(path: Path, kind: str, state_dict: dict[str, Tensor], **configs) -> None:
     """Writes state_dict with metadata {"kind": kind, name: config, ...}. configs: dataclasses or JSON-able dicts.
 
-    The file appears whole or not at all: it is written beside its place and renamed.
+    The file appears whole or not at all. Raises what files.whole raises.
     """
     described = {name: config if isinstance(config, dict) else asdict(config) for name, config in configs.items()}
     metadata = {METADATA_KEY: json.dumps({"kind": kind, **described}), "format": "pt"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, partial, metadata)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, partial, metadata)
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:

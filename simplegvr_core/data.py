@@ -15,6 +15,8 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from .files import whole
+
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
@@ -95,10 +97,12 @@ def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fract
 
 
 def write_video(path: Path, images: Tensor, rate: Fraction) -> None:
-    """Writes images (F, H, W, 3) uint8 as H.264, visually lossless. Odd sizes are kept by full-resolution chroma."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes images (F, H, W, 3) uint8 as H.264, visually lossless. Odd sizes are kept by full-resolution chroma.
+
+    The file appears whole or not at all. Raises what files.whole raises.
+    """
     even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
-    with av.open(path, "w") as container:
+    with whole(path) as partial, av.open(partial, "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p" if even else "yuv444p"

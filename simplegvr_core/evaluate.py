@@ -5,7 +5,6 @@ Each clip is the high-resolution truth; area averaging makes the low-resolution 
 """
 
 import json
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from . import metrics, peers, report
 from .checkpoint import parse_config
 from .data import area_downscale, find_videos, read_video, resize_frames, shrink, to_images, to_video, write_video
+from .files import write_text
 from .model import SimpleGVRDiT, load_dit
 from .sampling import SamplingConfig, scaled_size, super_resolve
 from .upsampler import LatentUpsampler, load_upsampler, resize
@@ -197,9 +197,7 @@ class Evaluate:
         """Writes the clip's videos, the original's too, and a picture of its middle frame."""
         images = {"original": to_images(original.cpu())} | {method: to_images(video.cpu()) for method, video in videos.items()}
         for method, frames in images.items():
-            partial = self.out / name / f"{method}.partial.mp4"
-            write_video(partial, frames, rate)
-            os.replace(partial, self.out / name / f"{method}.mp4")
+            write_video(self.out / name / f"{method}.mp4", frames, rate)
         labels = {"original": "original"} | {method: f"{method}  ST-LPIPS {value['st_lpips']:.3f}" for method, value in values.items()}
         middle = original.shape[2] // 2
         report.side_by_side(self.out / name / "side_by_side.png", {labels[method]: frames[middle] for method, frames in images.items()})
@@ -218,13 +216,6 @@ def name_clips(folder: Path) -> dict[str, Path]:
     count = Counter(path.with_suffix("") for path in paths)
     unique = max(count.values()) == 1
     return {(path.with_suffix("") if unique else path).as_posix(): folder / path for path in paths}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,15 @@ def whole(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:  # safetensors' writer turns a full disk into its own error
         reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"{path} cannot be written ({reason}): free space there or choose another folder, and run the same command again"
+            f"{path} cannot be written ({reason}): free space there or choose another folder, and run the same command again; "
+            "what was finished before is kept"
         ) from error
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that appears whole or not at all. Raises what whole raises."""
+    with whole(path) as partial:
+        partial.write_text(text)

@@ -6,10 +6,9 @@ their share of it, so their number changes no loss.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
+
+from .files import whole, write_text
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -178,17 +179,11 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
     state = {"model": weights, "optimizer": moments, "progress": progress.state_dict(), "options": options}
     if not is_main:
         return
-    partial = path.with_suffix(".partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
-        with suppress(OSError):
-            partial.unlink()
-        raise OSError(
-            f"{path} could not be written at step {progress.step} ({error}): free space there and run the same command again; "
-            "the state saved before stays"
-        ) from error
+    with whole(path) as partial:
+        try:
+            torch.save(state, partial)
+        except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
+            raise OSError(f"at step {progress.step}: {error}") from error
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, options: dict) -> None:
@@ -238,9 +233,7 @@ def make_folder(folder: Path) -> None:
 
 def keep_lines(path: Path, number: int) -> None:
     """Cuts a file to its first lines."""
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
-    os.replace(partial, path)
+    write_text(path, "".join(path.read_text().splitlines(keepends=True)[:number]))
 
 
 def read_losses(path: Path) -> list[float]:
@@ -259,6 +252,5 @@ def plot_losses(losses_path: Path, path: Path) -> None:
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
     axes.plot(losses, color="0.8", linewidth=0.8)
     axes.plot(smooth, color="tab:blue")
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=120)

@@ -13,7 +13,7 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from .attention import AttentionConfig
 from .clips import Clip, Survey, read_clips, survey
 from .data import crop_centre, to_video
 from .degradations import RECIPES, Recipe, degrade_latent, degrade_video
+from .files import whole, write_text
 from .filters import Drop, FilterConfig, judge, load_musiq
 from .layers import LATENT_CHANNELS
 from .model import SimpleGVRDiT, read_dit
@@ -230,7 +231,7 @@ class BuildPairs:
         options = flatten(json.loads(json.dumps(options | files, default=str)))
         path = self.out / "build.json"
         if not path.exists():
-            write_whole(path, json.dumps(options, indent=1).encode())
+            write_text(path, json.dumps(options, indent=1))
             return
         begun = json.loads(path.read_text())
         for key in sorted(options.keys() | begun.keys()):
@@ -254,7 +255,8 @@ class BuildPairs:
                 number += 1
             progress.update()
             if tensors and (number % self.shard_pairs == 0 or len(records) == len(starts)):
-                write_whole(self.out / shard, save(tensors, {METADATA_KEY: json.dumps(records[saved:])}))
+                with whole(self.out / shard) as partial:
+                    partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(records[saved:])}))
                 saved, tensors = len(records), {}
 
     def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
@@ -271,11 +273,11 @@ class BuildPairs:
         }
         skipped = {name: asdict(drop) for name, drop in found.skipped.items()}
         report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes}
-        write_whole(self.out / "report.json", json.dumps(report, indent=1).encode())
+        write_text(self.out / "report.json", json.dumps(report, indent=1))
         if not pairs:
             raise ValueError(f"no clip of {self.videos} became a pair: {self.out / 'report.json'} says why, one by one ({summary})")
         index = {"recipe": self.recipe, "num_frames": self.num_frames, "pairs": pairs}
-        write_whole(self.out / "pairs.json", json.dumps(index, indent=1).encode())
+        write_text(self.out / "pairs.json", json.dumps(index, indent=1))
         return summary
 
 
@@ -299,22 +301,6 @@ def read_records(folder: Path) -> list[dict]:
             records += json.loads(shard.metadata()[METADATA_KEY])
         number += 1
     return records
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all. Raises OSError that names it and the cure."""
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise OSError(
-            f"{path} cannot be written ({error.strerror}): free space there or choose another --out, "
-            "and run the same command again; finished shards are kept"
-        ) from error
 
 
 @contextmanager

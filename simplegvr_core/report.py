@@ -3,7 +3,6 @@
 H, W pixels; image uint8 (H, W, 3); results as Evaluate.run returns them.
 """
 
-import os
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,8 @@ import numpy as np
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from .files import whole
 
 HEADINGS = {  # of a metric: its name, decimals, whether more is better
     "psnr": ("PSNR, dB", 2, True),
@@ -85,19 +86,17 @@ def side_by_side(path: Path, images: dict[str, Tensor]) -> None:
     """
     original = next(iter(images.values()))
     top, left, height, width = most_detailed(original)
-    whole = original.numpy().copy()
-    cv2.rectangle(whole, (left, top), (left + width - 1, top + height - 1), (255, 255, 0), 2)
-    tiles = [labelled("the whole frame", cv2.resize(whole, (width * ZOOM, height * ZOOM), interpolation=cv2.INTER_AREA))]
+    frame = original.numpy().copy()
+    cv2.rectangle(frame, (left, top), (left + width - 1, top + height - 1), (255, 255, 0), 2)
+    tiles = [labelled("the whole frame", cv2.resize(frame, (width * ZOOM, height * ZOOM), interpolation=cv2.INTER_AREA))]
     for label, image in images.items():
         crop = image[top : top + height, left : left + width].numpy()
         tiles.append(labelled(label, crop.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)))
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
     picture = rearrange(np.stack(tiles), "(row column) H W C -> (row H) (column W) C", column=COLUMNS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.png")
-    if not cv2.imwrite(str(partial), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"{partial} could not be written")
-    os.replace(partial, path)
+    _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    with whole(path) as partial:
+        partial.write_bytes(png)
 
 
 def most_detailed(image: Tensor) -> tuple[int, int, int, int]:
