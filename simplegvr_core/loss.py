@@ -42,11 +42,14 @@ class Pictures:
         loss = F.l1_loss(z, z_hr)
         return loss if self.linear_decoder is None else loss + 5 * F.l1_loss(self.linear_decoder(z), self.linear_decoder(z_hr))
 
-    def perceptual_error(self, z: Tensor, z_hr: Tensor) -> Tensor:
-        """Returns (B, 1, 1, 1, 1), how different the last frames of the first two latent frames look, in the middle of the picture."""
+    def perceived(self, z: Tensor) -> Tensor:
+        """Returns the frame (B, 3, 8h, 8w) in [-1, 1] that is compared: the last of the first two latent frames, its middle, h, w cells."""
         rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
-        frames = (self.vae.decode(latent[:, :, :2, rows, columns])[:, :, -1].float() for latent in (z, z_hr))
-        return self.network(*frames)[..., None]
+        return self.vae.decode(z[:, :, :2, rows, columns])[:, :, -1].float()
+
+    def perceptual_error(self, z: Tensor, target: Tensor) -> Tensor:
+        """Returns (B, 1, 1, 1, 1), how different the frame perceived in z looks from target, the one perceived in z_hr."""
+        return self.network(self.perceived(z), target)[..., None]
 
 
 class FlowMatching(nn.Module):
@@ -75,16 +78,17 @@ class FlowMatching(nn.Module):
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.bf16):
             z_t = z = interpolate(z_hr, noise, sigma)
             loss = torch.zeros((), device=z.device)
+            target = pictures.perceived(z_hr) if self.perceptual_weight else None
             if self.dit.config.in_dim > z.shape[1]:
                 upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
                 z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
                 if self.upsampler_weight:
                     loss = loss + self.upsampler_weight * pictures.linear_error(upsampled, z_hr)
                 if self.perceptual_weight:
-                    loss = loss + self.perceptual_weight * pictures.perceptual_error(upsampled, z_hr).mean()
+                    loss = loss + self.perceptual_weight * pictures.perceptual_error(upsampled, target).mean()
             velocity = self.dit(z, 1000 * sigma.flatten(), context).float()
             if self.perceptual_weight:
-                error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), z_hr)
+                error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), target)
                 loss = loss + self.perceptual_weight * ((1 - sigma) * error).mean()  # from much noise nothing sharp can come
         return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
 
