@@ -3,8 +3,10 @@
 B batch, C channels, T latent frames, h, w low-resolution cells, H, W target cells
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import checkpoint
+from .attention import exact_float32
 from .layers import LATENT_CHANNELS, CausalConv3d, ChannelNorm, Past, name_convolutions
 
 
@@ -32,6 +35,31 @@ VARIANTS = {
     "cnn": UpsamplerConfig(expand_time=False, blocks=1),
     "bilinear": UpsamplerConfig(blocks=0),
 }
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tile. It reads `source` of the small extent's cells and computes `target` of the large extent's, of
+    which it keeps `kept`: what is around it sees beyond the tile's edge. Ranges are (start, stop) in the whole frame."""
+
+    small: int
+    large: int
+    source: tuple[int, int]
+    target: tuple[int, int]
+    kept: tuple[int, int]
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Returns the range that is kept, counted from the tile's own edge."""
+        return tuple(cell - self.target[0] for cell in self.kept)
+
+    @property
+    def centres(self) -> Tensor:
+        """Returns where the centres of the target's cells lie in the frame, in source cells, float64."""
+        return (2 * torch.arange(*self.target, dtype=torch.float64) + 1) * self.small / (2 * self.large)
+
+
+Tile = tuple[Axis, Axis]  # rows, columns
 
 
 class ResampleBlock(nn.Module):
@@ -99,50 +127,95 @@ class LatentUpsampler(nn.Module):
 
     def forward(self, z_lr: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the upsampled latent (B, 16, T, *size). z_lr: (B, 16, T, h, w) normalised; size: (H, W) in cells."""
-        return self.upsample(z_lr, size, None)
+        return self.upsample(z_lr, whole_frame(z_lr.shape[3:], size), None)
 
-    def stream(self, chunks: Iterable[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
+    @torch.no_grad()
+    def stream(self, chunks: Iterable[Tensor], size: tuple[int, int], tile: tuple[int, int] | None = None) -> Iterator[Tensor]:
         """Yields what forward gives for the whole clip, (B, 16, t, *size) for each chunk (B, 16, t, h, w), in order.
 
         Memory does not depend on the clip's length: between chunks only the last frames of each convolution are kept.
+        tile: most rows and columns of target cells to compute at once, all by default; what tiles keep lies on the CPU.
         """
-        past = {}
+        pasts = defaultdict(dict)
         for z_lr in chunks:
-            yield self.upsample(z_lr, size, past)
+            source = z_lr.shape[3:]
+            axes = (tile_axes(*axis, self.config.blocks) for axis in zip(source, size, tile or size, strict=True))
+            z = z_lr.new_empty(*z_lr.shape[:3], *size)
+            for rows, columns in product(*axes):
+                past = pasts[rows.kept, columns.kept]
+                z[..., slice(*rows.kept), slice(*columns.kept)] = self.upsample(z_lr, (rows, columns), past)
+                if tile:
+                    past.update({name: frames.cpu() for name, frames in past.items()})
+            yield z
 
-    def upsample(self, z_lr: Tensor, size: tuple[int, int], past: Past | None) -> Tensor:
-        """Returns the upsampled latent (B, 16, t, *size) of a whole clip, past None, or of the chunk that comes after past."""
-        bilinear = resize(z_lr, size)
-        if not self.config.blocks:
-            return bilinear
-        h = self.stem(z_lr)
-        for block in self.before:
-            h = block(h, past)
-        h = torch.cat((resize(h, size), sampling_position(h, size)), dim=1)
-        for block in self.after:
-            h = block(h, past)
-        return bilinear + self.out(F.silu(self.norm(h)), past)
+    def upsample(self, z_lr: Tensor, tile: Tile, past: Past | None) -> Tensor:
+        """Returns what the tile keeps of the upsampled frames of a whole clip, past None, or of the chunk that comes after past."""
+        rows, columns = tile
+        z_lr = z_lr[..., slice(*rows.source), slice(*columns.source)]
+        z = resize_tile(z_lr, tile)
+        if self.config.blocks:
+            h = self.stem(z_lr)
+            for block in self.before:
+                h = block(h, past)
+            h = torch.cat((resize_tile(h, tile), sampling_position(h, tile)), dim=1)
+            for block in self.after:
+                h = block(h, past)
+            z = z + self.out(F.silu(self.norm(h)), past)
+        return z[..., slice(*rows.inner), slice(*columns.inner)]
+
+
+def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
+    """Returns the axes of tiles that keep at most so many target cells each, and together all.
+
+    A tile reads what its kept cells see: two convolutions of each of the blocks before and after resizing, one more at
+    the end, and the two source cells around each target cell's centre.
+    """
+    reach = 2 * blocks
+    axes = []
+    for start in range(0, large, most):
+        kept = start, min(start + most, large)
+        target = max(0, kept[0] - reach - 1), min(large, kept[1] + reach + 1)
+        first, last = (((2 * cell + 1) * small - large) // (2 * large) for cell in (target[0], target[1] - 1))
+        source = max(0, first - reach), min(small, last + 2 + reach)
+        axes.append(Axis(small, large, source, target, kept))
+    return axes
+
+
+def whole_frame(source: tuple[int, int], size: tuple[int, int]) -> Tile:
+    """Returns the tile that is the whole frame: source, (h, w) cells, made size, (H, W) cells."""
+    return tuple(Axis(small, large, (0, small), (0, large), (0, large)) for small, large in zip(source, size, strict=True))
 
 
 def resize(z: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns z (B, C, T, *size), each frame resized alone, bilinear."""
-    frames = rearrange(z, "B C T h w -> (B T) C h w")
-    return rearrange(F.interpolate(frames, size, mode="bilinear"), "(B T) C H W -> B C T H W", B=z.shape[0])
+    return resize_tile(z, whole_frame(z.shape[3:], size))
 
 
-def sampling_position(z: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns (B, 4, T, *size): where in its low-resolution cell each target cell lies, in [-1, 1], and the cells' ratio.
+def resize_tile(z: Tensor, tile: Tile) -> Tensor:
+    """Returns the tile's target (B, C, T, H, W) from its source (B, C, T, h, w), bilinear by where they lie in the frame."""
+    rows, columns = (interpolation(axis).to(z.device) for axis in tile)
+    with exact_float32(z.device):
+        return torch.einsum("H h, B C T h w, W w -> B C T H W", rows, z.float(), columns).to(z.dtype)
+
+
+def interpolation(axis: Axis) -> Tensor:
+    """Returns (target cells, source cells), float32: the share of each source cell in each target cell."""
+    position = (axis.centres - 0.5).clamp(0, axis.small - 1)
+    return (1 - (position[:, None] - torch.arange(*axis.source)).abs()).clamp(min=0).float()
+
+
+def sampling_position(z: Tensor, tile: Tile) -> Tensor:
+    """Returns (B, 4, T, H, W): where in its low-resolution cell each of the tile's target cells lies, in [-1, 1], and the
+    cells' ratio.
 
     A latent cell holds 8x8 pixels in order, so what it becomes depends on which part of it is asked for.
     """
-    batch, _, frames, *source = z.shape
     channels = []
-    for axis, (small, large) in enumerate(zip(source, size, strict=True)):
-        position = (torch.arange(large, device=z.device, dtype=torch.float32) + 0.5) * (small / large)
-        position = 2 * (position - position.floor()) - 1
-        position = position.view((-1, 1) if axis == 0 else (1, -1)).expand(size)
-        channels += [position, torch.full_like(position, small / large)]
-    return torch.stack(channels).to(z.dtype)[None, :, None].expand(batch, -1, frames, -1, -1)
+    for axis, shape in zip(tile, ((-1, 1), (1, -1)), strict=True):
+        position = (2 * (axis.centres % 1) - 1).view(shape)
+        channels += [position, torch.full_like(position, axis.small / axis.large)]
+    channels = torch.stack(torch.broadcast_tensors(*channels)).to(z)
+    return channels[None, :, None].expand(len(z), -1, z.shape[2], -1, -1)
 
 
 def load_upsampler(path: Path) -> LatentUpsampler:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import random_weights
 
-from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, resize, sampling_position
+from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, resize, sampling_position, whole_frame
 
 Z = torch.randn(1, 16, 5, 9, 13, generator=torch.Generator().manual_seed(0))
 SMALL = UpsamplerConfig(width=16)
@@ -56,6 +56,6 @@ def test_a_tile_alone_equals_the_same_part_of_the_whole():
 
 
 def test_sampling_position_is_the_same_in_every_cell_of_an_integer_ratio():
-    position = sampling_position(Z, (27, 39))[0, :, 0]
+    position = sampling_position(Z, whole_frame((9, 13), (27, 39)))[0, :, 0]
     torch.testing.assert_close(position[0, :, 0], torch.tensor([-2 / 3, 0, 2 / 3]).repeat(9), atol=1e-5, rtol=0)
     torch.testing.assert_close(position[2, 0], torch.tensor([-2 / 3, 0, 2 / 3]).repeat(13), atol=1e-5, rtol=0)
