@@ -99,7 +99,9 @@ def middle(extent: int, length: int) -> slice:
     return slice(start, start + length)
 
 
-def draw_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_training_noise(
+    z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Returns noise levels, even or by the curve, noise shares of the condition, even in noise_range, and both noises."""
     uniform = torch.rand(len(z_hr), 1, 1, 1, 1, generator=generator)
     low, high = noise_range

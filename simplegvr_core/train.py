@@ -24,7 +24,7 @@ from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
 from .layers import LATENT_CHANNELS
 from .lora import add_lora, lora_state_dict
-from .loss import FlowMatching, Pictures, draw_noise
+from .loss import FlowMatching, Pictures, draw_training_noise
 from .model import DiTConfig, SimpleGVRDiT, read_dit, widen
 from .pairs import BuildPairs
 from .plan import training_plan
@@ -92,7 +92,7 @@ class Train:
 
         def draw(generator: torch.Generator) -> dict[str, Tensor]:
             batch = sampler.draw(generator, model.dit.config.text_dim)
-            return batch | draw_noise(batch["z_hr"], self.noise_range, curve, generator)
+            return batch | draw_training_noise(batch["z_hr"], self.noise_range, curve, generator)
 
         trained = fit(model, draw, self.loop, self.out, self.preview(vae), self.lasting_options())
         if not PartialState().is_main_process:

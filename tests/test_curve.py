@@ -9,7 +9,7 @@ import torch
 from conftest import REPO
 
 from simplegvr_core.curve import MeasureCurve, high_frequency_energy
-from simplegvr_core.loss import draw_noise
+from simplegvr_core.loss import draw_training_noise
 from simplegvr_core.pairs import BuildPairs
 from simplegvr_core.timesteps import Curve, load_curve
 from simplegvr_core.train import PRESETS
@@ -41,7 +41,7 @@ def test_draws_follow_the_density():
 
 
 def test_training_draws_from_the_curve():
-    noise = draw_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), CURVE, torch.Generator().manual_seed(0))
+    noise = draw_training_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), CURVE, torch.Generator().manual_seed(0))
     assert (noise["sigma"] > 0.75).float().mean() > 0.65
 
 

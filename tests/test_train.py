@@ -18,7 +18,7 @@ from simplegvr_core import checkpoint
 from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.data import read_video
 from simplegvr_core.fit import LoopConfig
-from simplegvr_core.loss import draw_noise
+from simplegvr_core.loss import draw_training_noise
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT, load_dit
 from simplegvr_core.pairs import BuildPairs, Pairs
 from simplegvr_core.train import PRESETS
@@ -221,7 +221,7 @@ def repeat_cells(z, scale):
 
 
 def test_noise_levels_are_even_and_shares_in_their_range():
-    noise = draw_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), None, torch.Generator().manual_seed(0))
+    noise = draw_training_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), None, torch.Generator().manual_seed(0))
     assert torch.histc(noise["sigma"], 4, 0, 1).min() > 850
     assert noise["noise_share"].min() >= 0.3
     assert noise["noise_share"].max() <= 0.6
