@@ -43,7 +43,7 @@ class StorageCount(TorchDispatchMode):
             self.note(out, new=True)
             return out[0]
         if operation is aten._to_copy.default and args[0].is_meta and kwargs.get("device", args[0].device).type != "meta":
-            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+            return torch.ones((), dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape)
         with self:  # its parts come here by themselves
             out = operation.decompose(*args, **kwargs)
         if out is NotImplemented:
@@ -72,8 +72,12 @@ class StorageCount(TorchDispatchMode):
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_, **__) -> list[Tensor]:
-    """Returns what PyTorch's fused attention allocates: its result, each query's log-sum in float32, the mask as numbers."""
-    out = [q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+    """Returns what PyTorch's fused attention allocates: its result, each query's log-sum in float32, the mask as numbers.
+
+    q, k, v: (B, n, L, d). The result lies in memory as (B, L, n, d).
+    """
+    batch, heads, length, _ = q.shape
+    out = [q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2), q.new_empty(batch, heads, length, dtype=torch.float32)]
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         out.append(q.new_empty(attn_mask.shape))
     return out

@@ -87,15 +87,15 @@ from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.memory import peak_bytes
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT
 torch.set_num_threads(1)
-model = SimpleGVRDiT(DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=2), AttentionConfig())
+model = SimpleGVRDiT(DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=1, text_dim=64), AttentionConfig())
 for p in model.parameters():
     torch.nn.init.normal_(p, std=0.02)
 def run(frames):
     z = torch.zeros(1, 32, frames, 60, 80)
-    return lambda: model(z, torch.tensor([500.0]), torch.zeros(1, 1, 4096))
+    return lambda: model(z, torch.tensor([500.0]), torch.zeros(1, 1, 64))
 with torch.inference_mode():
     run(1)()
-    long = run(8)
+    long = run(6)
     before = psutil.Process().memory_info().rss
     long()
 growth = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -108,5 +108,5 @@ def test_a_process_grows_by_what_is_counted():
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system
     ran = subprocess.run([sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True, env=env)
     growth, counted = map(int, ran.stdout.split())
-    assert counted > 100e6
+    assert counted > 80e6
     assert growth == pytest.approx(counted, rel=0.1)

@@ -11,7 +11,7 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"files"},
+    {"optical_flow", "files"},
     {"flow", "noise", "colour", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
     {"baselines", "video_file", "measure", "peers", "report", "fit"},
     {"clips", "photos"},
@@ -25,8 +25,8 @@ LAYERS = [
     {"upsampler", "tiling"},
     {"refine", "decoding"},
     {"decode_to_file", "model", "wan_vae"},
-    {"sampling", "flops", "lora", "loss"},
-    {"degradations.model_guided", "plan"},
+    {"sampling", "flops", "lora", "loss", "network_memory"},
+    {"degradations.model_guided", "plan", "sampling_plan"},
     {"degradations"},
     {"pairs"},
     {"curve", "training_data"},

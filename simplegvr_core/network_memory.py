@@ -1,0 +1,93 @@
+"""Bytes that the networks need at any size: counted by running them on PyTorch's "meta" device.
+
+Counted are tensors alive at once above the weights. Sizes are latent cells; B batch, T frames, H, W rows and columns.
+"""
+
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from .attention import AttentionConfig, attend, select_windows
+from .memory import fused_attention, peak_bytes
+from .model import DiTConfig, SimpleGVRDiT
+from .upsampler import LatentUpsampler, UpsamplerConfig
+from .vae import TinyVAE, TinyVAEConfig
+from .windows import Windows
+
+TEXT_TOKENS = 512  # Wan 2.1 pads every prompt to as many
+COUNTED_BLOCKS = 2  # an even and an odd one: each takes the memory that the one before it gave back
+meta = partial(torch.empty, device="meta")
+
+
+@lru_cache(maxsize=4096)
+def dit_bytes(
+    dit: DiTConfig, attention: AttentionConfig, batch: int, box: tuple[int, int, int], dtype: torch.dtype, implementation: str
+) -> int:
+    """Returns the bytes of one forward pass over a box (T, H, W). implementation: "triton" or "sdpa", of window attention.
+
+    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU.
+    """
+    config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
+    model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
+    timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
+    self_attention = partial(attend, config=attention, ordered=True, implementation="sdpa")
+    if implementation == "triton" and attention.kind != "full":
+        self_attention = partial(attend_by_triton, config=attention)
+    return peak_bytes(
+        lambda: model(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context, self_attention, token_order=attention.token_order),
+        "meta",
+    )
+
+
+@lru_cache
+def upsampler_bytes(
+    upsampler: UpsamplerConfig,
+    batch: int,
+    frames: int,
+    source: tuple[int, int],
+    size: tuple[int, int],
+    tile: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> int:
+    """Returns the bytes of LatentUpsampler.stream from source to size, (h, w) and (H, W), in chunks of so many frames."""
+    model = LatentUpsampler(upsampler, device="meta", dtype=dtype)
+
+    def run() -> None:
+        for _ in model.stream((meta(batch, 16, frames, *source, dtype=dtype) for _ in range(3)), size, tile):
+            pass
+
+    return peak_bytes(run, "meta")
+
+
+@lru_cache
+def decode_bytes(vae: TinyVAEConfig, frames: int, size: tuple[int, int], dtype: torch.dtype) -> int:
+    """Returns the bytes of TinyVAE.decode_stream at (H, W), in chunks of so many frames."""
+    model = TinyVAE(vae, device="meta", dtype=dtype)
+
+    def run() -> None:
+        for _ in model.decode_stream(meta(1, 16, frames, *size, dtype=dtype) for _ in range(3)):
+            pass
+
+    return peak_bytes(run, "meta")
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Returns the bytes of a network's weights."""
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def attend_by_triton(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, config: AttentionConfig) -> Tensor:
+    """Returns what attend gives with the Triton kernels, which allocate their results only."""
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    select_windows(q, k, config.windows(grid, block, True, device=q.device), config, TritonMeans)
+    out, _ = fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    return out.transpose(1, 2)
+
+
+class TritonMeans:
+    @staticmethod
+    def window_mean(x: Tensor, windows: Windows) -> Tensor:
+        batch, _, heads, head_dim = x.shape
+        return x.new_empty(batch, windows.num_windows, heads, head_dim, dtype=torch.float32)

@@ -1,0 +1,303 @@
+"""The plan of a run before it starts: which boxes fit the memory at the least work, and what everything takes.
+
+Extents and sizes are latent cells along T, H, W; a token is (1, 2, 2) of them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from time import perf_counter
+
+import torch
+
+from .attention import AttentionConfig
+from .flops import dit_flops
+from .model import DiTConfig, SimpleGVRDiT
+from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
+from .sampling import CELL, SamplingConfig
+from .tiling import LEAST_OVERLAP, Box, Tiling, alignment, round_up, spans
+from .upsampler import LatentUpsampler, UpsamplerConfig
+from .vae import TinyVAEConfig
+
+TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
+UPSAMPLER_FRAMES = DECODER_FRAMES = 2  # latent, at a time
+UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
+WORKING_FILES = 3  # the upsampled latent, z, and the z of the next step
+LEAST_UPSAMPLER_TILE = 32
+CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run of the sampler takes. All bytes are counted, none is measured.
+
+    shape: (B, T, H, W) of the target latent. source: (h, w). tokens: of all boxes of a forward pass through the clip,
+    what boxes share counted in each; clip_tokens: without. weights_bytes: the DiT's; resident_bytes: the part of them that
+    stays on the device beside a box of dit_bytes. upsampler_tile: None is the whole frame. decode_bytes: TinyVAE's.
+    disk_bytes: the working files. forwards: passes through the clip. seconds_per_token: of a forward pass, measured by
+    trial; None is not measured.
+    """
+
+    shape: tuple[int, int, int, int]
+    source: tuple[int, int]
+    tiling: Tiling
+    tokens: int
+    clip_tokens: int
+    forwards: int
+    free_bytes: int
+    weights_bytes: int
+    resident_bytes: int
+    dit_bytes: int
+    upsampler_frames: int
+    upsampler_tile: tuple[int, int] | None
+    upsampler_bytes: int
+    decode_bytes: int
+    disk_bytes: int
+    flops: float
+    seconds_per_token: float | None = None
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Returns the clip's (T, H, W), its odd sides made even as the network does."""
+        return padded(self.shape)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Returns the boxes of one pass through the clip."""
+        return self.tiling.boxes(self.extent)
+
+    @property
+    def box_size(self) -> tuple[int, int, int]:
+        """Returns the largest box's extent."""
+        return box_size(self.tiling.size, self.extent)
+
+    @property
+    def overhead(self) -> float:
+        """Returns the tokens that are computed over the tokens there are."""
+        return self.tokens / self.clip_tokens
+
+    @property
+    def seconds(self) -> float | None:
+        """Returns the forecast of the sampling time: tokens times passes times what a token took in the trial."""
+        return self.seconds_per_token and self.tokens * self.shape[0] * self.forwards * self.seconds_per_token
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Returns how many boxes there are along T, H, W."""
+        return tuple(len(spans(*axis)) for axis in zip(self.extent, self.tiling.size, self.tiling.overlap, strict=True))
+
+    def text(self) -> str:
+        """Returns the plan in plain words."""
+        batch, frames, *size = self.shape
+        segment, *tile = self.box_size
+        shared, *shared_cells = self.tiling.overlap
+        along, down, across = self.counts
+        stay = ""
+        if self.resident_bytes < self.weights_bytes:
+            stay = f", of which {gigabytes(self.resident_bytes)} stay and the others come and go"
+        in_tiles = f" in tiles of {pixels(self.upsampler_tile)} pixels" if self.upsampler_tile else ""
+        lines = [
+            f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({4 * frames - 3} frames), batch {batch}.",
+            f"Segments: {along} of {segment} latent frames; neighbours share {shared}."
+            if along > 1
+            else "Segments: the whole clip is one.",
+            f"Tiles: {across} x {down} of {pixels(tile)} pixels; neighbours share {pixels(shared_cells)}."
+            if across * down > 1
+            else "Tiles: the whole frame is one.",
+            f"Boxes: {len(self.boxes)} in each of {self.forwards} passes, with {self.overhead:.2f} times the clip's tokens; "
+            f"{self.flops:.2g} operations in all.",
+            f"Memory, of {gigabytes(self.free_bytes)}: weights {gigabytes(self.weights_bytes)}{stay}; a box {gigabytes(self.dit_bytes)}.",
+            f"Before it, the upsampler: {gigabytes(self.upsampler_bytes)}, {self.upsampler_frames} latent frames at a time{in_tiles}. "
+            f"After it, TinyVAE: {gigabytes(self.decode_bytes)}. Working files: {gigabytes(self.disk_bytes)}.",
+            "Bytes are counted from the networks, not measured.",
+        ]
+        if self.seconds is not None:
+            lines.append(f"Forecast from a trial on this machine: {duration(self.seconds)} of sampling.")
+        return "\n".join(lines)
+
+
+def plan_sampling(
+    dit: DiTConfig,
+    attention: AttentionConfig,
+    upsampler: UpsamplerConfig,
+    shape: tuple[int, int, int, int],
+    size: tuple[int, int],
+    sampling: SamplingConfig,
+    free_bytes: int,
+    dtype: torch.dtype,
+    max_frames: int | None = None,
+    *,
+    implementation: str = "sdpa",
+    overlap: tuple[int, int, int] = LEAST_OVERLAP,
+    weights_bytes: int | None = None,
+    upsampler_dtype: torch.dtype | None = None,
+    seconds_per_token: float | None = None,
+) -> Plan:
+    """Returns the plan with the least tokens whose boxes fit free_bytes, and of those the one with the fewest boxes.
+
+    shape: (B, T, h, w) of the latent to upsample; size: (H, W) to make of it. free_bytes: for weights and everything else.
+    dtype: of the DiT's activations. max_frames: longest segment; see longest_segment. implementation: of window attention,
+    "triton" or "sdpa". overlap: the least that neighbours share, made whole units and windows. weights_bytes: the DiT's, by
+    default in dtype; where they are more than half of free_bytes, half of it is left to boxes and the rest of the weights
+    comes and goes, as ComfyUI does it. upsampler_dtype: dtype by default. Raises ValueError with the cure when not even
+    the smallest box fits.
+    """
+    batch, frames, *source = shape
+    usable = int(free_bytes * (1 - UNCOUNTED))
+    if weights_bytes is None:
+        weights_bytes = weight_bytes(SimpleGVRDiT(dit, attention, device="meta", dtype=dtype))
+    resident = min(weights_bytes, usable // 2)
+    extent, align = padded((batch, frames, *size)), alignment(attention)
+    overlap = tuple(round_up(cells, a) for cells, a in zip(overlap, align, strict=True))
+
+    def need(box: tuple[int, int, int]) -> int:
+        return dit_bytes(dit, attention, batch, box, dtype, implementation)
+
+    tiling, needed = least_work(extent, overlap, align, max_frames, need, usable - resident)
+    upsampler_plan = plan_upsampler(upsampler, batch, tuple(source), size, upsampler_dtype or dtype, usable)
+    boxes = Counter(box.size for box in tiling.boxes(extent))
+    forwards = sampling.steps * (1 if sampling.cfg == 1 else 2)
+    return Plan(
+        shape=(batch, frames, *size),
+        source=tuple(source),
+        tiling=tiling,
+        tokens=sum(count * tokens(box) for box, count in boxes.items()),
+        clip_tokens=tokens(extent),
+        forwards=forwards,
+        free_bytes=free_bytes,
+        weights_bytes=weights_bytes,
+        resident_bytes=resident,
+        dit_bytes=needed,
+        **upsampler_plan,
+        decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, upsampler_dtype or dtype),
+        disk_bytes=WORKING_FILES * 4 * batch * 16 * frames * size[0] * size[1],
+        flops=batch * forwards * sum(count * dit_flops(dit, attention, grid(box)).total for box, count in boxes.items()),
+        seconds_per_token=seconds_per_token,
+    )
+
+
+def least_work(
+    extent: tuple[int, int, int],
+    overlap: tuple[int, int, int],
+    align: tuple[int, int, int],
+    max_frames: int | None,
+    need: Callable[[tuple[int, int, int]], int],
+    budget: int,
+) -> tuple[Tiling, int]:
+    """Returns the tiling with the least tokens, then the fewest boxes, of those whose box needs no more than budget; and its need.
+
+    need(box) -> bytes. It grows with the box as a straight line, nearly: two small boxes tell which larger ones are worth
+    counting. Raises ValueError when none fits.
+    """
+    limits = max_frames, None, None
+    axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
+    tilings = [Tiling(size, overlap) for size in product(*axes)]
+    smallest, second = (Tiling(tuple(axis[index] for axis in axes), overlap) for index in (-1, max(-2, -len(axes[0]))))
+    small, larger = (box_size(tiling.size, extent) for tiling in (smallest, second))
+    least = need(small)
+    if least > budget:
+        raise ValueError(
+            f"the smallest box, {small[0]} latent frames of {pixels(small[1:])} pixels, takes {gigabytes(least)} "
+            f"and {gigabytes(budget)} are left for it: {CURE}"
+        )
+    per_cell = least / math.prod(small)
+    if larger != small:
+        per_cell = (need(larger) - least) / (math.prod(larger) - math.prod(small))
+    for tiling in sorted(tilings, key=lambda tiling: work(tiling, extent)):
+        box = box_size(tiling.size, extent)
+        if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= budget and need(box) <= budget:
+            return tiling, need(box)
+    raise AssertionError("the smallest box fits")
+
+
+def sizes(extent: int, overlap: int, align: int, limit: int | None) -> Iterator[int | None]:
+    """Yields sizes of a box along one axis, largest first: for each number of boxes the smallest aligned one, None for the whole.
+
+    So many boxes compute extent + (boxes - 1) overlap cells, whatever their size: a larger one would only need more memory.
+    """
+    smallest = {len(spans(extent, size, overlap)): size for size in reversed(range(2 * overlap, extent, align))}
+    if limit is None or extent <= limit:
+        yield None
+    yield from (size for _, size in sorted(smallest.items()) if limit is None or size <= limit)
+
+
+def work(tiling: Tiling, extent: tuple[int, int, int]) -> tuple[int, int]:
+    """Returns the cells that a tiling computes, and its number of boxes."""
+    counts = [len(spans(*axis)) for axis in zip(extent, tiling.size, tiling.overlap, strict=True)]
+    cells = math.prod(e + (count - 1) * shared for e, count, shared in zip(extent, counts, tiling.overlap, strict=True))
+    return cells, math.prod(counts)
+
+
+def plan_upsampler(
+    upsampler: UpsamplerConfig, batch: int, source: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, budget: int
+) -> dict:
+    """Returns frames, tile and bytes, as Plan names them, of the upsampler: tiles are halved until one fits budget."""
+    budget -= weight_bytes(LatentUpsampler(upsampler, device="meta", dtype=dtype))
+    tile = size
+    while True:
+        whole = None if tile == size else tile
+        needed = upsampler_bytes(upsampler, batch, UPSAMPLER_FRAMES, source, size, whole, dtype)
+        if needed <= budget:
+            return {"upsampler_frames": UPSAMPLER_FRAMES, "upsampler_tile": whole, "upsampler_bytes": needed}
+        if max(tile) <= LEAST_UPSAMPLER_TILE:
+            raise ValueError(f"the upsampler takes {gigabytes(needed)} in its smallest tiles, {gigabytes(budget)} are free: {CURE}")
+        tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
+
+
+def trial(forward: Callable[[], torch.Tensor], tokens: int) -> float:
+    """Returns the seconds that forward(), one pass of the network over so many tokens, takes for each, after a warm-up."""
+    forward()
+    synchronize()
+    start = perf_counter()
+    forward()
+    synchronize()
+    return (perf_counter() - start) / tokens
+
+
+def synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def longest_segment(dit: DiTConfig, attention: AttentionConfig) -> int | None:
+    """Returns TRAINED_FRAMES for a stock model whose attention spans the whole clip, else None, no limit."""
+    return TRAINED_FRAMES if attention.unit is None and dit.in_dim == 16 else None
+
+
+def padded(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns (T, H, W) of (B, T, H, W), odd sides made even."""
+    return shape[1], round_up(shape[2], 2), round_up(shape[3], 2)
+
+
+def box_size(size: tuple[int | None, int | None, int | None], extent: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns the largest box's extent."""
+    return tuple(e if cells is None else min(cells, e) for cells, e in zip(size, extent, strict=True))
+
+
+def grid(box: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns a box's tokens along T, H, W."""
+    return box[0], -(-box[1] // 2), -(-box[2] // 2)
+
+
+def tokens(box: tuple[int, int, int]) -> int:
+    return math.prod(grid(box))
+
+
+def pixels(size: tuple[int, int]) -> str:
+    """Returns "width x height" in pixels of a size in cells."""
+    return f"{size[1] * CELL} x {size[0] * CELL}"
+
+
+def gigabytes(count: float) -> str:
+    """Returns bytes in GB, of 10^9."""
+    return f"{count / 1e9:.2f} GB" if count < 9.995e9 else f"{count / 1e9:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds in the unit that suits them."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
