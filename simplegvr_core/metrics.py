@@ -6,12 +6,13 @@ B batch, F frames; video, original: (B, 3, F, H, W) in [-1, 1], one shape. Value
 from collections.abc import Iterator
 from functools import cache
 
-import cv2
 import torch
 import torch.nn.functional as F
 import torchmetrics.functional.image as tm
 from einops import rearrange
 from torch import Tensor, nn
+
+from .optical_flow import dis_optical_flow
 
 SMALLEST = 32  # pixels a side, for st_lpips
 CHUNK = 4  # frames at a time: keeps the memory of a metric at some hundred MB, whatever the clip's length
@@ -78,23 +79,12 @@ def visible_motion(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
 
     previous, current: (3, H, W) in [-1, 1]. The rule for visible is that of `warping_error`.
     """
-    backward, forward = optical_flow(current, previous), optical_flow(previous, current)
+    backward, forward = dis_optical_flow(current, previous), dis_optical_flow(previous, current)
     returned = warp(forward, backward)
     disagreement = (backward + returned).square().sum(0)
     tolerance = 0.01 * (backward.square().sum(0) + returned.square().sum(0)) + 0.5
     inside = warp(torch.ones_like(previous[:1]), backward)[0] > 0.999
     return backward, (disagreement <= tolerance) & inside
-
-
-def optical_flow(source: Tensor, target: Tensor) -> Tensor:
-    """Returns the offset in pixels from each pixel of source to its place in target, (2, H, W), x first. DIS, medium preset.
-
-    source, target: (3, H, W) in [-1, 1]; H, W at least 16.
-    """
-    images = [(127.5 * rearrange(x, "C H W -> H W C") + 127.5).round().byte().cpu().numpy() for x in (source, target)]
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    offsets = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-    return rearrange(torch.from_numpy(offsets), "H W C -> C H W").to(source.device)
 
 
 def warp(image: Tensor, offset: Tensor) -> Tensor:

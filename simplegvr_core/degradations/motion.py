@@ -10,9 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..optical_flow import dis_optical_flow
 from .opencv import opencv
-
-SMALLEST = 16  # pixels a side; on less DIS chooses its scales by the width alone and may crash
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,12 @@ def estimate_motion(video: Tensor, config: MotionConfig) -> Motion:
     """Returns the motion of video (1, 3, F, H, W) in [-1, 1]."""
     cv2 = opencv()
     frames = rearrange(video[0].float().cpu(), "C F H W -> F H W C").contiguous().numpy()
-    height, width = frames.shape[1:3]
-    grays = [cv2.cvtColor(((frame + 1) * 127.5).round().clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in frames]
-    grays = [np.pad(gray, ((0, max(0, SMALLEST - height)), (0, max(0, SMALLEST - width))), mode="edge") for gray in grays]
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     optical_flow = np.zeros((*frames.shape[:3], 2), np.float32)
     moving = np.zeros(frames.shape[:3], bool)
-    gap = max(1, round(config.gap_size * min(height, width)))
+    gap = max(1, round(config.gap_size * min(frames.shape[1:3])))
     window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
     for i in range(1, len(frames)):
-        optical_flow[i] = estimator.calc(grays[i], grays[i - 1], None)[:height, :width]
+        optical_flow[i] = rearrange(dis_optical_flow(video[0, :, i], video[0, :, i - 1]), "C H W -> H W C").cpu()
         changed = (np.abs(frames[i] - frames[i - 1]).max(axis=2) * 127.5 > config.change).astype(np.uint8)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, window).astype(bool)
         moving[i] = changed & (np.linalg.norm(optical_flow[i], axis=2) > config.pixels)
