@@ -20,10 +20,12 @@ from torch import Tensor
 
 from ..simplegvr_core import checkpoint
 from ..simplegvr_core.attention import AttentionConfig
+from ..simplegvr_core.layers import Past
 from ..simplegvr_core.model import DiTConfig, SimpleGVRDiT, parse_dit_config
+from ..simplegvr_core.network_memory import coding_bytes, dit_bytes, implementation
 from ..simplegvr_core.sampling import SamplingConfig
 from ..simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig
-from ..simplegvr_core.vae import BLOCK, TinyVAE, TinyVAEConfig
+from ..simplegvr_core.vae import TinyVAE, TinyVAEConfig
 from .attention import ATTENTION_OPTION, RunAttention
 
 
@@ -92,6 +94,16 @@ class SimpleGVRModel(comfy.model_base.WAN21):
             )
         return super().concat_cond(**kwargs)
 
+    def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006
+        """Returns the bytes of one forward pass at input_shape (B, 16, T, H, W), counted from the network.
+
+        Beside the network's there are four float32 latents: noised, condition, velocity, clean.
+        """
+        network, dtype = self.diffusion_model, self.get_dtype_inference()
+        batch, _, *box = input_shape
+        run = implementation(network.config, network.attention, comfy.model_management.get_torch_device(), dtype)
+        return dit_bytes(network.config, network.attention, batch, tuple(box), dtype, run) + 4 * 4 * math.prod(input_shape)
+
 
 @contextmanager
 def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig):
@@ -151,8 +163,8 @@ class ComfyTinyVAE(TinyVAE):
     def encode(self, video: Tensor) -> Tensor:
         return self.latent_format.process_out(super().encode(video))
 
-    def decode(self, samples: Tensor) -> Tensor:
-        return super().decode(self.latent_format.process_in(samples))
+    def decode_after(self, past: Past | None, samples: Tensor) -> Tensor:
+        return super().decode_after(past, self.latent_format.process_in(samples))
 
 
 class TinyVAESocket(comfy.sd.VAE):
@@ -168,9 +180,8 @@ class TinyVAESocket(comfy.sd.VAE):
         self.upscale_ratio = (lambda frames: max(0, 4 * frames - 3), 8, 8)
         self.downscale_ratio = (lambda frames: max(0, (frames + 3) // 4), 8, 8)
         self.upscale_index_formula = self.downscale_index_formula = (4, 8, 8)
-        per_cell = 4 * BLOCK + 6 * 4 * vae_config.fine_width  # values alive at once: pixels, and the finer level's activations
-        self.memory_used_encode = lambda shape, dtype: 4 * math.prod(shape) * dtype.itemsize
-        self.memory_used_decode = lambda shape, dtype: per_cell * math.prod(shape[2:]) * dtype.itemsize
+        self.memory_used_encode = lambda shape, dtype: coding_bytes(vae_config, "encode", (1, *shape[1:]), dtype)
+        self.memory_used_decode = lambda shape, dtype: coding_bytes(vae_config, "decode", (1, *shape[1:]), dtype)
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, [torch.bfloat16, torch.float32])

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
+from . import kernels
 from .attention import AttentionConfig, attend, select_windows
 from .memory import fused_attention, peak_bytes
 from .model import DiTConfig, SimpleGVRDiT
@@ -71,6 +72,19 @@ def decode_bytes(vae: TinyVAEConfig, frames: int, size: tuple[int, int], dtype: 
             pass
 
     return peak_bytes(run, "meta")
+
+
+@lru_cache
+def coding_bytes(vae: TinyVAEConfig, method: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Returns the bytes of TinyVAE's "encode" or "decode" of a whole video or latent of that shape."""
+    run = getattr(TinyVAE(vae, device="meta", dtype=dtype), method)
+    return peak_bytes(lambda: run(meta(shape, dtype=dtype)), "meta")
+
+
+def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Returns the name of the implementation of window attention that runs on a device, as kernels.fastest does."""
+    windows = attention.windows(tuple(2 * side for side in attention.window), 0, ordered=True)
+    return kernels.fastest(device, dtype, dit.dim // dit.num_heads, windows.table.shape[1], windows.contiguous, training=False)
 
 
 def weight_bytes(network: nn.Module) -> int:
