@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -137,11 +138,13 @@ class Evaluate:
         for name, path in tqdm(name_clips(self.clips).items(), unit="clip"):
             original, rate = self.read_original(path)
             results["clips"][name], videos = {}, {}
+            motion = metrics.visible_motions(original)
+            measures = metrics.METRICS | {"warping_error": partial(metrics.warping_error, motion=motion)}
             for method in methods:
                 videos[method], seconds = self.apply(method, original, models)
-                values = {metric: measure(videos[method], original) for metric, measure in metrics.METRICS.items()}
+                values = {metric: measure(videos[method], original) for metric, measure in measures.items()}
                 results["clips"][name][method] = values | {"seconds_per_frame": seconds / original.shape[2]}
-            results["original"][name] = {"warping_error": metrics.warping_error(original, original)}
+            results["original"][name] = {"warping_error": metrics.warping_error(original, original, motion)}
             self.write_clip(name, original, videos, results["clips"][name], rate)
         for method in methods:
             values = [clip[method] for clip in results["clips"].values()]

@@ -5,6 +5,7 @@ B batch, F frames; video, original: (B, 3, F, H, W) in [-1, 1], one shape. Value
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -39,19 +40,19 @@ def st_lpips(video: Tensor, original: Tensor) -> float:
         return torch.cat([network(*frames).flatten() for frames in chunks(video, original)]).mean().item()
 
 
-def warping_error(video: Tensor, original: Tensor) -> float:
+def warping_error(video: Tensor, original: Tensor, motion: list | None = None) -> float:
     """Returns the temporal warping error x 1000, lower is better: 1.5 stands for 1.5e-3. F at least 2.
 
     E_warp (Lai et al., ECCV 2018): for each frame t > 0, the mean over visible pixels and channels of
     (video_t - warp(video_{t-1}))^2, video in [0, 1]; then the mean over frames. The warp is bilinear, along the optical
     flow of the original. A pixel is visible when it comes from inside the frame and the optical flow there leads
     back: |w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5, in pixels (Sundaram et al., ECCV 2010). A frame without any counts as 0.
+    motion: visible_motions(original), which several videos of one original can share.
     """
     video = (video.clamp(-1, 1) + 1) / 2
     errors = []
-    for clip, truth in zip(video, original, strict=True):
-        for t in range(1, clip.shape[1]):
-            backward, visible = visible_motion(truth[:, t - 1], truth[:, t])
+    for clip, steps in zip(video, motion or visible_motions(original), strict=True):
+        for t, (backward, visible) in enumerate(steps, 1):
             difference = clip[:, t] - warp(clip[:, t - 1], backward)
             errors.append((difference.square().mean(0) * visible).sum() / visible.sum().clamp(min=1))
     return 1000 * torch.stack(errors).mean().item()
@@ -72,6 +73,11 @@ def st_lpips_network(trunk: str, device: torch.device | str) -> nn.Module:
     from stlpips_pytorch.stlpips import LPIPS  # imports IPython, which takes seconds
 
     return LPIPS(net=trunk, variant="shift_tolerant", pnet_rand=True, verbose=False).to(device).requires_grad_(False)
+
+
+def visible_motions(original: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+    """Returns the visible motion of each video of original from each frame to the next: B lists of F - 1."""
+    return [[visible_motion(*frames) for frames in pairwise(clip.unbind(1))] for clip in original]
 
 
 def visible_motion(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
