@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -247,7 +248,9 @@ def plot_losses(losses_path: Path, path: Path) -> None:
 
     losses = read_losses(losses_path)
     width = max(1, len(losses) // 20)
-    smooth = [sum(losses[max(0, i - width) : i + 1]) / len(losses[max(0, i - width) : i + 1]) for i in range(len(losses))]
+    total, number = np.cumsum([0.0, *losses]), np.arange(1, len(losses) + 1)
+    start = np.maximum(0, number - 1 - width)
+    smooth = (total[number] - total[start]) / (number - start)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
     axes.plot(losses, color="0.8", linewidth=0.8)
