@@ -167,16 +167,15 @@ class LatentUpsampler(nn.Module):
 def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
     """Returns the axes of tiles that keep at most so many target cells each, and together all.
 
-    A tile reads what its kept cells see: two convolutions of each of the blocks before and after resizing, one more at
-    the end, and the two source cells around each target cell's centre.
+    A tile reads what its kept cells see: each convolution one cell further, resizing the two around a cell's centre.
     """
-    reach = 2 * blocks
+    before, after = 2 * blocks, 2 * blocks + bool(blocks)  # convolutions; those after resizing end with one more
     axes = []
     for start in range(0, large, most):
         kept = start, min(start + most, large)
-        target = max(0, kept[0] - reach - 1), min(large, kept[1] + reach + 1)
+        target = max(0, kept[0] - after), min(large, kept[1] + after)
         first, last = (((2 * cell + 1) * small - large) // (2 * large) for cell in (target[0], target[1] - 1))
-        source = max(0, first - reach), min(small, last + 2 + reach)
+        source = max(0, first - before), min(small, last + 2 + before)
         axes.append(Axis(small, large, source, target, kept))
     return axes
 

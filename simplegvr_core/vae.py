@@ -112,6 +112,7 @@ class TinyVAE(nn.Module):
         """Returns the video (B, 3, 4 (T - 1) + 1, 8H, 8W) of z (B, 16, T, H, W)."""
         return self.decode_after(None, z)
 
+    @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor], past: Past | None = None) -> Iterator[Tensor]:
         """Yields what decode gives for the whole clip, (B, 3, f, 8H, 8W) for each chunk (B, 16, t, H, W), in order.
 
@@ -141,10 +142,10 @@ class TinyVAE(nn.Module):
     def filter_pixels(self, video: Tensor) -> Tensor:
         """Returns video plus a learned frame-by-frame correction at half resolution in space. (B, 3, F, 8H, 8W).
 
-        A few frames at a time: its activations would be the largest of all.
+        A frame at a time: its activations would be the largest of all.
         """
         frames = rearrange(video, "B C F (H h) (W w) -> (B F) (C h w) H W", h=2, w=2)
-        x = torch.cat([x + self.pixel_out(F.silu(self.pixel_mid(F.silu(self.pixel_in(x))))) for x in frames.split(8)])
+        x = torch.cat([x + self.pixel_out(F.silu(self.pixel_mid(F.silu(self.pixel_in(x))))) for x in frames.split(1)])
         return rearrange(x, "(B F) (C h w) H W -> B C F (H h) (W w)", B=video.shape[0], h=2, w=2)
 
 

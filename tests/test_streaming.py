@@ -1,10 +1,12 @@
-"""Streams along time: what comes chunk by chunk is what the whole clip gives, at any chunk length."""
+"""Streams along time: chunk by chunk, and tile by tile, they give what the whole clip gives, in memory that does not grow."""
 
 import pytest
 import torch
 from conftest import random_weights
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from simplegvr_core.memory import peak_bytes
 from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig
 from simplegvr_core.vae import TinyVAE, TinyVAEConfig
 
@@ -53,3 +55,52 @@ def test_decode_stream_is_the_whole_in_chunks(batch, frames):
         stream = list(vae.decode_stream(iter(chunks)))
         assert [part.shape[2] for part in stream] == [4 * chunk.shape[2] - 3 * (i == 0) for i, chunk in enumerate(chunks)]
         torch.testing.assert_close(torch.cat(stream, 2), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch, frames", [(1, 1), (2, 5)])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size, tile", [((14, 26), (5, 9)), ((31, 37), (11, 37)), ((7, 13), (3, 6)), ((5, 9), (2, 5))])
+@torch.inference_mode()
+def test_upsampler_tiles_are_the_whole_in_parts(variant, batch, frames, size, tile):
+    """Ratios 2, 4.43 x 2.85, 1 and below 1; more tiles than one along at least one side."""
+    upsampler, z = small_upsampler(variant), latent(batch, 16, frames, 7, 13)
+    stream = upsampler.stream(split(z, [2, 1, 2]), size, tile)
+    torch.testing.assert_close(torch.cat(list(stream), 2), upsampler(z, size), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+@torch.inference_mode()
+def test_decode_stream_goes_on_from_a_saved_past(cut, tmp_path):
+    z, past = latent(2, 16, 7, 3, 5), {}
+    before = list(small_vae().decode_stream(split(z[:, :, :cut], [2, 3]), past))
+    save_file(past, tmp_path / "past.safetensors")
+    after = small_vae().decode_stream([z[:, :, cut:]], load_file(tmp_path / "past.safetensors"))
+    torch.testing.assert_close(torch.cat([*before, *after], 2), small_vae().decode(z), atol=1e-5, rtol=0)
+
+
+def run_through(stream) -> None:
+    for _ in stream:
+        pass
+
+
+@pytest.mark.parametrize("tile", [None, (13, 9)])
+def test_memory_of_the_upsampler_does_not_depend_on_the_length(tile):
+    upsampler, z = small_upsampler("simplegvr"), latent(1, 16, 3, 5, 7)
+    peaks = [peak_bytes(lambda n=n: run_through(upsampler.stream((z.clone() for _ in range(n)), (13, 17), tile))) for n in (3, 9)]
+    assert peaks[0] == peaks[1]
+
+
+def test_memory_of_a_tile_does_not_depend_on_the_frame():
+    """Where it counts, on the network's device: what tiles keep between chunks lies on the CPU."""
+    upsampler = LatentUpsampler(UpsamplerConfig(8), device="meta")
+    z = torch.empty(1, 16, 2, 90, 160, device="meta")
+    tile, frame = (
+        peak_bytes(lambda tile=tile: run_through(upsampler.stream([z] * 2, (180, 320), tile)), "meta") for tile in ((45, 80), None)
+    )
+    assert tile < frame / 8
+
+
+def test_memory_of_decoding_does_not_depend_on_the_length():
+    vae, z = small_vae(), latent(1, 16, 3, 5, 7)
+    peaks = [peak_bytes(lambda n=n: run_through(vae.decode_stream(z.clone() for _ in range(n)))) for n in (3, 12)]
+    assert peaks[0] == peaks[1]

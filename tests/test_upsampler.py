@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import random_weights
 
-from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, resize, sampling_position, whole_frame
+from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, resize, sampling_position, tile_axes, whole_frame
 
 Z = torch.randn(1, 16, 5, 9, 13, generator=torch.Generator().manual_seed(0))
 SMALL = UpsamplerConfig(width=16)
@@ -44,15 +45,28 @@ def test_blocks_expand_time_to_one_frame_each():
     assert shapes == [17]
 
 
-def test_a_tile_alone_equals_the_same_part_of_the_whole():
-    upsampler = random_weights(LatentUpsampler(SMALL))
-    z = torch.randn(1, 16, 3, 40, 44, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        whole = upsampler(z, (80, 88))
-        tile = upsampler(z[..., 8:36, 6:38], (56, 64))
-    margin = 16  # target cells: 4 low-resolution cells of the blocks before, 1 of bilinear, 5 target cells of those after
-    part = whole[..., 16:72, 12:76][..., margin:-margin, margin:-margin]
-    torch.testing.assert_close(tile[..., margin:-margin, margin:-margin], part, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("size", [(9, 13), (18, 26), (25, 37), (34, 61), (5, 7)])
+def test_resize_is_pytorchs_bilinear(size):
+    frames = torch.stack([F.interpolate(frame, size, mode="bilinear") for frame in Z.unbind(2)], dim=2)
+    torch.testing.assert_close(resize(Z, size), frames, atol=1e-5, rtol=0)
+
+
+def test_resize_is_exact_in_mixed_precision():
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = resize(Z, (25, 37))
+    assert torch.equal(mixed, resize(Z, (25, 37)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_tile_reads_exactly_what_its_cells_see(name):
+    config = UpsamplerConfig(8, VARIANTS[name].expand_time, VARIANTS[name].blocks)
+    z = torch.randn(1, 16, 1, 30, 35, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    rows, columns = (tile_axes(small, large, 7, config.blocks)[5] for small, large in ((30, 85), (35, 79)))
+    kept = random_weights(LatentUpsampler(config))(z, (85, 79))[..., slice(*rows.kept), slice(*columns.kept)]
+    seen = torch.autograd.grad(kept.square().sum(), z)[0][0].abs().sum((0, 1)).nonzero()
+    assert [rows.source, columns.source] == [
+        (low, high + 1) for low, high in zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True)
+    ]
 
 
 def test_sampling_position_is_the_same_in_every_cell_of_an_integer_ratio():
