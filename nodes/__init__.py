@@ -3,12 +3,14 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .bridge import register_model_folders
+from .colour import SimpleGVRColorMatch
 from .curve import SimpleGVRTimestepCurve
 from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
 from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
 from .sampler import SimpleGVRSampler
 from .sparse_attention import SimpleGVRSparseAttention
+from .seams import SimpleGVRSeamMeter
 
 
 class SimpleGVRExtension(ComfyExtension):
@@ -31,3 +33,5 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRModelDegrade,
             SimpleGVRTimestepCurve,
         ]
+            SimpleGVRSeamMeter,
+            SimpleGVRColorMatch,

@@ -12,7 +12,7 @@ from conftest import REPO
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
     {"optical_flow", "files"},
-    {"flow", "noise", "colour", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
+    {"flow", "noise", "colour", "seam_plot", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
     {"baselines", "video_file", "measure", "peers", "report", "fit"},
     {"clips", "photos"},
     {"degradations.randomness", "degradations.opencv"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"kernels.reference", "kernels.sdpa"},
     {"kernels", "kernels.sparse_local_triton"},
     {"attention", "vae", "latent_file"},
-    {"upsampler", "tiling"},
+    {"upsampler", "tiling", "seams"},
     {"refine", "decoding"},
     {"decode_to_file", "model", "wan_vae"},
     {"sampling", "flops", "lora", "loss", "network_memory"},
