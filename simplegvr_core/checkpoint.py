@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .files import whole
@@ -25,7 +25,13 @@ def save(path: Path, kind: str, state_dict: dict[str, Tensor], **configs) -> Non
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
-    """Returns the tensors and the configuration of a checkpoint of this kind ("dit", "upsampler" or "tiny_vae").
+    """Returns the tensors and the configuration of a checkpoint of this kind. Raises what read_config raises."""
+    config = read_config(path, kind)
+    return load_file(path), config
+
+
+def read_config(path: Path, kind: str) -> dict:
+    """Returns the configuration of a checkpoint of this kind ("dit", "upsampler" or "tiny_vae"); no tensor is read.
 
     Raises ValueError that names the file and the cure when it is not safetensors, truncated, or of another kind;
     FileNotFoundError when it is missing.
@@ -35,7 +41,6 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}): download it again. "
@@ -48,7 +53,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
     config = json.loads(metadata[METADATA_KEY])
     if config["kind"] != kind:
         raise ValueError(f"{path} holds a {config['kind']!r}, but a {kind!r} is wanted here")
-    return state_dict, config
+    return config
 
 
 def is_ours(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -20,6 +21,7 @@ from .attention import AttentionConfig, attend, full_attention
 from .layers import LATENT_CHANNELS, apply_rotary, rotary_table, sinusoidal_embedding
 
 CONDITIONS = ("channel", "token")
+STOCK_PREFIX = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -241,27 +243,36 @@ def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
 def read_dit(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     """Returns sizes and weights, float32, of a checkpoint of ours or of a stock Wan 2.1 text-to-video file, prefixed or not.
 
-    Raises ValueError that names the file when it is neither, and what checkpoint.read raises.
+    Raises what read_dit_config raises.
+    """
+    config = read_dit_config(path)
+    return config, {key.removeprefix(STOCK_PREFIX): tensor.float() for key, tensor in load_file(path).items()}
+
+
+def read_dit_config(path: Path) -> DiTConfig:
+    """Returns the sizes of the same files; no tensor is read.
+
+    Raises ValueError that names the file when it is neither, and what checkpoint.read_config raises.
     """
     if checkpoint.is_ours(path):
-        state_dict, config = checkpoint.read(path, "dit")
-        return parse_dit_config(config, path)[0], {key: tensor.float() for key, tensor in state_dict.items()}
-    weights = {key.removeprefix("model.diffusion_model."): tensor.float() for key, tensor in load_file(path).items()}
+        return parse_dit_config(checkpoint.read_config(path, "dit"), path)[0]
+    with safe_open(path, framework="pt") as file:
+        shapes = {key.removeprefix(STOCK_PREFIX): file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
     try:
-        dim, in_dim = weights["patch_embedding.weight"].shape[:2]
+        dim, in_dim = shapes["patch_embedding.weight"][:2]
         config = DiTConfig(
             in_dim=in_dim,
             dim=dim,
-            ffn_dim=len(weights["blocks.0.ffn.0.weight"]),
+            ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
             num_heads=dim // 128,  # Wan's heads are 128 wide in every size
-            num_layers=1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks.")),
-            text_dim=weights["text_embedding.0.weight"].shape[1],
+            num_layers=1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
+            text_dim=shapes["text_embedding.0.weight"][1],
         )
     except KeyError as error:
         raise ValueError(f"{path} has no {error}: give a Wan 2.1 text-to-video model") from error
     if in_dim != LATENT_CHANNELS:
         raise ValueError(f"{path} takes {in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
-    return config, weights
+    return config
 
 
 def parse_dit_config(config: dict, path: Path) -> tuple[DiTConfig, AttentionConfig]:

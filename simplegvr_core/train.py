@@ -25,7 +25,7 @@ from .fit import LoopConfig, fit, read_losses
 from .layers import LATENT_CHANNELS
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, Pictures, draw_training_noise
-from .model import DiTConfig, SimpleGVRDiT, read_dit, widen
+from .model import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
 from .pairs import BuildPairs
 from .plan import training_plan
 from .sampling import SamplingConfig, super_resolve
@@ -125,7 +125,7 @@ class Train:
         """Returns what simplegvr_core.plan says of this training."""
         dit = self.dit
         if self.init_dit is not None and self.init_dit.exists():
-            dit = replace(read_dit(self.init_dit)[0], in_dim=dit.in_dim)
+            dit = replace(read_dit_config(self.init_dit), in_dim=dit.in_dim)
         grid = (self.crop.latent_frames, *self.crop.size)
         batch = self.crop.batch * self.loop.accumulate
         return training_plan(dit, self.attention, grid, batch, self.loop.steps, self.gradient_checkpointing)

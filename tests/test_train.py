@@ -143,6 +143,7 @@ def test_it_starts_from_a_stock_text_to_video_model(smoke, tmp_path, prefix):
     save_file({prefix + name: tensor for name, tensor in t2v.state_dict().items()}, tmp_path / "t2v.safetensors")
     start = replace(smoke, init_dit=tmp_path / "t2v.safetensors", dit=SIZES)
     _, dit = start.networks()
+    assert start.plan()["parameters"] == sum(parameter.numel() for parameter in dit.parameters())
     z = torch.randn(1, 32, 2, 6, 8)
     with torch.no_grad():
         expected = t2v(z[:, :16], torch.tensor([500.0]), torch.zeros(1, 1, 4096))
