@@ -24,6 +24,15 @@ def save(path: Path, kind: str, state_dict: dict[str, Tensor], **configs) -> Non
         save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, partial, metadata)
 
 
+def part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def half(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.half() for name, tensor in state_dict.items()}
+
+
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
     """Returns the tensors and the configuration of a checkpoint of this kind. Raises what read_config raises."""
     config = read_config(path, kind)

@@ -179,14 +179,14 @@ class Train:
         """Returns the files written: both networks as float16, or the LoRA."""
         if self.lora_rank:
             path = self.out / "lora.safetensors"
-            checkpoint.save(path, "lora", half(lora_state_dict(trained)), sampling=self.sampling)
+            checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling)
             return {"lora": str(path)}
         noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs]}
         configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
-        checkpoint.save(dit, "dit", half(part(trained, "dit.")), **configs)
-        checkpoint.save(upsampler, "upsampler", half(part(trained, "upsampler.")), model=model.upsampler.config)
+        checkpoint.save(dit, "dit", checkpoint.half(checkpoint.part(trained, "dit.")), **configs)
+        checkpoint.save(upsampler, "upsampler", checkpoint.half(checkpoint.part(trained, "upsampler.")), model=model.upsampler.config)
         return {"dit": str(dit), "upsampler": str(upsampler)}
 
 
@@ -195,15 +195,6 @@ def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
     if vae is not None:
         return vae.decode(z)
     return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))
-
-
-def part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Returns the tensors whose names begin with prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-
-
-def half(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.half() for name, tensor in state_dict.items()}
 
 
 REPO = Path(__file__).resolve().parents[1]

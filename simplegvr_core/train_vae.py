@@ -58,8 +58,7 @@ class TrainVAE:
 
         trained = fit(Reconstruction(vae, self.perceptual), draw, self.loop, self.out)
         path = self.out / "tiny_vae.safetensors"
-        weights = {name.removeprefix("vae."): tensor.half() for name, tensor in trained.items() if name.startswith("vae.")}
-        checkpoint.save(path, "tiny_vae", weights, model=self.vae)
+        checkpoint.save(path, "tiny_vae", checkpoint.half(checkpoint.part(trained, "vae.")), model=self.vae)
         return {"tiny_vae": str(path)}
 
     def initial_vae(self, clips: list[Tensor]) -> TinyVAE:
