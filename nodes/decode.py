@@ -1,0 +1,274 @@
+"""SimpleGVR Decode and Save: LATENT in, video file out, with never more than a few frames in memory."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import comfy.ldm.wan.vae
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, io, ui
+from PIL import Image
+from torch import Tensor
+
+from ..simplegvr_core.decode_to_file import decode_to_parts, fingerprint, first_frame, latent_frames
+from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, tiles_of_frame
+from ..simplegvr_core.tiling import Box
+from ..simplegvr_core.vae import TinyVAE
+from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
+from .bridge import CATEGORY, LATENT_FORMAT, pixels
+
+PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
+RESUME_FOLDER = "simplegvr_unfinished"
+PREVIEW_SIDE = 512  # pixels
+
+
+class SimpleGVRDecodeSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SimpleGVRDecodeSave",
+            display_name="SimpleGVR Decode and Save",
+            category=CATEGORY,
+            description="Decodes a video latent straight into a video file, a few frames at a time: memory does not grow with the "
+            "clip. Where a frame is too large for the memory it is decoded in tiles. A cancelled run can go on where it was.",
+            search_aliases=["save video", "decode video", "long video", "VAE decode tiled", "out of memory"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or Load SimpleGVR Tiny VAE: the one whose latent it is."),
+                io.Latent.Input("latent", tooltip="Video latent, for example of SimpleGVR Sampler. Each of a batch becomes a file."),
+                io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second of the video."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/SimpleGVR",
+                    tooltip="Where in the output folder, and how the file's name begins, as in Save Video.",
+                ),
+                trim_input(),
+                io.Float.Input(
+                    "crf",
+                    default=16.0,
+                    min=0.0,
+                    max=51.0,
+                    step=1.0,
+                    tooltip="H.264 quality: lower is better and larger. 16 looks lossless; 0 is lossless, which few players show.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=False,
+                    tooltip=f"Keep finished parts in {RESUME_FOLDER} of the output folder, and what the next part needs, until the file "
+                    "is whole: after an interrupt, an error or a crash the same prompt goes on after the last part.",
+                    advanced=True,
+                ),
+                io.Audio.Input("audio", optional=True, tooltip="Sound for the video, cut to its length."),
+            ],
+            outputs=[
+                io.Video.Output(is_output_list=True, tooltip="The saved file, for stock video nodes; one for each latent of a batch."),
+                io.String.Output(display_name="report", tooltip="What was done: files, sizes, tiles, shortage of memory."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vae, latent, fps, filename_prefix, trim, crf, resume, audio=None) -> io.NodeOutput:
+        samples = video_samples(latent)
+        decode_chunk = chunk_decoder(vae)
+        frames, height, width = trimmed_size(samples.shape, trim)
+        encoding = Encoding(width - width % 2, height - height % 2, Fraction(round(fps * 1000), 1000), crf)
+        save_path(filename_prefix, encoding)  # a name that cannot be used is refused before the work, not after it
+        sounds = [sound(audio, item) for item in range(len(samples))]
+        videos, results, report = [], [], []
+        if (encoding.width, encoding.height) != (width, height):
+            report.append(f"H.264 needs even sides: {width} x {height} became {encoding.width} x {encoding.height}.")
+        with comfy.model_management.cuda_device_context(vae.device):
+            decoder = stream_decoder(vae, decode_chunk, samples, report)
+            for item in range(len(samples)):
+                z = samples[item : item + 1]
+                name = fingerprint(z, vae.first_stage_model, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
+                on_chunk = progress(item, len(samples), latent_frames(frames), report)
+                with working_folder(name) as folder:
+                    parts = decode_to_parts(z, replace(decoder), frames, encoding, folder, PART_LENGTH if resume else None, on_chunk)
+                    path, result = save_path(filename_prefix, encoding)
+                    join(path, parts, encoding.rate, sounds[item], workflow(cls.hidden))
+                videos.append(InputImpl.VideoFromFile(str(path)))
+                results.append(result)
+                report.append(f"{path.name}: {frames} frames of {encoding.width} x {encoding.height}, {fps:g} a second.")
+        return io.NodeOutput(videos, "\n".join(report), ui=ui.PreviewVideo(results))
+
+
+def trim_input() -> io.DynamicCombo.Input:
+    """Returns the `trim` input: all that the latent holds, or as much as its source had."""
+    side = "in pixels, cut at the {} as padding is; 0: all of it. Odd ones are made even, as H.264 needs."
+    return io.DynamicCombo.Input(
+        "trim",
+        tooltip="none: 4n + 1 frames of whole 8x8 pixel cells, as the latent holds them. custom: cut to the frames and size "
+        "of a source that had others.",
+        options=[
+            io.DynamicCombo.Option("none", []),
+            io.DynamicCombo.Option(
+                "custom",
+                [
+                    io.Int.Input("frames", default=0, min=0, max=1_000_000, tooltip="Frames of the video, from its beginning; 0: all."),
+                    io.Int.Input("width", default=0, min=0, max=32768, tooltip=f"Width {side.format('right')}"),
+                    io.Int.Input("height", default=0, min=0, max=32768, tooltip=f"Height {side.format('bottom')}"),
+                ],
+            ),
+        ],
+    )
+
+
+def video_samples(latent: dict) -> Tensor:
+    """Returns the samples of a LATENT, (B, 16, T, H, W) in VAE space. Raises ValueError when they are no Wan 2.1 video latent's."""
+    samples = latent["samples"]
+    if samples.ndim != 5 or samples.shape[1] != LATENT_FORMAT.latent_channels:
+        raise ValueError(
+            f"SimpleGVR Decode and Save: the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
+            "connect a video latent of Wan 2.1, from its sampler, SimpleGVR Sampler or VAE Encode with Wan 2.1's VAE"
+        )
+    return samples
+
+
+def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
+    """Returns frames, height and width of the video of a latent of shape (B, 16, T, H, W), as a `trim` value asks.
+
+    Raises ValueError when the latent holds less than is asked for.
+    """
+    there = (first_frame(shape[2]), PIXELS * shape[3], PIXELS * shape[4])
+    wanted = tuple(trim.get(key) or all_of_it for key, all_of_it in zip(("frames", "height", "width"), there, strict=True))
+    if any(want > have for want, have in zip(wanted, there, strict=True)):
+        raise ValueError(
+            f"SimpleGVR Decode and Save: trim asks for {wanted[0]} frames of {wanted[2]} x {wanted[1]}, but the latent holds {there[0]} of "
+            f"{there[2]} x {there[1]}: set those of the source times the sampler's scale, or 0 for all"
+        )
+    return wanted
+
+
+def chunk_decoder(vae) -> Callable:
+    """Returns the function (network, z, past) -> (video, past) that decodes a chunk by a VAE. Raises ValueError if there is none."""
+    network = vae.first_stage_model
+    if isinstance(network, TinyVAE):
+        return tiny_chunk
+    if isinstance(network, comfy.ldm.wan.vae.WanVAE):
+        return wan_chunk
+    raise ValueError(
+        f"SimpleGVR Decode and Save: the VAE is a {type(network).__name__}, which it cannot decode a few frames at a time: connect "
+        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors) or Load SimpleGVR Tiny VAE; for others use VAE Decode and Save Video"
+    )
+
+
+def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[str]) -> StreamDecoder:
+    """Returns the decoder of a VAE for clips of samples' size, loaded, in tiles where the whole frame does not fit.
+
+    report: gets a line for tiles, and for each time when memory runs out.
+    """
+    network, size = vae.first_stage_model, tuple(samples.shape[3:])
+
+    def needed(height: int, width: int) -> float:
+        return vae.memory_used_decode((1, samples.shape[1], min(samples.shape[2], 5), height, width), vae.vae_dtype)
+
+    def on_out_of_memory(box: Box) -> None:
+        report.append(f"Memory ran out with {pixels(box.size[1:])}: decoded that in two tiles from there on.")
+        comfy.model_management.soft_empty_cache()
+
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed(*size))
+    free = vae.patcher.get_free_memory(vae.device)
+    tiles = tiles_of_frame(size, lambda height, width: needed(height, width) <= free)
+    if len(tiles) > 1:
+        report.append(f"A frame of {pixels(size)} takes {gib(needed(*size))}, {gib(free)} are free: decoded in {len(tiles)} tiles.")
+    return StreamDecoder(
+        lambda z, past: decode_chunk(network, z.to(vae.device, vae.vae_dtype), past),
+        tiles,
+        comfy.model_management.is_oom,
+        vae.output_device,
+        on_out_of_memory,
+    )
+
+
+def tiny_chunk(network: TinyVAE, z: Tensor, past: Past) -> tuple[Tensor, Past]:
+    """Returns the video of a chunk by TinyVAE, and the past of the next."""
+    past = dict(past)
+    return next(network.decode_stream([z], past)), past
+
+
+def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, past: Past) -> tuple[Tensor, Past]:
+    """Returns the video of a chunk by Wan 2.1's VAE, and the past of the next: what its decoder keeps from frame to frame.
+
+    A layer that has seen nothing but the first frame notes "Rep"; in a past that is an empty tensor.
+    """
+    cache = [past.get(str(i)) for i in range(comfy.ldm.wan.vae.count_cache_layers(network.decoder))]
+    cache = ["Rep" if values is not None and not values.numel() else values for values in cache]
+    video = torch.cat(network.decoder(network.conv2(z), feat_cache=cache, feat_idx=[0]), dim=2)
+    kept = {str(i): values for i, values in enumerate(cache) if values is not None}
+    return video, {name: torch.empty(0) if isinstance(values, str) else values for name, values in kept.items()}
+
+
+def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[int, int, Tensor], None]:
+    """Returns what is to be called after each chunk: it shows where the run is and its last frame, and stops it when asked to."""
+    bar, seen = comfy.utils.ProgressBar(items * total), []
+
+    def on_chunk(start: int, stop: int, image: Tensor) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if start and not seen:
+            report.append(f"Went on at frame {first_frame(start)}, where an earlier run had stopped.")
+        seen.append(start)
+        bar.update_absolute(item * total + stop, preview=("JPEG", Image.fromarray(image.numpy()), PREVIEW_SIDE))
+
+    return on_chunk
+
+
+@contextmanager
+def working_folder(name: str | None) -> Iterator[Path]:
+    """Yields a folder for a video's parts. A named one is in the output folder and stays until the block ends well."""
+    if name is None:
+        os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
+            yield Path(folder)
+        return
+    folder = Path(folder_paths.get_output_directory()) / RESUME_FOLDER / name
+    yield folder
+    shutil.rmtree(folder)
+    with suppress(OSError):  # others' parts are in it
+        folder.parent.rmdir()
+
+
+def save_path(prefix: str, encoding: Encoding) -> tuple[Path, ui.SavedResult]:
+    """Returns the next free path for a video, as Save Video names its files, and what shows it on the node."""
+    output = folder_paths.get_output_directory()
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, encoding.width, encoding.height)
+    file = f"{name}_{counter:05}_.mp4"
+    return Path(folder) / file, ui.SavedResult(file, subfolder, io.FolderType.output)
+
+
+def sound(audio: dict | None, item: int) -> dict | None:
+    """Returns an AUDIO's sound for one item of a batch, the last one's for all that have none of their own.
+
+    Raises ValueError when it has a number of channels that has no name.
+    """
+    if audio is None:
+        return None
+    waveform = audio["waveform"][min(item, len(audio["waveform"]) - 1)]
+    if len(waveform) not in AUDIO_LAYOUTS:
+        wanted = ", ".join(map(str, AUDIO_LAYOUTS))
+        raise ValueError(f"SimpleGVR Decode and Save: the audio has {len(waveform)} channels, wanted one of {wanted}: mix it to stereo")
+    return {**audio, "waveform": waveform}
+
+
+def workflow(hidden) -> dict:
+    """Returns what Save Video writes into a file, so that dropping it on the page opens the workflow."""
+    if args.disable_metadata:
+        return {}
+    return {**(hidden.extra_pnginfo or {}), **({} if hidden.prompt is None else {"prompt": hidden.prompt})}
+
+
+def gib(amount: float) -> str:
+    """Returns bytes in words."""
+    return f"{amount / 2**30:.1f} GiB"
