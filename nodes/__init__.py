@@ -5,12 +5,14 @@ from comfy_api.latest import ComfyExtension, io
 from .bridge import register_model_folders
 from .colour import SimpleGVRColorMatch
 from .curve import SimpleGVRTimestepCurve
+from .decode import SimpleGVRDecodeSave
 from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
 from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
+from .plan import SimpleGVRPlan
 from .sampler import SimpleGVRSampler
-from .sparse_attention import SimpleGVRSparseAttention
 from .seams import SimpleGVRSeamMeter
+from .sparse_attention import SimpleGVRSparseAttention
 
 
 class SimpleGVRExtension(ComfyExtension):
@@ -25,13 +27,15 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRLatentUpscale,
             SimpleGVRConditioning,
             SimpleGVRSampler,
+            SimpleGVRPlan,
             SimpleGVRSparseAttention,
             SimpleGVRNullPrompt,
             SimpleGVRTrim,
+            SimpleGVRDecodeSave,
             SimpleGVRFlowDegrade,
             SimpleGVRClassicalDegrade,
             SimpleGVRModelDegrade,
             SimpleGVRTimestepCurve,
-        ]
             SimpleGVRSeamMeter,
             SimpleGVRColorMatch,
+        ]

@@ -37,11 +37,12 @@ class Plan:
     what boxes share counted in each; clip_tokens: without. weights_bytes: the DiT's; resident_bytes: the part of them that
     stays on the device beside a box of dit_bytes. upsampler_tile: None is the whole frame. decode_bytes: TinyVAE's.
     disk_bytes: the working files. forwards: passes through the clip. seconds_per_token: of a forward pass, measured by
-    trial; None is not measured.
+    trial; None is not measured. unit: frames of the attention's temporal units.
     """
 
     shape: tuple[int, int, int, int]
     source: tuple[int, int]
+    unit: int | None
     tiling: Tiling
     tokens: int
     clip_tokens: int
@@ -96,7 +97,7 @@ class Plan:
         along, down, across = self.counts
         stay = ""
         if self.resident_bytes < self.weights_bytes:
-            stay = f", of which {gigabytes(self.resident_bytes)} stay and the others come and go"
+            stay = f", of which {amount(self.resident_bytes)} stay and the others come and go"
         in_tiles = f" in tiles of {pixels(self.upsampler_tile)} pixels" if self.upsampler_tile else ""
         lines = [
             f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({4 * frames - 3} frames), batch {batch}.",
@@ -108,9 +109,9 @@ class Plan:
             else "Tiles: the whole frame is one.",
             f"Boxes: {len(self.boxes)} in each of {self.forwards} passes, with {self.overhead:.2f} times the clip's tokens; "
             f"{self.flops:.2g} operations in all.",
-            f"Memory, of {gigabytes(self.free_bytes)}: weights {gigabytes(self.weights_bytes)}{stay}; a box {gigabytes(self.dit_bytes)}.",
-            f"Before it, the upsampler: {gigabytes(self.upsampler_bytes)}, {self.upsampler_frames} latent frames at a time{in_tiles}. "
-            f"After it, TinyVAE: {gigabytes(self.decode_bytes)}. Working files: {gigabytes(self.disk_bytes)}.",
+            f"Memory, of {amount(self.free_bytes)}: weights {amount(self.weights_bytes)}{stay}; a box {amount(self.dit_bytes)}.",
+            f"Before it, the upsampler: {amount(self.upsampler_bytes)}, {self.upsampler_frames} latent frames at a time{in_tiles}. "
+            f"After it, TinyVAE: {amount(self.decode_bytes)}. Working files: {amount(self.disk_bytes)}.",
             "Bytes are counted from the networks, not measured.",
         ]
         if self.seconds is not None:
@@ -162,6 +163,7 @@ def plan_sampling(
     return Plan(
         shape=(batch, frames, *size),
         source=tuple(source),
+        unit=attention.unit,
         tiling=tiling,
         tokens=sum(count * tokens(box) for box, count in boxes.items()),
         clip_tokens=tokens(extent),
@@ -199,8 +201,8 @@ def least_work(
     least = need(small)
     if least > budget:
         raise ValueError(
-            f"the smallest box, {small[0]} latent frames of {pixels(small[1:])} pixels, takes {gigabytes(least)} "
-            f"and {gigabytes(budget)} are left for it: {CURE}"
+            f"the smallest box, {small[0]} latent frames of {pixels(small[1:])} pixels, takes {amount(least)} "
+            f"and {amount(budget)} are left for it: {CURE}"
         )
     per_cell = least / math.prod(small)
     if larger != small:
@@ -242,7 +244,7 @@ def plan_upsampler(
         if needed <= budget:
             return {"upsampler_frames": UPSAMPLER_FRAMES, "upsampler_tile": whole, "upsampler_bytes": needed}
         if max(tile) <= LEAST_UPSAMPLER_TILE:
-            raise ValueError(f"the upsampler takes {gigabytes(needed)} in its smallest tiles, {gigabytes(budget)} are free: {CURE}")
+            raise ValueError(f"the upsampler takes {amount(needed)} in its smallest tiles, {amount(budget)} are free: {CURE}")
         tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
 
 
@@ -290,9 +292,9 @@ def pixels(size: tuple[int, int]) -> str:
     return f"{size[1] * CELL} x {size[0] * CELL}"
 
 
-def gigabytes(count: float) -> str:
-    """Returns bytes in GB, of 10^9."""
-    return f"{count / 1e9:.2f} GB" if count < 9.995e9 else f"{count / 1e9:.1f} GB"
+def amount(count: float) -> str:
+    """Returns a number of bytes in MB or GB, of 10^6 and 10^9, to three digits."""
+    return f"{count / 1e9:.3g} GB" if count >= 0.9995e9 else f"{count / 1e6:.3g} MB"
 
 
 def duration(seconds: float) -> str:

@@ -28,7 +28,7 @@ LAYERS = [
     {"sampling", "flops", "lora", "loss", "network_memory"},
     {"degradations.model_guided", "plan", "sampling_plan"},
     {"degradations"},
-    {"pairs"},
+    {"pairs", "plan_picture"},
     {"curve", "training_data"},
     {"train", "train_vae", "evaluate", "benchmark"},
     {"ablate"},

@@ -1,9 +1,12 @@
 """The plan of a run: what is chosen fits, nothing better would, and what it says of memory is what the networks take."""
 
 import math
+import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ATTENTION, DIT, UPSAMPLER
@@ -13,6 +16,7 @@ from simplegvr_core.flops import dit_flops
 from simplegvr_core.memory import peak_bytes
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT
 from simplegvr_core.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
+from simplegvr_core.plan_picture import draw_plan
 from simplegvr_core.sampling import SamplingConfig
 from simplegvr_core.sampling_plan import grid, least_work, longest_segment, plan_sampling, sizes, trial
 from simplegvr_core.tiling import Tiling, alignment, spans
@@ -176,3 +180,81 @@ def test_large_models_are_counted_without_being_built():
     p = plan_sampling(wan_14b, AttentionConfig(), UPSAMPLER, (1, 21, 60, 104), (135, 240), SamplingConfig(), 24 * 10**9, torch.bfloat16)
     assert 28e9 < p.weights_bytes < 30e9
     assert p.dit_bytes < 12e9
+
+
+def test_picture_shows_every_tile_and_segment():
+    p = plan(60_000_000, shape=(1, 41, 23, 31))
+    picture = np.asarray(draw_plan(p)).astype(int)
+    assert picture.shape == (720, 960, 3)
+    assert min(p.counts) > 1
+    along_clip, down_frame = picture[500], picture[75:398, 60]
+    shades = [len(np.unique(pixels, axis=0)) for pixels in (along_clip, down_frame)]
+    assert min(shades) >= 4  # outline, alone, shared, and what is around
+    assert not np.array_equal(draw_plan(plan(10**9, shape=(1, 41, 23, 31))), picture)
+
+
+@pytest.fixture(scope="module")
+def models(comfy):
+    """A SimpleGVR MODEL, a stock Wan one and an upsampler, of test size."""
+    (gvr,) = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")
+    (wan,) = comfy.run("UNETLoader", unet_name="wan_test.safetensors", weight_dtype="default")
+    (upsampler,) = comfy.run("SimpleGVRLoadUpsampler", model_name="upsampler_test.safetensors")
+    return SimpleNamespace(gvr=gvr, wan=wan, upsampler=upsampler)
+
+
+def plan_inputs(gigabytes: float, frames: int = 21, **inputs) -> dict:
+    return {
+        "latent": {"samples": torch.zeros(1, 16, frames, 23, 31)},
+        "size": {"size": "scale", "scale": 3.0},
+        "settings": {"settings": "recommended"},
+        "memory": {"memory": "custom", "gigabytes": gigabytes},
+        "trial": False,
+        **inputs,
+    }
+
+
+def test_node_gives_what_the_sampler_takes(comfy, models):
+    segment, width, height, report, picture = comfy.run(
+        "SimpleGVRPlan", model=models.gvr, upsampler=models.upsampler, **plan_inputs(0.05, frames=41)
+    )
+    assert segment % 5 == 0 and 10 <= segment < 41
+    assert width % 48 == 0 or width == 0
+    assert height % 64 == 0 or height == 0
+    assert f"of {segment} latent frames" in report
+    assert picture.shape == (1, 720, 960, 3)
+    whole = comfy.run("SimpleGVRPlan", model=models.gvr, **plan_inputs(10, frames=41))
+    assert whole[:3] == (0, 0, 0)
+    assert "Forecast" not in whole[3]
+    with pytest.raises(ValueError, match=r"SimpleGVR Plan: the smallest box, .* smaller batch"):
+        comfy.run("SimpleGVRPlan", model=models.gvr, **plan_inputs(0.005))
+
+
+def test_node_counts_free_memory_and_times_a_box(comfy, models):
+    inputs = plan_inputs(1, memory={"memory": "free"}, trial=True)
+    for model in (models.gvr, models.wan):
+        report = comfy.run("SimpleGVRPlan", model=model, **inputs)[3]
+        assert "Forecast from a trial" in report
+
+
+def test_node_reads_stock_models_and_what_a_node_put_on_them(comfy, models):
+    planning = sys.modules[f"{comfy.pack.__name__}.nodes.planning"]
+    dit, attention = planning.describe_model(models.wan)
+    assert (dit.in_dim, dit.dim, dit.ffn_dim, dit.num_heads, dit.num_layers, dit.text_dim) == (16, 128, 160, 1, 3, 4096)
+    assert (attention.kind, attention.unit) == ("full", None)
+    assert planning.longest_segment(dit, attention) == 21
+    sparse, _ = comfy.run("SimpleGVRSparseAttention", model=models.wan, preset={"preset": "paper"})
+    assert planning.describe_model(sparse)[1].window == (1, 12, 9)
+    dit, attention = planning.describe_model(models.gvr)
+    assert (dit.in_dim, attention.window) == (32, (1, 4, 3))
+    assert planning.free_memory(models.gvr) > models.gvr.model_size() > 1_000_000
+
+
+def test_comfyui_is_told_the_counted_memory(comfy, models):
+    shape = (2, 16, 5, 34, 46)
+    told = models.gvr.model.memory_required(list(shape), cond_shapes={"c_crossattn": [(1, 1, 4096)]})
+    counted = dit_bytes(DIT, ATTENTION, 2, shape[2:], torch.float32, "sdpa")
+    assert counted < told < 1.2 * counted
+    (vae,) = comfy.run("SimpleGVRLoadTinyVAE", vae_name="gvr_tiny_vae.safetensors")
+    network, z, video = vae.first_stage_model.float(), (1, 16, 3, 8, 10), (1, 3, 9, 64, 80)  # with the input, which moves to the device
+    assert vae.memory_used_decode(z, torch.float32) == pytest.approx(peak_bytes(lambda: network.decode(torch.zeros(z))), rel=0.01)
+    assert vae.memory_used_encode(video, torch.float32) == pytest.approx(peak_bytes(lambda: network.encode(torch.zeros(video))), rel=0.01)

@@ -1,0 +1,88 @@
+"""The plan of a run inside ComfyUI: what a MODEL is, and what memory ComfyUI could free for it."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import node_helpers
+import torch
+
+from ..simplegvr_core.attention import AttentionConfig
+from ..simplegvr_core.model import DiTConfig
+from ..simplegvr_core.network_memory import implementation
+from ..simplegvr_core.sampling import SamplingConfig
+from ..simplegvr_core.sampling_plan import Plan, longest_segment, plan_sampling, tokens, trial
+from ..simplegvr_core.upsampler import UpsamplerConfig
+from .comfy_models import SimpleGVRModel
+from .latent import null_prompt
+from .sparse_attention import attention_of
+
+
+def plan_run(
+    model, upsampler, samples_shape: tuple[int, ...], size: tuple[int, int], sampling: SamplingConfig, free_bytes: int | None = None
+) -> Plan:
+    """Returns the plan of a run of SimpleGVR Sampler on the model's device.
+
+    upsampler: a LATENT_UPSCALE_MODEL of ours; None stands for one of default widths. samples_shape: (B, 16, T, h, w);
+    size: (H, W). free_bytes: by default what ComfyUI could free. Raises ValueError when not even the smallest box fits.
+    """
+    dit, attention = describe_model(model)
+    batch, _, *extent = samples_shape
+    dtype, device = model.model.get_dtype_inference(), model.load_device
+    return plan_sampling(
+        dit,
+        attention,
+        UpsamplerConfig() if upsampler is None else upsampler.model.config,
+        (batch, *extent),
+        size,
+        sampling,
+        free_memory(model) if free_bytes is None else free_bytes,
+        dtype,
+        longest_segment(dit, attention),
+        implementation=implementation(dit, attention, device, dtype),
+        weights_bytes=model.model_size(),
+        upsampler_dtype=dtype if upsampler is None else upsampler.model.get_dtype(),
+    )
+
+
+def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:
+    """Returns sizes and self-attention of a SimpleGVR MODEL, or of a stock Wan one, with SimpleGVR Sparse Attention or without.
+
+    A stock Wan's blocks need within 1 % of the memory of ours.
+    """
+    network = model.model.diffusion_model
+    if isinstance(model.model, SimpleGVRModel):
+        return network.config, attention_of(model)
+    dit = DiTConfig(
+        in_dim=network.in_dim,
+        dim=network.dim,
+        ffn_dim=network.ffn_dim,
+        num_heads=network.num_heads,
+        num_layers=network.num_layers,
+        text_dim=network.text_dim,
+    )
+    return dit, attention_of(model)
+
+
+def free_memory(model) -> int:
+    """Returns the bytes that ComfyUI could give to a run of model, its weights included: what is free and what models hold."""
+    device = model.load_device
+    free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
+    if comfy.model_management.is_device_cpu(device):
+        return int(free) + model.model_size()  # they are there already; other models stay where they are
+    loaded = (other for other in comfy.model_management.current_loaded_models if other.device == device)
+    return int(free) + sum(other.model_loaded_memory() for other in loaded)
+
+
+def seconds_per_token(model, plan: Plan) -> float:
+    """Returns the seconds of a forward pass for each token, timed on the plan's smallest sort of box, with the null prompt."""
+    box = tuple(min(2 * shared, size) for shared, size in zip(plan.tiling.overlap, plan.box_size, strict=True))
+    empty, found = torch.zeros(1, 16, *box), []
+    prompt = node_helpers.conditioning_set_values(null_prompt(), {"concat_latent_image": empty})
+
+    def time_it(denoise, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback, disable) -> torch.Tensor:
+        found.append(trial(lambda: denoise(x, sigmas[:1], **extra_args), tokens(box)))
+        return x
+
+    sampler, sigmas = comfy.samplers.KSAMPLER(time_it), torch.tensor([0.5, 0.0])
+    comfy.sample.sample_custom(model, empty, 1.0, sampler, sigmas, prompt, prompt, empty)
+    return found[0]
