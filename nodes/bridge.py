@@ -3,6 +3,7 @@
 ComfyUI's LATENT holds the VAE's own values ("VAE space"); the core only ever sees normalised latents z.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.latent_formats
@@ -21,6 +22,8 @@ CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()
 SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}
 TINY_VAE_FOLDER = "simplegvr_tiny_vae"
+UPSAMPLER_FRAMES = 2  # latent frames at a time
+LEAST_UPSAMPLER_TILE = 32  # cells
 
 
 def register_model_folders() -> None:
@@ -48,7 +51,7 @@ def latent_samples(latent: dict, node: type[io.ComfyNode]) -> Tensor:
             f"{name}: the latent has {samples.shape[1]} channels, wanted 16: SimpleGVR works on Wan 2.1 latents "
             "(also Wan 2.2 14B); for another model, decode it and encode the video with the Wan 2.1 VAE"
         )
-    if not torch.isfinite(samples).all():
+    if not all(torch.isfinite(frame).all() for frame in samples.unbind(2)):
         raise ValueError(f"{name}: the latent contains NaN or infinite values: look for the cause in the sampler before it")
     return samples
 
@@ -119,10 +122,13 @@ def pixels(size: tuple[int, int]) -> str:
     return f"{size[1] * CELL} x {size[0] * CELL}"
 
 
-def upsample(upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size: tuple[int, int], node: type[io.ComfyNode]) -> Tensor:
-    """Returns the upsampled latent z, (B, 16, T, *size) normalised float32, on the intermediate device.
+def upsampled_frames(
+    upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size: tuple[int, int], node: type[io.ComfyNode]
+) -> Iterator[Tensor]:
+    """Yields the frames of the upsampled latent z, (B, 16, t, *size) normalised float32, a few at a time, in order.
 
-    samples: (B, 16, T, h, w) in VAE space. Raises ValueError when the model is another pack's upscaler.
+    samples: (B, 16, T, h, w) in VAE space. When memory runs out, it goes on in tiles of half the size. Raises ValueError
+    when the model is another pack's upscaler, or memory runs out with the smallest tiles.
     """
     model = getattr(upsampler, "model", None)
     if not isinstance(model, LatentUpsampler):
@@ -130,11 +136,26 @@ def upsample(upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size:
             f"{node.define_schema().display_name}: the latent upscale model is a {type(model or upsampler).__name__}, "
             "wanted a SimpleGVR upsampler: load it with Load SimpleGVR Upsampler"
         )
-    batch, _, frames = samples.shape[:3]
-    widest = batch * (4 * frames - 3) * size[0] * size[1] * model.config.width * model.get_dtype().itemsize
+    widest = len(samples) * 4 * UPSAMPLER_FRAMES * size[0] * size[1] * model.config.width * model.get_dtype().itemsize
     comfy.model_management.load_models_gpu([upsampler], memory_required=6 * widest)
-    z_lr = to_core(samples).to(upsampler.load_device, model.get_dtype())
-    return model(z_lr, size).float().to(comfy.model_management.intermediate_device())
+    parts, tile, done = samples.split(UPSAMPLER_FRAMES, dim=2), size, 0
+    while done < len(parts):
+        chunks = (to_core(part).to(upsampler.load_device, model.get_dtype()) for part in parts)
+        try:
+            for i, z in enumerate(model.stream(chunks, size, None if tile == size else tile)):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                if i == done:
+                    done += 1
+                    yield z.float().cpu()
+        except Exception as error:
+            comfy.model_management.raise_non_oom(error)
+            if max(tile) <= LEAST_UPSAMPLER_TILE:
+                raise ValueError(
+                    f"{node.define_schema().display_name}: out of memory with tiles of {pixels(tile)}: "
+                    "close other programs, or use a smaller batch"
+                ) from error
+            tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
+        comfy.model_management.soft_empty_cache()
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from einops import rearrange
 from torch import Tensor
+from tqdm import tqdm
 
 from ..simplegvr_core.data import area_downscale, shrink, to_images
 from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, degrade_classical
@@ -18,9 +19,9 @@ from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_
 from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.noise import draw_noise
+from ..simplegvr_core.sampling import sample_euler
 from .bridge import CATEGORY, to_latent
 from .latent import null_prompt
-from .sampler import euler
 
 PREVIEW_HEIGHT = 480  # pixels
 PREVIEW_RATE = 12  # frames a second
@@ -190,9 +191,11 @@ class SimpleGVRModelDegrade(io.ComfyNode):
                 f"SimpleGVR Model Degrade: the latent has shape {tuple(samples.shape)}, the model works on {wanted[0]} channels and "
                 f"{wanted[1]} axes: encode the video with the model's own VAE"
             )
-        if not isinstance(model_sampling, comfy.model_sampling.CONST) or not hasattr(model_sampling, "shift"):
+        rectified_flow = isinstance(model_sampling, comfy.model_sampling.CONST) and hasattr(model_sampling, "shift")
+        if not rectified_flow or latent_format.latent_dimensions != 3:
             raise ValueError(
-                f"SimpleGVR Model Degrade: the model is a {type(model.model).__name__}, wanted a rectified flow with a shift, as Wan 2.1"
+                f"SimpleGVR Model Degrade: the model is a {type(model.model).__name__}, "
+                "wanted a rectified flow of videos with a shift, as Wan 2.1"
             )
         prompt = positive or null_prompt()
         out = comfy.sample.sample_custom(
@@ -208,6 +211,23 @@ class SimpleGVRModelDegrade(io.ComfyNode):
             seed=seed,
         )
         return io.NodeOutput(to_latent(out))
+
+
+def euler(model, z: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
+    """Returns z integrated to sigma 0 by the core's Euler sampler, in the form ComfyUI calls samplers.
+
+    model: (z, sigma (B,)) -> predicted clean latent; callback, disable: ComfyUI's progress, and no bar on the console.
+    """
+
+    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
+        return (z - model(z, sigma.expand(len(z)), **extra_args)) / sigma
+
+    def on_step(step: int, z: Tensor, z_0: Tensor) -> None:
+        callback({"i": step, "denoised": z_0, "x": z, "sigma": sigmas[step]})
+        bar.update()
+
+    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+        return sample_euler(velocity, z, sigmas, on_step)
 
 
 def classical_config(blur: float, smallest: float, noise: float, jpeg_quality: int, kilobits: float) -> ClassicalConfig:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..simplegvr_core.sampling import augment_condition
-from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, size_input, target_size, to_core, to_latent, upsample
+from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, size_input, target_size, to_core, to_latent, upsampled_frames
 
 TEXT_DIM = 4096  # of Wan's text encoder
 
@@ -32,7 +32,7 @@ class SimpleGVRLatentUpscale(io.ComfyNode):
     @classmethod
     def execute(cls, upsampler, latent: dict, size: dict) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
-        z = upsample(upsampler, samples, target_size(size, samples, cls), cls)
+        z = torch.cat(list(upsampled_frames(upsampler, samples, target_size(size, samples, cls), cls)), dim=2)
         return io.NodeOutput(to_latent(LATENT_FORMAT.process_out(z)))
 
 

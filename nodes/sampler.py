@@ -1,19 +1,22 @@
 """SimpleGVR Sampler: low-resolution LATENT in, super-resolved LATENT out."""
 
 from dataclasses import replace
+from pathlib import Path
 
-import comfy.sample
-import comfy.samplers
-import latent_preview
 from comfy_api.latest import io, ui
 from torch import Tensor
-from tqdm import tqdm
 
+from ..simplegvr_core.attention import AttentionConfig
+from ..simplegvr_core.colour import match_low_frequencies
 from ..simplegvr_core.flow import shifted_sigmas
+from ..simplegvr_core.latent_file import LatentFile, write_latent
 from ..simplegvr_core.layers import LATENT_CHANNELS
-from ..simplegvr_core.sampling import SamplingConfig, draw_noise, sample_euler
-from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, pixels, size_input, target_size, to_latent, upsample
-from .latent import add_condition, noise_augmentation_input, noise_seed_input, null_prompt
+from ..simplegvr_core.sampling import CELL, SamplingConfig, augment_condition
+from ..simplegvr_core.tiling import Tiling, aligned_tiling, alignment
+from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, pixels, size_input, target_size, to_latent, upsampled_frames
+from .latent import noise_augmentation_input, noise_seed_input, null_prompt
+from .refining import Run, fingerprint, working_folder
+from .sparse_attention import attention_of
 
 TRAINING_FREE = SamplingConfig(steps=20, cfg=6.0, denoise=0.4)  # cfg: Wan 2.1's own
 
@@ -51,15 +54,49 @@ class SimpleGVRSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Negative prompt, used when cfg is not 1. Left open: the null prompt; training-free mode needs a prompt.",
                 ),
+                tiling_input(),
+                io.Float.Input(
+                    "colour_match",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How far colours of large areas are held to the source's, frame by frame: 1 exactly, 0 not at all.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep each step's result in ComfyUI's output folder until the video is done. The same run, queued again after "
+                    "a cancel or a crash, goes on from its last step.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The super-resolved latent: decode it with the VAE of the source."),
-                io.String.Output(display_name="report", tooltip="What was done: mode, sizes, noise levels."),
+                io.String.Output(display_name="report", tooltip="What was done: mode, sizes, noise levels, and what happened on the way."),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, upsampler, latent, size, seed, settings, noise_seed, positive=None, negative=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        upsampler,
+        latent,
+        size,
+        seed,
+        settings,
+        noise_seed,
+        positive=None,
+        negative=None,
+        tiling=None,
+        colour_match=1.0,
+        resume=False,
+    ) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
         target = target_size(size, samples, cls)
         condition_free = takes_no_condition(model)
@@ -74,32 +111,108 @@ class SimpleGVRSampler(io.ComfyNode):
                 "SimpleGVR Sampler: a stock Wan model is not trained with the null prompt: "
                 "connect the positive and negative prompt of the video's own sampler"
             )
-        prompts = (positive or null_prompt(), negative or null_prompt())
-        z = upsample(upsampler, samples, target, cls)
-        if not condition_free:
-            prompts = add_condition(prompts, z, sampling.noise_augmentation, noise_seed)
-        sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-        out = comfy.sample.sample_custom(
-            model,
-            draw_noise(z.shape, seed),
-            sampling.cfg,
-            comfy.samplers.KSAMPLER(euler),
-            sigmas,
-            *prompts,
-            LATENT_FORMAT.process_out(z),
-            callback=latent_preview.prepare_callback(model, sampling.steps),
-            seed=seed,
-        )
+        if "context_handler" in model.model_options:
+            raise ValueError(
+                "SimpleGVR Sampler: the model has context windows, but the sampler cuts long videos itself: "
+                "remove the context windows node, and choose segments in tiling"
+            )
+        attention = attention_of(model)
+        boxes = chosen_tiling(tiling, attention)
+        with working_folder(fingerprint(cls.hidden.prompt, cls.hidden.unique_id, samples) if resume else None) as folder:
+            upsampled = upsample(upsampler, samples, target, folder, cls)
+
+            def condition(start: int, stop: int) -> Tensor:
+                return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
+
+            def finish(z: Tensor, first_frame: int) -> Tensor:
+                reference = upsampled[first_frame : first_frame + z.shape[2]]
+                return LATENT_FORMAT.process_out(match_low_frequencies(z, reference, colour_match))
+
+            run = Run(
+                upsampled,
+                None if condition_free else condition,
+                shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise),
+                sampling.cfg,
+                seed,
+                boxes,
+                alignment(attention),
+                folder,
+                finish,
+            )
+            out = run.sample(model, (positive or null_prompt(), negative or null_prompt()))[:]
         mode = (
             f"Training-free: a stock 16-channel Wan model refined the upsampled latent from noise level {sampling.denoise:.2f}."
             if condition_free
             else f"SimpleGVR: condition with noise share {sampling.noise_augmentation:.2f}, from noise level {sampling.denoise:.2f}."
         )
-        report = (
-            f"{mode}\n{pixels(samples.shape[3:])} -> {pixels(target)}, {samples.shape[2]} latent frames, "
-            f"{sampling.steps} steps, cfg {sampling.cfg:g}, shift {sampling.shift:g}."
-        )
+        lines = [
+            mode,
+            f"{pixels(samples.shape[3:])} -> {pixels(target)}, {samples.shape[2]} latent frames, "
+            f"{sampling.steps} steps, cfg {sampling.cfg:g}, shift {sampling.shift:g}.",
+            *run.events,
+        ]
+        report = "\n".join(lines)
         return io.NodeOutput(to_latent(out), report, ui=ui.PreviewText(report))
+
+
+def upsample(upsampler, samples: Tensor, size: tuple[int, int], folder: Path, node: type[io.ComfyNode]) -> LatentFile:
+    """Returns the file, in folder, of the upsampled latent, normalised: of an earlier run that was cut off, if it is there."""
+    path = folder / "upsampled.safetensors"
+    if not path.exists():
+        with write_latent(path, (*samples.shape[:3], *size), {}) as append:
+            for z in upsampled_frames(upsampler, samples, size, node):
+                append(z)
+    return LatentFile(path)
+
+
+def tiling_input() -> io.DynamicCombo.Input:
+    """Returns the `tiling` input: how much of the video the model sees at a time."""
+    return io.DynamicCombo.Input(
+        "tiling",
+        optional=True,
+        tooltip="How much of the video the model sees at a time. auto: as much as fits the memory. whole: all of it. custom: "
+        "your own; SimpleGVR Plan shows what fits. Neighbours overlap and are blended at every step, so there are no seams.",
+        options=[
+            io.DynamicCombo.Option("auto", []),
+            io.DynamicCombo.Option("whole", []),
+            io.DynamicCombo.Option(
+                "custom",
+                [
+                    io.Int.Input(
+                        "segment",
+                        default=20,
+                        min=0,
+                        max=4096,
+                        tooltip="Latent frames at a time; 0 is the whole video. 20 are 77 frames. Rounded up to whole temporal units.",
+                    ),
+                    io.Int.Input(
+                        "tile_width",
+                        default=0,
+                        min=0,
+                        max=16384,
+                        step=8,
+                        tooltip="Pixels at a time; 0 is the whole width. Rounded up to whole windows.",
+                    ),
+                    io.Int.Input(
+                        "tile_height",
+                        default=0,
+                        min=0,
+                        max=16384,
+                        step=8,
+                        tooltip="Pixels at a time; 0 is the whole height. Rounded up to whole windows.",
+                    ),
+                ],
+            ),
+        ],
+    )
+
+
+def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling:
+    """Returns the boxes that a `tiling` value asks for."""
+    if tiling is None or tiling["tiling"] != "custom":
+        return aligned_tiling((None, None, None), attention)
+    cells = tiling["segment"], -(-tiling["tile_height"] // CELL), -(-tiling["tile_width"] // CELL)
+    return aligned_tiling(tuple(side or None for side in cells), attention)
 
 
 def settings_input() -> io.DynamicCombo.Input:
@@ -156,20 +269,3 @@ def takes_no_condition(model) -> bool:
             "SimpleGVR model (32) or a text-to-video Wan 2.1 or 2.2 14B model (16)"
         )
     return channels == LATENT_CHANNELS
-
-
-def euler(model, z: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
-    """Returns z integrated to sigma 0 by the core's Euler sampler, in the form ComfyUI calls samplers.
-
-    model: (z, sigma (B,)) -> predicted clean latent; callback, disable: ComfyUI's progress, and no bar on the console.
-    """
-
-    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
-        return (z - model(z, sigma.expand(len(z)), **extra_args)) / sigma
-
-    def on_step(step: int, z: Tensor, z_0: Tensor) -> None:
-        callback({"i": step, "denoised": z_0, "x": z, "sigma": sigmas[step]})
-        bar.update()
-
-    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
-        return sample_euler(velocity, z, sigmas, on_step)

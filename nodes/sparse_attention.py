@@ -91,6 +91,15 @@ class SimpleGVRSparseAttention(io.ComfyNode):
         return io.NodeOutput(model, report, ui=ui.PreviewText(report))
 
 
+def attention_of(model) -> AttentionConfig:
+    """Returns the self-attention that a MODEL runs with: a node's, its checkpoint's, or a stock Wan's full one."""
+    options = model.model_options["transformer_options"]
+    if isinstance(model.model, SimpleGVRModel):
+        return model.model.diffusion_model.run_attention(options).config
+    override = options.get("optimized_attention_override")
+    return override.attention.config if isinstance(override, SparseOverride) else AttentionConfig(kind="full", unit=None)
+
+
 def forecast(config: AttentionConfig, model) -> list[str]:
     """Returns lines that say what will run on the model's device, for 77 frames of common sizes."""
     block = model.model.diffusion_model.blocks[0].self_attn

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,7 @@ def checkpoints(tmp_path_factory) -> Path:
     """A models folder with a tiny GVR, a tiny 16-channel Wan and a tiny upsampler, random but real."""
     models = tmp_path_factory.mktemp("models")
     save_dit(models / "diffusion_models" / "gvr_test.safetensors")
+    save_dit(models / "diffusion_models" / "gvr_large_frames.safetensors", replace(DIT, num_layers=1), AttentionConfig())
     save_dit(models / "diffusion_models" / "wan_test.safetensors", DiTConfig(in_dim=16, dim=128, ffn_dim=160, num_heads=1, num_layers=3))
     upsampler = random_weights(LatentUpsampler(UPSAMPLER))
     path = models / "latent_upscale_models" / "upsampler_test.safetensors"

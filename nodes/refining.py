@@ -1,0 +1,162 @@
+"""Refinement inside ComfyUI: its guider, memory management, patches and previews, one box of the latent at a time."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import latent_preview
+import node_helpers
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..simplegvr_core.latent_file import LatentFile
+from ..simplegvr_core.refine import BoxedVelocity, refine
+from ..simplegvr_core.tiling import Tiling, round_up
+from .bridge import pixels
+
+RESUME_FOLDER = "simplegvr_resume"  # in ComfyUI's output folder: the one for temporary files is emptied when it starts
+
+
+@dataclass
+class Run:
+    """One refinement. upsampled: what it starts from. condition(a, b): frames of the condition, None for a model without one.
+
+    events: what the user should know afterwards; it grows.
+    """
+
+    upsampled: LatentFile
+    condition: Callable[[int, int], Tensor] | None
+    sigmas: Tensor
+    cfg: float
+    seed: int
+    tiling: Tiling
+    alignment: tuple[int, int, int]
+    folder: Path
+    finish: Callable[[Tensor, int], Tensor]
+    events: list[str] = field(default_factory=list)
+
+    def sample(self, model, prompts: tuple) -> LatentFile:
+        """Returns the refined latent, normalised. prompts: positive and negative CONDITIONING.
+
+        ComfyUI is given an empty latent of one box, for which it prepares itself; the clip stays in files.
+        """
+        batch, channels, frames, height, width = self.upsampled.shape
+        extent = frames, round_up(height, 2), round_up(width, 2)
+        boxes = self.tiling.boxes(extent)
+        largest = (max(box.size[axis] for box in boxes) for axis in range(3))
+        empty = torch.zeros(batch, channels, *largest)
+        if self.condition is not None:
+            prompts = tuple(node_helpers.conditioning_set_values(prompt, {"concat_latent_image": empty}) for prompt in prompts)
+        progress = Progress(model, len(self.sigmas) - 1, [box.size for box in boxes])
+
+        def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
+            with progress.shown(disable):
+                self.refine(denoise, x.device, extra_args, progress)
+            return x
+
+        sampler = comfy.samplers.KSAMPLER(euler)
+        comfy.sample.sample_custom(model, empty, self.cfg, sampler, self.sigmas, *prompts, empty, seed=self.seed)
+        return LatentFile(self.folder / "z.safetensors")
+
+    def refine(self, denoise, device: torch.device, extra_args: dict, progress: "Progress") -> None:
+        """Integrates to sigma 0. denoise: ComfyUI's (z_t, sigma (B,)) -> predicted clean latent, around its guider."""
+
+        def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+            if condition is not None:
+                set_condition(denoise.inner_model, condition.to(device))
+            z, sigma = z.to(device), sigma.to(device)
+            return ((z - denoise(z, sigma.expand(len(z)), **extra_args)) / sigma).float().cpu()
+
+        velocity = BoxedVelocity(network, self.tiling, self.alignment, progress.add, self.out_of_memory, comfy.model_management.is_oom)
+        refine(velocity, self.upsampled, self.condition, self.sigmas, self.seed, self.folder, progress.preview, self.finish)
+
+    def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
+        """Frees what ComfyUI caches, and notes what happened."""
+        comfy.model_management.soft_empty_cache()
+        smaller = tuple(min(side or whole, whole) for side, whole in zip(tiling.size, size, strict=True))
+        self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(smaller)} at a time.")
+
+
+def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:
+    """Gives the guider's prompts the condition of the box that comes next, normalised."""
+    for prompts in guider.conds.values():
+        for prompt in prompts:
+            held = prompt["model_conds"]["c_concat"]
+            prompt["model_conds"]["c_concat"] = held._copy_with(condition)
+
+
+class Progress:
+    """ComfyUI's progress bar and previews, and a bar on the console, in boxes."""
+
+    def __init__(self, model, steps: int, sizes: list[tuple[int, int, int]]):
+        self.steps, self.boxes = steps, len(sizes)
+        self.cells_per_box = sum(t * h * w for t, h, w in sizes) / len(sizes)
+        self.cells = 0
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.bar = comfy.utils.ProgressBar(steps * self.boxes)
+
+    @contextmanager
+    def shown(self, disable: bool) -> Iterator[None]:
+        """While open, the console's bar is there."""
+        with tqdm(total=self.bar.total, disable=disable) as self.console:
+            yield
+
+    def add(self, cells: int) -> None:
+        """Counts a box of so many cells. Boxes that were cut for want of memory overlap, so they are a little more."""
+        self.cells += cells
+        self.update(min(round(self.cells / self.cells_per_box), self.bar.total))
+
+    def preview(self, step: int, z: Tensor, z_0: Tensor) -> None:
+        """Shows the first of the frames whose velocity is known."""
+        if self.previewer:
+            self.update(self.console.n, self.previewer.decode_latent_to_preview_image("JPEG", z_0))
+
+    def update(self, done: int, picture=None) -> None:
+        self.console.update(done - self.console.n)
+        self.bar.update_absolute(done, self.bar.total, picture)
+
+
+def describe_box(size: tuple[int, int, int]) -> str:
+    return f"{size[0]} latent frames of {pixels(size[1:])}"
+
+
+@contextmanager
+def working_folder(fingerprint: str | None) -> Iterator[Path]:
+    """Yields a folder for a run's files, which is gone afterwards; with a fingerprint it stays when the run fails or is cancelled."""
+    if fingerprint is None:
+        os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
+        with TemporaryDirectory(prefix="simplegvr_", dir=folder_paths.get_temp_directory()) as folder:
+            yield Path(folder)
+        return
+    folder = Path(folder_paths.get_output_directory()) / RESUME_FOLDER / fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+    if not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def fingerprint(prompt: dict, node_id: str, samples: Tensor) -> str:
+    """Returns what tells a run from any other: its node and all that it depends on, as they stand in the prompt, and the latent."""
+    wanted, needed = [node_id], {}
+    while wanted:
+        name = wanted.pop()
+        if name not in needed:
+            needed[name] = {"class_type": prompt[name]["class_type"], "inputs": prompt[name]["inputs"]}
+            wanted += [value[0] for value in prompt[name]["inputs"].values() if isinstance(value, list)]
+    digest = hashlib.sha256(json.dumps(needed, sort_keys=True).encode())
+    for frame in samples.unbind(2):
+        digest.update(frame.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""The sampler node at any length and size: exact sizes, the same in any boxes, out of memory, colours held."""
+
+import pytest
+import torch
+from test_nodes import latent, model, sample, scale, upsampler, wan  # noqa: F401
+
+CUT = {"tiling": "custom", "segment": 10, "tile_width": 288, "tile_height": 384}
+SIZES, FRAMES = ((34, 61), (60, 104), (90, 160), (135, 240)), (1, 2, 5, 21, 41)
+QUICK = [(frames, size) for frames in FRAMES for size in SIZES if frames * size[0] * size[1] < 100_000]
+
+
+@pytest.fixture(scope="module")
+def one_block(comfy):
+    return comfy.run("SimpleGVRLoadModel", model_name="gvr_large_frames.safetensors", weight_dtype="default")[0]
+
+
+def is_exact(sample, model, frames, size, batch, tiling):  # noqa: F811
+    source = latent((batch, 16, frames, size[0] // 3, size[1] // 3))
+    size_in_pixels = {"size": "width x height", "width": 8 * size[1], "height": 8 * size[0]}
+    out, _ = sample(model=model, latent=source, size=size_in_pixels, steps=1, tiling=tiling)
+    return out.shape == (batch, 16, frames, *size) and bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("frames", "size"), QUICK, ids=str)
+def test_every_length_size_and_batch_comes_out_exact(sample, one_block, frames, size, batch):  # noqa: F811
+    assert is_exact(sample, one_block, frames, size, batch, {"tiling": "auto"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("frames", FRAMES)
+def test_every_length_size_and_batch_comes_out_exact_whole_and_in_boxes(sample, one_block, frames, size, batch):  # noqa: F811
+    assert is_exact(sample, one_block, frames, size, batch, {"tiling": "whole"})
+    assert is_exact(sample, one_block, frames, size, batch, CUT)
+
+
+def test_boxes_give_nearly_what_the_whole_gives(sample, one_block):  # noqa: F811
+    source = latent((1, 16, 12, 18, 13))
+    whole, in_boxes = (sample(model=one_block, latent=source, size=scale(3), tiling=tiling)[0] for tiling in ({"tiling": "whole"}, CUT))
+    assert not torch.equal(whole, in_boxes)
+    assert (in_boxes - whole).square().mean() < 0.02 * whole.square().mean()
+
+
+def test_the_same_clip_made_longer_begins_the_same(sample, one_block):  # noqa: F811
+    """Noise goes by position, attention by temporal units: what comes later changes nothing before."""
+    long = latent((1, 16, 15, 5, 7))
+    short = {"samples": long["samples"][:, :, :5]}
+    out, expected = (sample(model=one_block, latent=z, steps=1)[0] for z in (long, short))
+    torch.testing.assert_close(out[:, :, :5], expected, atol=1e-4, rtol=0)
+
+
+def test_out_of_memory_halves_the_boxes_and_the_report_says_so(sample, one_block, monkeypatch):  # noqa: F811
+    source, network = latent((1, 16, 12, 5, 7)), type(one_block.model.diffusion_model)
+    whole, _ = sample(model=one_block, latent=source, tiling={"tiling": "whole"})
+    forward = network.forward
+
+    def small_machine(self, x, *arguments, **options):
+        if x.shape[2] > 10:
+            raise torch.OutOfMemoryError("simulated")
+        return forward(self, x, *arguments, **options)
+
+    monkeypatch.setattr(network, "forward", small_machine)
+    out, report = sample(model=one_block, latent=source, tiling={"tiling": "whole"})
+    assert "Out of memory with 12 latent frames of 112 x 80: went on with 10 latent frames of 112 x 80 at a time." in report
+    assert report.count("Out of memory") == 1
+    assert (out - whole).square().mean() < 0.02 * whole.square().mean()
+
+
+def test_upsampling_out_of_memory_goes_on_in_tiles(comfy, upsampler, monkeypatch):  # noqa: F811
+    inputs = dict(upsampler=upsampler, latent=latent((1, 16, 5, 20, 18)), size=scale(3))
+    whole = comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"]
+    upsample, calls = type(upsampler.model).upsample, []
+
+    def small_machine(self, z_lr, tile, past):
+        calls.append(tile)
+        if len(calls) == 2 or tile[1].kept[1] - tile[1].kept[0] > 40:
+            raise torch.OutOfMemoryError("simulated")
+        return upsample(self, z_lr, tile, past)
+
+    monkeypatch.setattr(type(upsampler.model), "upsample", small_machine)
+    torch.testing.assert_close(comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"], whole, atol=1e-4, rtol=0)
+    assert len(calls) > 5
+
+
+def test_colours_are_held_to_the_sources(comfy, sample, upsampler):  # noqa: F811
+    upscaled = comfy.run("SimpleGVRLatentUpscale", upsampler=upsampler, latent=latent(), size=scale(2))[0]["samples"]
+    drift = [(sample(colour_match=strength)[0] - upscaled).mean((3, 4)).abs().max().item() for strength in (0.0, 0.5, 1.0)]
+    assert drift[0] > 0.1
+    assert drift[1] == pytest.approx(drift[0] / 2, rel=1e-3)
+    assert drift[2] < 1e-4
+
+
+def test_context_windows_are_refused(comfy, model, sample):  # noqa: F811
+    windowed = comfy.run(
+        "WanContextWindowsManual", model=model, context_length=9, context_overlap=4, context_schedule="standard_static",
+        context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=False,
+    )[0]  # fmt: skip
+    with pytest.raises(ValueError, match="cuts long videos itself"):
+        sample(model=windowed)
