@@ -3,10 +3,12 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .data import find_videos, inspect_video, read_frames, shrink
 from .filters import Drop
@@ -82,3 +84,25 @@ def read_clips(folder: Path, starts: list[tuple[str, int]], num_frames: int, hei
             problem = str(error)
         for start in left:
             yield Clip(name, start, Drop("unreadable", problem))
+
+
+def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list[Tensor]:
+    """Returns the clips of every video below folder, uint8 (F, H, W, 3): num_frames frames, a new one every spacing frames.
+
+    Frames taller than height are made that tall by area averaging, which hides their compression.
+    Raises ValueError when spacing is less than num_frames, a video is damaged, or none is long enough for a clip.
+    """
+    if spacing < num_frames:
+        raise ValueError(f"spacing is {spacing} frames, wanted at least the {num_frames} of a clip")
+    found = survey(folder, num_frames)
+    starts = found.starts(num_frames, spacing)
+    read = tqdm(read_clips(folder, starts, num_frames, height), total=len(starts), unit="clip", mininterval=5)
+    clips = []
+    for outcome in chain(found.skipped.values(), (clip.images for clip in read)):
+        if isinstance(outcome, Tensor):
+            clips.append(outcome)
+        elif outcome.reason == "unreadable":
+            raise ValueError(f"{outcome.detail}: take it out of {folder}, or get it again")
+    if not clips:
+        raise ValueError(f"no video in {folder} has {num_frames} frames: use longer videos or fewer frames")
+    return clips

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from tqdm import tqdm
 
 from .files import whole
 
@@ -132,28 +131,6 @@ def area_downscale(video: Tensor, scale: int) -> Tensor:
     """Returns video (B, 3, F, H // scale, W // scale): means of scale x scale pixels. The rest of an edge is cut off."""
     height, width = (extent // scale for extent in video.shape[3:])
     return resize_frames(video[..., : height * scale, : width * scale], (height, width), "area")
-
-
-def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list[Tensor]:
-    """Returns clips of every video below folder: num_frames frames, a new one every spacing frames, uint8 (F, H, W, 3).
-
-    Frames taller than height pixels are made that tall by area averaging, which hides their compression.
-    Raises ValueError when spacing is less than num_frames, or no video is long enough for a clip.
-    """
-    if spacing < num_frames:
-        raise ValueError(f"spacing is {spacing} frames, wanted at least the {num_frames} of a clip")
-    clips = []
-    for path in find_videos(folder):
-        clip = []
-        frames = read_frames(path, lambda index: index % spacing < num_frames)
-        for frame in tqdm(frames, desc=path.name, unit="frame", mininterval=5):
-            clip.append(shrink(frame, height))
-            if len(clip) == num_frames:
-                clips.append(torch.stack(clip))
-                clip = []
-    if not clips:
-        raise ValueError(f"no video in {folder} has {num_frames} frames: use longer videos or fewer frames")
-    return clips
 
 
 def shrink(frame: Tensor, height: int) -> Tensor:

@@ -11,7 +11,8 @@ import tyro
 from torch import Tensor, nn
 
 from . import checkpoint
-from .data import load_clips, random_crops
+from .clips import load_clips
+from .data import random_crops
 from .fit import LoopConfig, fit
 from .metrics import st_lpips_network
 from .vae import TinyVAE, TinyVAEConfig

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_pairs import build, footage, models  # noqa: F401 (fixtures)
 
-from simplegvr_core.clips import read_clips, survey
+from simplegvr_core.clips import load_clips, read_clips, survey
 from simplegvr_core.data import inspect_video, read_video, write_video
 from simplegvr_core.filters import Drop
 from simplegvr_core.pairs import Pairs
@@ -89,6 +89,11 @@ def test_a_video_damaged_within_is_used_up_to_there(tmp_path):
     assert 3 <= damaged.count(True) <= 9
     assert clips[-1].images.reason == "unreadable"
     assert "is damaged in frame" in clips[-1].images.detail
+    with pytest.raises(ValueError, match=r"a\.avi is damaged in frame \d+: take it out of"):
+        load_clips(tmp_path, 5, 5, 64)
+    (tmp_path / "a.avi").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"a\.avi ends early.*: take it out of"):
+        load_clips(tmp_path, 5, 5, 64)
 
 
 def test_variable_frame_rate_is_noted_and_read_in_order(build):  # noqa: F811

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import REPO
 
+from simplegvr_core.clips import load_clips
 from simplegvr_core.data import (
     area_downscale,
     find_videos,
-    load_clips,
     random_crops,
     read_video,
     resize_frames,
