@@ -12,9 +12,10 @@ from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.latent_file import LatentFile, write_latent
 from ..simplegvr_core.layers import LATENT_CHANNELS
 from ..simplegvr_core.sampling import CELL, SamplingConfig, augment_condition
-from ..simplegvr_core.tiling import Tiling, aligned_tiling, alignment
+from ..simplegvr_core.tiling import WHOLE, Tiling, aligned_tiling, alignment
 from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, pixels, size_input, target_size, to_latent, upsampled_frames
 from .latent import noise_augmentation_input, noise_seed_input, null_prompt
+from .planning import plan_run
 from .refining import Run, fingerprint, working_folder
 from .sparse_attention import attention_of
 
@@ -117,7 +118,7 @@ class SimpleGVRSampler(io.ComfyNode):
                 "remove the context windows node, and choose segments in tiling"
             )
         attention = attention_of(model)
-        boxes = chosen_tiling(tiling, attention)
+        boxes = chosen_tiling(tiling, attention) or plan_run(model, upsampler, samples.shape, target, sampling).tiling
         with working_folder(fingerprint(cls.hidden.prompt, cls.hidden.unique_id, samples) if resume else None) as folder:
             upsampled = upsample(upsampler, samples, target, folder, cls)
 
@@ -207,10 +208,12 @@ def tiling_input() -> io.DynamicCombo.Input:
     )
 
 
-def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling:
-    """Returns the boxes that a `tiling` value asks for."""
-    if tiling is None or tiling["tiling"] != "custom":
-        return aligned_tiling((None, None, None), attention)
+def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling | None:
+    """Returns the boxes that a `tiling` value asks for, None when the plan decides."""
+    if tiling is None or tiling["tiling"] == "auto":
+        return None
+    if tiling["tiling"] == "whole":
+        return WHOLE
     cells = tiling["segment"], -(-tiling["tile_height"] // CELL), -(-tiling["tile_width"] // CELL)
     return aligned_tiling(tuple(side or None for side in cells), attention)
 
