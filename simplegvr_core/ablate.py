@@ -7,6 +7,7 @@ cannot decide what the paper's found out on sixteen GPUs; the table says for eac
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from . import metrics
 from .attention import AttentionConfig
 from .curve import MeasureCurve
-from .files import write_text
+from .files import sha256, write_text
 from .fit import LoopConfig
 from .model import DiTConfig, load_dit
 from .pairs import BuildPairs, Pairs
@@ -116,9 +117,13 @@ class Ablate:
         train = replace(BASE, **change | {"pairs": pairs, "loop": loop, "vae": None})
         if "curve" in change:
             train = replace(train, curve=self.curve(seed))
-        files = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.vae, self.t2v)}
-        decisive = repr((train, files, self.videos, self.height, self.spacing))
+        decisive = repr((train, self.files, self.videos, self.height, self.spacing))
         return replace(train, out=self.out / "runs" / hashlib.sha256(decisive.encode()).hexdigest()[:16])
+
+    @cached_property
+    def files(self) -> dict[Path, str]:
+        """The checksums of what pairs are made with."""
+        return {path: sha256(path) for path in (self.vae, self.t2v)}
 
     def trained(self, change: dict, seed: int) -> Train:
         """Returns the finished training of BASE with a change. What was trained with the very same options is taken as it is."""

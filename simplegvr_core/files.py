@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and checksums."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,3 +36,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all. Raises what whole raises."""
     with whole(path) as partial:
         partial.write_text(text)
+
+
+def sha256(path: Path) -> str:
+    """Returns the checksum of a file of any size, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

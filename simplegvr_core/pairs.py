@@ -30,7 +30,7 @@ from .attention import AttentionConfig
 from .clips import Clip, Survey, read_clips, survey
 from .data import crop_centre, to_video
 from .degradations import RECIPES, Recipe, degrade_latent, degrade_video
-from .files import whole, write_text
+from .files import sha256, whole, write_text
 from .filters import Drop, FilterConfig, judge, load_musiq
 from .layers import LATENT_CHANNELS
 from .model import SimpleGVRDiT, read_dit
@@ -227,7 +227,7 @@ class BuildPairs:
         options = {key: value for key, value in asdict(self).items() if key not in ("videos", "out", "workers", "ray")}
         options |= {"videos": {name: f"{length} frames" for name, length in found.lengths.items()}, "musiq": musiq_note}
         options |= {"recipe_numbers": asdict(RECIPES[self.recipe])}
-        files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name in ("vae", "t2v") if (path := getattr(self, name))}
+        files = {name: sha256(path) for name in ("vae", "t2v") if (path := getattr(self, name))}
         options = flatten(json.loads(json.dumps(options | files, default=str)))
         path = self.out / "build.json"
         if not path.exists():

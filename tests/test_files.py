@@ -1,12 +1,13 @@
 """Files appear whole or not at all."""
 
+import hashlib
 import resource
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from simplegvr_core.files import whole
+from simplegvr_core.files import sha256, whole
 
 
 @pytest.fixture
@@ -61,3 +62,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         whole(tmp_path / "file" / "run" / "a.json"),
     ):
         pass
+
+
+@pytest.mark.parametrize("size", [0, 5, 2**20, 2**21 + 3])
+def test_a_checksum_is_that_of_all_bytes(tmp_path, size):
+    data = bytes(range(7)) * (size // 7) + bytes(size % 7)
+    (tmp_path / "a").write_bytes(data)
+    assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
