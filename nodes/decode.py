@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..simplegvr_core.decode_to_file import decode_to_parts, fingerprint, first_frame, latent_frames
-from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, tiles_of_frame
+from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
 from ..simplegvr_core.tiling import Box
 from ..simplegvr_core.vae import TinyVAE
 from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
 from .bridge import CATEGORY, LATENT_FORMAT, pixels
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
+WITHOUT_PAST = 0.65  # of ComfyUI's estimate is what decoding a chunk takes (measured) when the past is on the host: both VAEs
 RESUME_FOLDER = "simplegvr_unfinished"
 PREVIEW_SIDE = 512  # pixels
 
@@ -168,27 +169,31 @@ def chunk_decoder(vae) -> Callable:
 def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[str]) -> StreamDecoder:
     """Returns the decoder of a VAE for clips of samples' size, loaded, in tiles where the whole frame does not fit.
 
-    report: gets a line for tiles, and for each time when memory runs out.
+    report: gets a line when there is little memory, and for each time when it runs out.
     """
     network, size = vae.first_stage_model, tuple(samples.shape[3:])
 
     def needed(height: int, width: int) -> float:
         return vae.memory_used_decode((1, samples.shape[1], min(samples.shape[2], 5), height, width), vae.vae_dtype)
 
-    def on_out_of_memory(box: Box) -> None:
-        report.append(f"Memory ran out with {pixels(box.size[1:])}: decoded that in two tiles from there on.")
+    def on_out_of_memory(box: Box, tiles: list[Tile]) -> None:
+        remedy = "decoded that in two tiles" if len(tiles) == 2 else "kept the past of its frames in host memory"
+        report.append(f"Memory ran out with {pixels(box.size[1:])}: {remedy} from there on.")
         comfy.model_management.soft_empty_cache()
 
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed(*size))
     free = vae.patcher.get_free_memory(vae.device)
-    tiles = tiles_of_frame(size, lambda height, width: needed(height, width) <= free)
+    tiles = tiles_of_frame(size, lambda height, width: WITHOUT_PAST * needed(height, width) <= free)
     if len(tiles) > 1:
-        report.append(f"A frame of {pixels(size)} takes {gib(needed(*size))}, {gib(free)} are free: decoded in {len(tiles)} tiles.")
+        report.append(
+            f"A frame of {pixels(size)} takes {gib(WITHOUT_PAST * needed(*size))}, {gib(free)} are free: decoded in {len(tiles)} tiles."
+        )
     return StreamDecoder(
         lambda z, past: decode_chunk(network, z.to(vae.device, vae.vae_dtype), past),
         tiles,
         comfy.model_management.is_oom,
         vae.output_device,
+        needed(*size) <= free and vae.device != vae.output_device,
         on_out_of_memory,
     )
 

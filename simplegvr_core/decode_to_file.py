@@ -50,8 +50,8 @@ def decode_to_parts(
                     raise ValueError(
                         f"latent frames {start} to {stop - 1} contain NaN or infinite values: look for the cause in the sampler"
                     )
-                video = decoder(chunk)[:, :, : frames - first_frame(start), : encoding.height, : encoding.width]
-                images = to_images(video).cpu()
+                wanted = (..., slice(frames - first_frame(start)), slice(encoding.height), slice(encoding.width))
+                images = to_images(decoder(chunk)[wanted]).cpu()
                 add(images)
                 on_chunk(start, stop, images[-1])
         save_progress(folder, i + 1, decoder.tiles if path != paths[-1] else [])

@@ -85,54 +85,67 @@ def tiles_of_frame(size: tuple[int, int], fits: Callable[[int, int], bool]) -> l
 
 @dataclass
 class StreamDecoder:
-    """Decodes the chunks of a clip in order. A tile for which memory runs out is halved, and stays so.
+    """Decodes the chunks of a clip in order, and makes do with less memory when it runs out, from there on.
 
-    tiles: of the frame, with their past. waiting_room: the device for the past of tiles that are not at work.
-    on_out_of_memory(box): called with the tile that did not fit.
+    tiles: of the frame, with their past. host: the device for pictures of tiles, and for the past between chunks; with
+    keeps_past, both stay where they are made, which is faster. on_out_of_memory(box, tiles): called with the tile that did
+    not fit and those that are tried instead: itself while the past is on the host, then its halves.
     """
 
     decode: DecodeChunk
     tiles: list[Tile]
     is_out_of_memory: Callable[[Exception], bool]
-    waiting_room: torch.device | str = "cpu"
-    on_out_of_memory: Callable[[Box], None] = lambda box: None
+    host: torch.device | str = "cpu"
+    keeps_past: bool = False
+    on_out_of_memory: Callable[[Box, list[Tile]], None] = lambda box, tiles: None
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Returns the video of the next chunk, float32: on the decoder's device if the frame is one tile, else waiting.
+        """Returns the video of the next chunk, float32.
 
-        Raises what decode raises, also for want of memory when a tile cannot be halved. The tiles are then as they were.
+        Raises what decode raises, also for want of memory when there is no smaller tile. The past is then as it was.
         """
         todo, done, video = list(self.tiles), [], None
+        extent = (1, *(PIXELS * cells for cells in z.shape[3:]))
         while todo:
-            tile = todo.pop(0)
-            halves = tile.halves()
-            part = self.attempt(z, tile, bool(halves))
-            if part is None:
-                self.on_out_of_memory(tile.box)
-                todo = halves + todo
+            decoded = self.attempt(z, todo[0])
+            if decoded is None:
+                todo = self.smaller(todo[0]) + todo[1:]
                 continue
-            picture, past = part
-            if not todo and not done:
-                self.tiles = [Tile(tile.box, past)]
-                return picture.float()
-            done.append(Tile(tile.box, {name: values.to(self.waiting_room) for name, values in past.items()}))
+            picture, tile = decoded
+            done.append(tile)
+            if len(todo) == len(done) == 1:
+                video = picture
+                break
             if video is None:
-                extent = (1, *(PIXELS * cells for cells in z.shape[3:]))
-                video = torch.zeros(*picture.shape[:3], *extent[1:], device=self.waiting_room)
+                video = torch.zeros(*picture.shape[:3], *extent[1:])
             box = in_pixels(tile.box)
-            weight = share(box, extent, (0, PIXELS * OVERLAP, PIXELS * OVERLAP)).to(video)
-            video[inside(box)] += weight * picture.to(video)
+            video[inside(box)] += share(box, extent, (0, PIXELS * OVERLAP, PIXELS * OVERLAP)) * picture.to(video)
+            todo = todo[1:]
         self.tiles = done
-        return video
+        return video.float()
 
-    def attempt(self, z: Tensor, tile: Tile, halvable: bool) -> tuple[Tensor, Past] | None:
-        """Returns a tile's video and new past; None when there was no memory for it and it can be halved."""
+    def attempt(self, z: Tensor, tile: Tile) -> tuple[Tensor, Tile] | None:
+        """Returns a tile's video, and the tile with its new past; None when memory runs out and less of it may do."""
         try:
-            return self.decode(z[inside(tile.box)], tile.past)
+            video, past = self.decode(z[inside(tile.box)], tile.past)
+            return self.put_by(video), Tile(tile.box, {name: self.put_by(values) for name, values in past.items()})
         except Exception as error:
-            if not (halvable and self.is_out_of_memory(error)):
+            if not self.is_out_of_memory(error) or not (self.keeps_past or tile.halves()):
                 raise
         return None
+
+    def put_by(self, values: Tensor) -> Tensor:
+        return values if self.keeps_past else values.to(self.host)
+
+    def smaller(self, tile: Tile) -> list[Tile]:
+        """Returns what to try instead of a tile for which memory ran out."""
+        if self.keeps_past:
+            self.keeps_past = False
+            self.tiles = tiles = [Tile(tile.box, {name: self.put_by(values) for name, values in tile.past.items()})]
+        else:
+            tiles = tile.halves()
+        self.on_out_of_memory(tile.box, tiles)
+        return tiles
 
 
 def chunks(latent_frames: int) -> list[tuple[int, int]]:

@@ -352,7 +352,7 @@ def little_memory(monkeypatch):
     return set_free
 
 
-@pytest.mark.parametrize("share, tiles", [(0.7, 2), (0.45, 4)])
+@pytest.mark.parametrize("share, tiles", [(0.45, 2), (0.3, 4)])
 def test_tiles_are_close_to_the_whole(tiny, save, frames_seen, little_memory, share, tiles):
     expected = stock(tiny, latent(3, WIDE))[0]
     little_memory(tiny, share)
@@ -364,11 +364,10 @@ def test_tiles_are_close_to_the_whole(tiny, save, frames_seen, little_memory, sh
 def test_tiles_of_wans_vae_are_as_close_to_the_whole_as_stock_tiles_are(wan, save, frames_seen, little_memory):
     """With random weights that is not close: its attention sees the whole frame, and nothing has taught it to look near."""
     expected = stock(wan, latent(3, WIDE))[0]
-    little_memory(wan, 0.7)
+    little_memory(wan, 0.45)
     save(wan, latent(3, WIDE))
     with torch.inference_mode():
         stock_tiles = wan.decode_tiled(latent(3, WIDE)["samples"], tile_x=25, tile_y=25, overlap=8)[0]
-    print(psnr(as_images(wan, frames_seen), expected), psnr(stock_tiles, expected))
     assert psnr(as_images(wan, frames_seen), expected) > psnr(stock_tiles, expected) - 0.5
 
 
@@ -407,6 +406,26 @@ def test_memory_that_runs_out_in_wans_vae_halves_tiles_until_they_fit(wan, save,
     ]
     assert torch.equal(as_images(wan, frames_seen)[:1], expected[:1])  # decoded before
     assert psnr(as_images(wan, frames_seen), expected) > 20
+
+
+def test_memory_that_runs_out_sends_the_past_to_the_host_before_the_frame_is_cut(tiny, module, scarce_memory):
+    """As on a GPU that the whole frame seems to fit: here the past is on the CPU anyway, and the second failure cuts it."""
+    core, z = sys.modules[module.StreamDecoder.__module__], latent(3, WIDE)["samples"]
+    tried = []
+    decoder = core.StreamDecoder(
+        lambda z, past: module.tiny_chunk(tiny.first_stage_model, z, past),
+        core.tiles_of_frame(WIDE, lambda height, width: True),
+        lambda error: isinstance(error, torch.OutOfMemoryError),
+        keeps_past=True,
+        on_out_of_memory=lambda box, tiles: tried.append(len(tiles)),
+    )
+    with torch.inference_mode():
+        expected = tiny.first_stage_model.decode(z)
+        scarce_memory(WIDE[1] * 4 - 1, 3)
+        out = torch.cat([decoder(z[:, :, start:stop]) for start, stop in core.chunks(3)], 2)
+    assert tried == [1, 2]
+    assert not decoder.keeps_past
+    assert psnr(out / 2, expected / 2) > 60
 
 
 def test_memory_that_is_not_enough_for_the_smallest_tile_is_an_error(tiny, save, scarce_memory, output):
