@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from . import metrics
 from .attention import AttentionConfig
+from .command_line import plain_errors
 from .curve import MeasureCurve
 from .files import sha256, write_text
 from .fit import LoopConfig
@@ -188,6 +189,7 @@ def as_markdown(table: dict) -> str:
 
 
 if __name__ == "__main__":
-    results = tyro.cli(Ablate).run()
-    print(as_markdown(results))
-    print(json.dumps(results))
+    with plain_errors():
+        results = tyro.cli(Ablate).run()
+        print(as_markdown(results))
+        print(json.dumps(results))

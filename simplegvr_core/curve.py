@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import parse_config
+from .command_line import plain_errors
 from .files import whole, write_text
 from .flow import shifted_sigmas
 from .model import load_dit
@@ -99,4 +100,5 @@ def write_curve(path: Path, curve: Curve) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(tyro.cli(MeasureCurve).run())))
+    with plain_errors():
+        print(json.dumps(asdict(tyro.cli(MeasureCurve).run())))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import metrics, peers, report
 from .checkpoint import parse_config
+from .command_line import plain_errors
 from .data import area_downscale, find_videos, read_video, resize_frames, shrink, to_images, to_video, write_video
 from .files import write_text
 from .model import SimpleGVRDiT, load_dit
@@ -222,7 +223,8 @@ def name_clips(folder: Path) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    run = tyro.cli(Evaluate)
-    results = run.run()
-    print((run.out / "results.md").read_text())
-    print(json.dumps(results))
+    with plain_errors():
+        run = tyro.cli(Evaluate)
+        results = run.run()
+        print((run.out / "results.md").read_text())
+        print(json.dumps(results))

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .attention import AttentionConfig
 from .clips import Clip, Survey, read_clips, survey
+from .command_line import plain_errors
 from .data import crop_centre, to_video
 from .degradations import RECIPES, Recipe, degrade_latent, degrade_video
 from .files import sha256, whole, write_text
@@ -324,6 +325,7 @@ def print_summary(summary: dict) -> None:
 
 
 if __name__ == "__main__":
-    summary = tyro.cli(BuildPairs).run()
-    print_summary(summary)
-    print(json.dumps(summary))
+    with plain_errors():
+        summary = tyro.cli(BuildPairs).run()
+        print_summary(summary)
+        print(json.dumps(summary))

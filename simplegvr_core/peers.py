@@ -29,6 +29,8 @@ import tyro
 from einops import rearrange
 from torch import Tensor, nn
 
+from .command_line import plain_errors
+
 HOME = Path(__file__).resolve().parents[1] / ".comfyui" / "peers"
 SCALE = 4  # of every peer
 
@@ -255,4 +257,5 @@ class Fetch:
 
 
 if __name__ == "__main__":
-    print(json.dumps(tyro.cli(Fetch).run()))
+    with plain_errors():
+        print(json.dumps(tyro.cli(Fetch).run()))

@@ -14,6 +14,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from .command_line import plain_errors
 from .data import write_video
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -72,4 +73,5 @@ def move_camera(photo: np.ndarray, size: tuple[int, int], num_frames: int, rng: 
 
 
 if __name__ == "__main__":
-    tyro.cli(Photos).run()
+    with plain_errors():
+        tyro.cli(Photos).run()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .attention import AttentionConfig
+from .command_line import plain_errors
 from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
 from .layers import LATENT_CHANNELS
@@ -309,4 +310,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .clips import load_clips
+from .command_line import plain_errors
 from .data import random_crops
 from .fit import LoopConfig, fit
 from .metrics import st_lpips_network
@@ -98,4 +99,5 @@ class Reconstruction(nn.Module):
 
 
 if __name__ == "__main__":
-    print(json.dumps(tyro.cli(TrainVAE).run()))
+    with plain_errors():
+        print(json.dumps(tyro.cli(TrainVAE).run()))

@@ -11,7 +11,7 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"optical_flow", "files"},
+    {"optical_flow", "files", "command_line"},
     {"flow", "noise", "colour", "seam_plot", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
     {"baselines", "video_file", "measure", "peers", "report", "fit"},
     {"clips", "photos"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"degradations.model_guided", "plan", "sampling_plan"},
     {"degradations"},
     {"pairs", "plan_picture"},
-    {"curve", "training_data"},
+    {"curve", "training_data", "plan_command"},
     {"train", "train_vae", "evaluate", "benchmark"},
     {"ablate"},
 ]

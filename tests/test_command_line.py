@@ -1,0 +1,34 @@
+"""Command-line tools end with a sentence where the user can help."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+from simplegvr_core.command_line import plain_errors
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["photos", "--photos", "nowhere", "--out", "out"], "--photos nowhere holds no photograph (.jpeg, .jpg, .png)"),
+        (
+            ["pairs", "--videos", "nowhere", "--out", "out", "--vae", "x", "--spacing", "3"],
+            "--spacing is 3 frames, wanted at least the 17 of a clip",
+        ),
+    ],
+    ids=lambda x: x[0],
+)
+def test_an_error_is_a_sentence(arguments, sentence):
+    ran = subprocess.run(
+        [sys.executable, "-m", f"simplegvr_core.{arguments[0]}", *arguments[1:]], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == sentence + "\n"
+    assert ran.stdout == ""
+
+
+def test_what_the_user_cannot_cure_keeps_its_traceback():
+    with pytest.raises(KeyError), plain_errors():
+        {}["x"]
