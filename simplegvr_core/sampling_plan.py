@@ -195,8 +195,10 @@ def least_work(
     """
     limits = max_frames, None, None
     axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
-    tilings = [Tiling(size, overlap) for size in product(*axes)]
-    smallest, second = (Tiling(tuple(axis[index] for axis in axes), overlap) for index in (-1, max(-2, -len(axes[0]))))
+    tilings = sorted((Tiling(size, overlap) for size in product(*axes)), key=lambda tiling: work(tiling, extent))
+    if need(box_size(tilings[0].size, extent)) <= budget:
+        return tilings[0], need(box_size(tilings[0].size, extent))
+    smallest, second = (Tiling(tuple(axis[max(index, -len(axis))] for axis in axes), overlap) for index in (-1, -2))
     small, larger = (box_size(tiling.size, extent) for tiling in (smallest, second))
     least = need(small)
     if least > budget:
@@ -207,7 +209,7 @@ def least_work(
     per_cell = least / math.prod(small)
     if larger != small:
         per_cell = (need(larger) - least) / (math.prod(larger) - math.prod(small))
-    for tiling in sorted(tilings, key=lambda tiling: work(tiling, extent)):
+    for tiling in tilings:
         box = box_size(tiling.size, extent)
         if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= budget and need(box) <= budget:
             return tiling, need(box)
