@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ATTENTION, DIT, UPSAMPLER
+from conftest import ATTENTION, DIT, REPO, UPSAMPLER
+from PIL import Image
 
+from simplegvr_core import plan_command
 from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.flops import dit_flops
 from simplegvr_core.memory import peak_bytes
 from simplegvr_core.model import DiTConfig, SimpleGVRDiT
 from simplegvr_core.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
+from simplegvr_core.plan_command import Clip
 from simplegvr_core.plan_picture import draw_plan
 from simplegvr_core.sampling import SamplingConfig
 from simplegvr_core.sampling_plan import grid, least_work, longest_segment, plan_sampling, sizes, trial
@@ -258,3 +261,30 @@ def test_comfyui_is_told_the_counted_memory(comfy, models):
     network, z, video = vae.first_stage_model.float(), (1, 16, 3, 8, 10), (1, 3, 9, 64, 80)  # with the input, which moves to the device
     assert vae.memory_used_decode(z, torch.float32) == pytest.approx(peak_bytes(lambda: network.decode(torch.zeros(z))), rel=0.01)
     assert vae.memory_used_encode(video, torch.float32) == pytest.approx(peak_bytes(lambda: network.encode(torch.zeros(video))), rel=0.01)
+
+
+def test_command_plans_draws_and_times(tmp_path, capsys):
+    model, upsampler = str(plan_command.GVR_TINY), plan_command.GVR_TINY_UPSAMPLER
+    clip = Clip((160, 120), (480, 360), 11, model=model, upsampler=upsampler, dtype="float32", memory_gb=0.2, trial=True, device="cpu")
+    p = replace(clip, out=tmp_path / "plan.png").run()
+    assert p.extent == (11, 46, 60)
+    assert p.forwards == 2  # gvr_tiny's own
+    assert p.seconds > 0
+    assert capsys.readouterr().out == p.text() + "\n"
+    assert Image.open(tmp_path / "plan.png").size == (960, 720)
+    with pytest.raises(ValueError, match=r"wan-1\.3b, a size without weights"):
+        replace(clip, model="wan-1.3b", memory_gb=16).run()
+
+
+def test_documented_table_is_what_the_command_counts():
+    lines = (REPO / "docs" / "memory.md").read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| 1920 x 1080 | 21 |")]
+    models = [plan_command.describe(model) for model in ("wan-1.3b", str(plan_command.GVR_TINY))]
+    assert len(rows) == len(models)
+    size, source = plan_command.landscape(1080)
+    for row, model in zip(rows, models, strict=True):
+        for column, card in ((2, 8), (4, 16)):
+            p = plan_sampling(
+                *model[:2], UPSAMPLER, (1, 21, *source), size, model[2], card * 10**9, torch.bfloat16, implementation="triton"
+            )
+            assert row[column] == plan_command.cell(p)
