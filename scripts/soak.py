@@ -91,7 +91,7 @@ def run_and_tally(servers, case, tally: Tally) -> str | None:
     try:
         outcome = run_case(servers, case)
     except (Unexplained, WorkflowError, TimeoutError):
-        outcome, failure = "UNEXPLAINED", traceback.format_exc(limit=-2)
+        outcome, failure = "UNEXPLAINED", traceback.format_exc(limit=-2) + servers.last_words()
     tally.outcomes[outcome] += 1
     tally.seconds.append(time.monotonic() - started)
     return failure
