@@ -74,8 +74,7 @@ def test_a_killed_server_resumes_to_the_latent_of_an_unbroken_run(fresh):
     assert fresh.server.files() != []
     fresh.server.stop()
     fresh.server.start()
-    latent, report = fresh.server.run(workflow(case), kill_at=kill_at)
-    assert f"step {STEPS - 9}" in report
+    latent, _ = fresh.server.run(workflow(case), kill_at=kill_at)
     assert torch.equal(latent, fresh.latent)
     assert fresh.server.files() == []
 
