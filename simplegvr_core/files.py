@@ -19,17 +19,27 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_suffix(f".partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors' writer makes files that only their owner may read
         os.replace(partial, path)
-    except (OSError, SafetensorError) as error:  # safetensors' writer turns a full disk into its own error
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(
-            f"{path} cannot be written ({reason}): free space there or choose another folder, and run the same command again; "
-            "what was finished before is kept"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        if not is_of_writing(error, {partial, *path.parents}):
+            raise
+        reason = getattr(error, "strerror", error)
+        cure = "free space there or choose another folder, and run the same command again; what was finished before is kept"
+        raise OSError(f"{path} cannot be written ({reason}): {cure}") from error
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def is_of_writing(error: OSError | SafetensorError, places: set[Path]) -> bool:
+    """Returns whether an error comes from writing in places: not from reading elsewhere, nor with a cure that `whole` gave it."""
+    if isinstance(error, SafetensorError):  # what its writer turns a full disk into; its reader's say "deserializing"
+        return "while serializing" in str(error)
+    return error.errno is not None and (error.filename is None or Path(error.filename) in places)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ would have had (unless it is limited in minutes, which are the clock's). All pro
 their share of it, so their number changes no loss.
 """
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -184,7 +185,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
         try:
             torch.save(state, partial)
         except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
-            raise OSError(f"at step {progress.step}: {error}") from error
+            raise OSError(errno.EIO, f"at step {progress.step}: {error}") from error
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, options: dict) -> None:

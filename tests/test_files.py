@@ -2,11 +2,14 @@
 
 import hashlib
 import resource
+from fractions import Fraction
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from simplegvr_core.data import write_video
 from simplegvr_core.files import sha256, whole
 
 
@@ -40,6 +43,13 @@ def test_a_failure_leaves_what_was_there_before(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_others_may_read_a_file_as_far_as_the_system_allows(tmp_path):
+    (tmp_path / "plain").touch()
+    with whole(tmp_path / "a.safetensors") as partial:
+        save_file({"x": torch.zeros(3)}, partial)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize(
     "write",
     [lambda path: path.write_bytes(bytes(30_000)), lambda path: save_file({"x": torch.zeros(8000)}, path)],
@@ -53,6 +63,24 @@ def test_a_full_disk_names_the_file_and_the_cure(tmp_path, small_disk, write):
     ):
         write(partial)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_finds_no_room_leaves_nothing(tmp_path, small_disk):
+    images = torch.randint(256, (20, 90, 150, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(OSError, match=r"a\.mp4 cannot be written \(File too large\): free space there"):
+        write_video(tmp_path / "a.mp4", images, Fraction(24))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_another_file_stays_what_it_is(tmp_path, small_disk):
+    with pytest.raises(FileNotFoundError, match=r"No such file.*other"), whole(tmp_path / "a.bin"):
+        (tmp_path / "other").read_bytes()
+    (tmp_path / "damaged").write_bytes(b"x" * 100)
+    with pytest.raises(SafetensorError, match="deserializing"), whole(tmp_path / "a.bin"):
+        load_file(tmp_path / "damaged")
+    message = r"^[^(]*b\.bin cannot be written \(File too large\)[^(]*$"
+    with pytest.raises(OSError, match=message), whole(tmp_path / "a.bin"), whole(tmp_path / "b.bin") as partial:
+        partial.write_bytes(bytes(30_000))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
