@@ -1,17 +1,28 @@
 """SimpleGVR Decode and Save: what it writes is what the stock nodes decode, however the work is cut, stopped or resumed."""
 
+import asyncio
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import pytest
 import torch
+from client import output_files, run_workflow
 from conftest import REPO
 from torch import Tensor
 
 from simplegvr_core.data import read_video
+from simplegvr_core.decode_to_file import decode_to_parts, resume
+from simplegvr_core.decoding import StreamDecoder, tiles_of_frame
 from simplegvr_core.memory import peak_bytes
+from simplegvr_core.vae import load_tiny_vae
+from simplegvr_core.video_file import Encoding, join
 
 CELLS = (5, 7)  # rows, columns of the small latents
 TRIM_NONE = {"trim": "none"}
@@ -316,6 +327,37 @@ def test_a_run_killed_between_a_part_and_its_progress_goes_on(tiny, save, short_
     assert not unfinished.exists()
 
 
+def test_a_killed_process_leaves_parts_that_another_goes_on_from(tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPO / folder) for folder in (".", "scripts", "tests"))}
+    killed = subprocess.run([sys.executable, __file__, str(tmp_path)], env=env, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    path, went_on = decode_in_parts(tmp_path, lambda latent_frames: None)
+    assert went_on == 3  # chunks of 1, 2 and 2 latent frames were whole, that of the next 2 was not
+    unbroken, _ = decode_in_parts(tmp_path / "unbroken", lambda latent_frames: None)
+    assert torch.equal(read_video(path)[0], read_video(unbroken)[0])
+
+
+TINY_VAE = REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+
+
+@torch.inference_mode()
+def decode_in_parts(folder: Path, on_latent_frames) -> tuple[Path, int]:
+    """Decodes without ComfyUI; returns the file, and how many parts were there before."""
+    vae = load_tiny_vae(TINY_VAE)
+
+    def decode(z, past):
+        past = dict(past)
+        return next(vae.decode_stream([z], past)), past
+
+    decoder = StreamDecoder(decode, tiles_of_frame((3, 5), lambda height, width: True), lambda error: False)
+    there = resume(folder / "parts", decoder)
+    encoding = Encoding(40, 24, Fraction(24), 0.0)
+    z = latent(9, (3, 5))["samples"]
+    parts = decode_to_parts(z, decoder, 33, encoding, folder / "parts", 1, lambda start, stop, image: on_latent_frames(stop))
+    join(folder / "out.mp4", parts, encoding.rate)
+    return folder / "out.mp4", there
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"latent": latent(5, seed=1)}, {"crf": 11.0}, {"fps": 25.0}, {"trim": {"trim": "custom", "frames": 16, "width": 0, "height": 0}}],
@@ -442,3 +484,35 @@ def test_memory_does_not_grow_with_the_clip(vae, save):
 
 def latent_bytes(frames: int) -> int:
     return 4 * 16 * frames * 2 * 3
+
+
+def test_a_server_shows_the_file_and_gives_it_to_stock_video_nodes(server):
+    def node(class_type, **inputs):
+        return {"class_type": class_type, "inputs": inputs}
+
+    workflow = {
+        "1": node("SimpleGVRLoadTinyVAE", vae_name="gvr_tiny_vae.safetensors"),
+        "2": node("EmptyHunyuanLatentVideo", width=80, height=48, length=9, batch_size=2),
+        "3": node("SimpleGVRDecodeSave", vae=["1", 0], latent=["2", 0], fps=17.0, filename_prefix="video/saved", crf=16.0, resume=True,
+                  **{"trim": "custom", "trim.frames": 7, "trim.width": 0, "trim.height": 42}),
+        "4": node("GetVideoComponents", video=["3", 0]),
+        "5": node("SaveAnimatedWEBP", images=["4", 0], filename_prefix="again", fps=17.0, lossless=False, quality=90, method="fastest"),
+        "6": node("PreviewAny", source=["3", 1]),
+        "7": node("SaveVideo", video=["3", 0], filename_prefix="video/copy", format="auto", codec="auto"),
+    }  # fmt: skip
+    outputs = asyncio.run(run_workflow(server.address, workflow))
+    saved = output_files({"3": outputs["3"]}, server.base / "output")
+    assert [path.name for path in saved] == ["saved_00001_.mp4", "saved_00002_.mp4"]
+    for path in (*saved, *output_files({"7": outputs["7"]}, server.base / "output")):
+        images, rate = read_video(path)
+        assert images.shape == (7, 42, 80, 3)
+        assert rate == 17
+        with av.open(path) as container:
+            assert json.loads(container.metadata["prompt"])["3"]["class_type"] == "SimpleGVRDecodeSave"
+    assert len(outputs["5"]["images"]) == 2
+    assert "saved_00002_.mp4: 7 frames of 80 x 42, 17 a second." in outputs["6"]["text"][0]
+    assert not (server.base / "output" / "simplegvr_unfinished").exists()
+
+
+if __name__ == "__main__":  # the process of test_a_killed_process_leaves_parts_that_another_goes_on_from
+    decode_in_parts(Path(sys.argv[1]), lambda stop: os.kill(os.getpid(), signal.SIGKILL) if stop == 7 else None)
