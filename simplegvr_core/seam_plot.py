@@ -40,7 +40,7 @@ def draw_panel(draw: ImageDraw.ImageDraw, offset: int, panel: Panel) -> None:
 
     for border in panel.borders:
         draw.line((point(border, low), point(border, high)), fill=BORDER)
-    draw.line([point(*each) for each in zip(places, values, strict=True)], fill=LINE, width=2)
+    draw.line([point(*each) for each in zip(places, values, strict=True)], fill=LINE, width=2, joint="curve")
     for border in set(panel.borders) & set(places.tolist()):
         x, y = point(border, panel.curve[border])
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=BORDER)

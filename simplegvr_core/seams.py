@@ -46,7 +46,7 @@ class Medium:
 
 
 VIDEO = Medium(tuple(255 * weight for weight in BT709), floor=1 / 255, piece=8, block=2, grid=(4, 16), lead=3)
-LATENT = Medium(tuple(127.5 * float(np.dot(rgb, BT709)) for rgb in PREVIEW_FACTORS), floor=0.02, piece=1, block=1, grid=(1, 2), lead=0)
+LATENT = Medium(tuple(127.5 * float(np.dot(rgb, BT709)) for rgb in PREVIEW_FACTORS), floor=0.02, piece=4, block=1, grid=(1, 2), lead=0)
 
 
 @dataclass(frozen=True)
