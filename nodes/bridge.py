@@ -15,14 +15,13 @@ from comfy_api.latest import io
 from server import PromptServer
 from torch import Tensor
 
-from ..simplegvr_core.sampling import CELL, pixel_size, scaled_size, short_side_size
+from ..simplegvr_core.sampling import CELL, UPSAMPLER_FRAMES, pixel_size, scaled_size, short_side_size
 from ..simplegvr_core.upsampler import LatentUpsampler
 
 CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()
 SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}
 TINY_VAE_FOLDER = "simplegvr_tiny_vae"
-UPSAMPLER_FRAMES = 2  # latent frames at a time
 LEAST_UPSAMPLER_TILE = 32  # cells
 
 

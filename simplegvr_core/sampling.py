@@ -24,6 +24,7 @@ from .tiling import WHOLE, Tiling, alignment
 from .upsampler import LatentUpsampler
 
 CELL = 8  # pixels a side
+UPSAMPLER_FRAMES = 2  # latent, at a time
 
 
 @dataclass(frozen=True)
@@ -73,25 +74,36 @@ def super_resolve_in(
     if condition_free and sampling.denoise == 1:
         raise ValueError("denoise is 1, so a model with 16 input channels would not see the video: set denoise to 0.3-0.6")
 
-    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
-        z = (z if condition is None else torch.cat((z, condition), dim=1)).to(z_lr)
-        timestep = (1000 * sigma).to(z.device).expand(len(z))
-        conditional = model(z, timestep, context).float().cpu()
-        if sampling.cfg == 1:
-            return conditional
-        unconditional = model(z, timestep, null_context).float().cpu()
-        return unconditional + sampling.cfg * (conditional - unconditional)
-
     with write_latent(folder / "upsampled.safetensors", (*z_lr.shape[:3], *size), {}) as append:
-        append(upsampler(z_lr, size))
+        for z in upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size):
+            append(z)
     upsampled = LatentFile(folder / "upsampled.safetensors")
 
     def condition(start: int, stop: int) -> Tensor:
         return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
 
+    network = guided_network(model, sampling.cfg, context, null_context, z_lr)
     velocity = BoxedVelocity(network, tiling, alignment(model.attention))
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     return refine(velocity, upsampled, None if condition_free else condition, sigmas, seed, folder, on_segment)
+
+
+def guided_network(model: SimpleGVRDiT, cfg: float, context: Tensor, null_context: Tensor, like: Tensor) -> Callable:
+    """Returns (z_t, condition or None, sigma) -> velocity by the model with guidance, as BoxedVelocity takes it.
+
+    cfg: guidance scale, 1 is none. like: a tensor on the model's device and in its dtype.
+    """
+
+    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+        z = (z if condition is None else torch.cat((z, condition), dim=1)).to(like)
+        timestep = (1000 * sigma).to(like.device).expand(len(z))
+        conditional = model(z, timestep, context).float().cpu()
+        if cfg == 1:
+            return conditional
+        unconditional = model(z, timestep, null_context).float().cpu()
+        return unconditional + cfg * (conditional - unconditional)
+
+    return network
 
 
 def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callable[[int, Tensor, Tensor], None]) -> Tensor:

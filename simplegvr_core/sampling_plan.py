@@ -16,13 +16,13 @@ from .attention import AttentionConfig
 from .flops import dit_flops
 from .model import DiTConfig, SimpleGVRDiT
 from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
-from .sampling import CELL, SamplingConfig
+from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig
 from .tiling import LEAST_OVERLAP, Box, Tiling, alignment, round_up, spans
 from .upsampler import LatentUpsampler, UpsamplerConfig
 from .vae import TinyVAEConfig
 
 TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
-UPSAMPLER_FRAMES = DECODER_FRAMES = 2  # latent, at a time
+DECODER_FRAMES = 2  # latent, at a time
 UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
 WORKING_FILES = 3  # the upsampled latent, z, and the z of the next step
 LEAST_UPSAMPLER_TILE = 32
