@@ -43,7 +43,7 @@ def match_frame(image: Tensor, reference: Tensor, strength: float, levels: int) 
     reference: (h, w, 3) of any size, resized bilinearly; both as stored, not linear light, as scaling and autoencoders
     take them. strength: 0 to 1. An image equal to the reference comes back bit for bit.
     """
-    target, source = (rearrange(each, "H W C -> 1 C H W") for each in (image, reference))
+    target, source = (rearrange(each, "H W C -> 1 C H W").contiguous() for each in (image, reference))
     source = F.interpolate(source, target.shape[2:], mode="bilinear", antialias=True)
     difference = coarse(source - target, levels)
     return (image + strength * rearrange(difference, "1 C H W -> H W C")).clamp(0, 1)
@@ -54,7 +54,8 @@ def coarse(x: Tensor, levels: int) -> Tensor:
     distances in turn, edges replicated. (Starck, Fadili and Murtagh, 2007, with the linear spline.)"""
     for level in range(levels):
         step = 2**level
-        for _ in ("rows", "columns"):
-            padded = F.pad(x, (0, 0, step, step), mode="replicate")
-            x = ((padded[:, :, : -2 * step] + padded[:, :, 2 * step :]) / 4 + x / 2).mT
+        padded = F.pad(x, (0, 0, step, step), mode="replicate")
+        x = x / 2 + (padded[:, :, : -2 * step] + padded[:, :, 2 * step :]) / 4
+        padded = F.pad(x, (step, step, 0, 0), mode="replicate")
+        x = x / 2 + (padded[..., : -2 * step] + padded[..., 2 * step :]) / 4
     return x
