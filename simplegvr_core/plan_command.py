@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .attention import AttentionConfig
+from .command_line import plain_errors
 from .files import whole, write_text
 from .model import DiTConfig, load_dit, parse_dit_config
 from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
 from .plan_picture import draw_plan
-from .sampling import SamplingConfig, pixel_size, short_side_size
-from .sampling_plan import DECODER_FRAMES, UPSAMPLER_FRAMES, Plan, amount, longest_segment, pixels, plan_sampling, tokens, trial
+from .sampling import UPSAMPLER_FRAMES, SamplingConfig, pixel_size, short_side_size
+from .sampling_plan import DECODER_FRAMES, Plan, amount, longest_segment, pixels, plan_sampling, tokens, trial
 from .upsampler import UpsamplerConfig
 from .vae import TinyVAEConfig
 
@@ -178,4 +179,5 @@ def cell(plan: Plan) -> str:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"clip": Clip, "table": Table}).run()
+    with plain_errors():
+        tyro.extras.subcommand_cli_from_dict({"clip": Clip, "table": Table}).run()

@@ -26,6 +26,7 @@ DECODER_FRAMES = 2  # latent, at a time
 UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
 WORKING_FILES = 3  # the upsampled latent, z, and the z of the next step
 LEAST_UPSAMPLER_TILE = 32
+SOON_COUNTED = 8  # a clip of fewer smallest boxes is counted whole before anything else; a long one's windows fill the host's memory
 CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
 
 
@@ -196,10 +197,12 @@ def least_work(
     limits = max_frames, None, None
     axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
     tilings = sorted((Tiling(size, overlap) for size in product(*axes)), key=lambda tiling: work(tiling, extent))
-    if need(box_size(tilings[0].size, extent)) <= budget:
-        return tilings[0], need(box_size(tilings[0].size, extent))
-    smallest, second = (Tiling(tuple(axis[max(index, -len(axis))] for axis in axes), overlap) for index in (-1, -2))
-    small, larger = (box_size(tiling.size, extent) for tiling in (smallest, second))
+    whole, small, larger = (
+        box_size(tiling, extent)
+        for tiling in (tilings[0].size, *(tuple(axis[max(index, -len(axis))] for axis in axes) for index in (-1, -2)))
+    )
+    if math.prod(whole) <= SOON_COUNTED * math.prod(small) and need(whole) <= budget:
+        return tilings[0], need(whole)
     least = need(small)
     if least > budget:
         raise ValueError(
