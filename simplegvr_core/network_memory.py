@@ -28,18 +28,31 @@ def dit_bytes(
 ) -> int:
     """Returns the bytes of one forward pass over a box (T, H, W). implementation: "triton" or "sdpa", of window attention.
 
-    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU.
+    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU. The windows' tables, which stay for
+    later passes, are among them.
     """
     config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
+    grid = box[0], -(-box[1] // 2), -(-box[2] // 2)
+    tables = window_tables(attention, grid, config.num_layers)
     model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
     timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
     self_attention = partial(attend, config=attention, ordered=True, implementation="sdpa")
     if implementation == "triton" and attention.kind != "full":
         self_attention = partial(attend_by_triton, config=attention)
-    return peak_bytes(
+    return tables + peak_bytes(
         lambda: model(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context, self_attention, token_order=attention.token_order),
         "meta",
     )
+
+
+def window_tables(attention: AttentionConfig, grid: tuple[int, int, int], blocks: int) -> int:
+    """Returns the bytes of the tables of so many blocks' windows and of the order of tokens, and leaves them on "meta"."""
+    device = torch.device("meta")
+    order = attention.token_order(grid, device)
+    windows = [] if attention.kind == "full" else [attention.windows(grid, block, True, device=device) for block in range(blocks)]
+    tables = {id(w): w for w in windows}  # blocks whose windows are the same share them
+    tensors = [x for w in tables.values() for x in vars(w).values() if isinstance(x, Tensor)]
+    return sum(x.nbytes for x in tensors) + (0 if order is None else order.nbytes)
 
 
 @lru_cache
