@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DIT, REPO, random_weights
 
+from simplegvr_core import benchmark_memory
 from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.memory import peak_bytes
 from simplegvr_core.model import SimpleGVRDiT
@@ -110,3 +111,24 @@ def test_a_process_grows_by_what_is_counted():
     growth, counted = map(int, ran.stdout.split())
     assert counted > 80e6
     assert growth == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("part", benchmark_memory.PARTS)
+def test_benchmark_runs_each_part_streamed_and_whole(part):
+    cases = [benchmark_memory.Case(part, 3, streamed, (6, 8), 10, "cpu") for streamed in (True, False)]
+    results = [case.measure() for case in cases]
+    assert all(result["peak"] > result["above"] >= 0 and result["seconds"] > 0 for result in results)
+    assert benchmark_memory.counted(cases[0]) > 3 * 16 * 6 * 8 * 4
+    rows = [vars(case) | result for case, result in zip(cases, results, strict=True)]
+    whole = [{"part": part, "frames": 3, "bytes": 1_000_000}]
+    table = benchmark_memory.table({"rows": rows, "whole_clip_counted": whole})
+    for words in ("| streamed |", "| whole clip at once |", f"| {part} | 3 | whole clip at once, counted | - | 1 | - |"):
+        assert words in table
+
+
+def test_benchmark_names_lengths_it_cannot_compare():
+    assert benchmark_memory.parse_lengths("20,200") == [20, 200]
+    for text in ("20", "200,20", "20,20", "a,b", "0,5"):
+        with pytest.raises(ValueError, match="--latent-frames is"):
+            benchmark_memory.parse_lengths(text)
+    assert benchmark_memory.ratio([100, 90, 104]) == 1.04

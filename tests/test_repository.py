@@ -29,7 +29,7 @@ LAYERS = [
     {"degradations.model_guided", "plan", "sampling_plan"},
     {"degradations"},
     {"pairs", "plan_picture"},
-    {"curve", "training_data", "plan_command"},
+    {"curve", "training_data", "plan_command", "benchmark_memory", "benchmark_seams"},
     {"train", "train_vae", "evaluate", "benchmark"},
     {"ablate"},
 ]
