@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from server import PromptServer
 from torch import Tensor
 
+from ..simplegvr_core.network_memory import upsampler_bytes
 from ..simplegvr_core.sampling import CELL, UPSAMPLER_FRAMES, pixel_size, scaled_size, short_side_size
 from ..simplegvr_core.upsampler import LatentUpsampler
 
@@ -121,22 +122,28 @@ def pixels(size: tuple[int, int]) -> str:
     return f"{size[1] * CELL} x {size[0] * CELL}"
 
 
+def upsampler_network(upsampler: comfy.model_patcher.ModelPatcher, node: type[io.ComfyNode]) -> LatentUpsampler:
+    """Returns the network of a LATENT_UPSCALE_MODEL. Raises ValueError when it is another pack's."""
+    network = getattr(upsampler, "model", None)
+    if not isinstance(network, LatentUpsampler):
+        raise ValueError(
+            f"{node.define_schema().display_name}: the latent upscale model is a {type(network or upsampler).__name__}, "
+            "wanted a SimpleGVR upsampler: load it with Load SimpleGVR Upsampler"
+        )
+    return network
+
+
 def upsampled_frames(
     upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size: tuple[int, int], node: type[io.ComfyNode]
 ) -> Iterator[Tensor]:
     """Yields the frames of the upsampled latent z, (B, 16, t, *size) normalised float32, a few at a time, in order.
 
     samples: (B, 16, T, h, w) in VAE space. When memory runs out, it goes on in tiles of half the size. Raises ValueError
-    when the model is another pack's upscaler, or memory runs out with the smallest tiles.
+    when memory runs out with the smallest tiles, and what upsampler_network raises.
     """
-    model = getattr(upsampler, "model", None)
-    if not isinstance(model, LatentUpsampler):
-        raise ValueError(
-            f"{node.define_schema().display_name}: the latent upscale model is a {type(model or upsampler).__name__}, "
-            "wanted a SimpleGVR upsampler: load it with Load SimpleGVR Upsampler"
-        )
-    widest = len(samples) * 4 * UPSAMPLER_FRAMES * size[0] * size[1] * model.config.width * model.get_dtype().itemsize
-    comfy.model_management.load_models_gpu([upsampler], memory_required=6 * widest)
+    model = upsampler_network(upsampler, node)
+    needed = upsampler_bytes(model.config, len(samples), UPSAMPLER_FRAMES, tuple(samples.shape[3:]), size, None, model.get_dtype())
+    comfy.model_management.load_models_gpu([upsampler], memory_required=needed)
     parts, tile, done = samples.split(UPSAMPLER_FRAMES, dim=2), size, 0
     while done < len(parts):
         chunks = (to_core(part).to(upsampler.load_device, model.get_dtype()) for part in parts)

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..simplegvr_core.plan_picture import draw_plan
 from ..simplegvr_core.sampling import CELL
-from .bridge import CATEGORY, latent_samples, size_input, target_size
+from .bridge import CATEGORY, latent_samples, size_input, target_size, upsampler_network
 from .planning import plan_run, seconds_per_token
 from .sampler import sampling_config, settings_input, takes_no_condition
 
@@ -72,6 +72,8 @@ class SimpleGVRPlan(io.ComfyNode):
         sampling = sampling_config(model, settings, takes_no_condition(model))
         free_bytes = int(1e9 * memory["gigabytes"]) if memory["memory"] == "custom" else None
         target = target_size(size, samples, cls)
+        if upsampler is not None:
+            upsampler_network(upsampler, cls)
         try:
             plan = plan_run(model, upsampler, samples.shape, target, sampling, free_bytes)
         except ValueError as error:

@@ -7,13 +7,23 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..simplegvr_core.attention import AttentionConfig
-from ..simplegvr_core.colour import match_low_frequencies
 from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.latent_file import LatentFile, write_latent
 from ..simplegvr_core.layers import LATENT_CHANNELS
-from ..simplegvr_core.sampling import CELL, SamplingConfig, augment_condition
+from ..simplegvr_core.sampling import CELL, SamplingConfig, augment_condition, match_source
 from ..simplegvr_core.tiling import WHOLE, Tiling, aligned_tiling, alignment
-from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, pixels, size_input, target_size, to_latent, upsampled_frames
+from .bridge import (
+    CATEGORY,
+    LATENT_FORMAT,
+    latent_samples,
+    pixels,
+    size_input,
+    target_size,
+    to_core,
+    to_latent,
+    upsampled_frames,
+    upsampler_network,
+)
 from .latent import noise_augmentation_input, noise_seed_input, null_prompt
 from .planning import plan_run
 from .refining import Run, fingerprint, working_folder
@@ -117,6 +127,7 @@ class SimpleGVRSampler(io.ComfyNode):
                 "SimpleGVR Sampler: the model has context windows, but the sampler cuts long videos itself: "
                 "remove the context windows node, and choose segments in tiling"
             )
+        upsampler_network(upsampler, cls)
         attention = attention_of(model)
         boxes = chosen_tiling(tiling, attention) or plan_run(model, upsampler, samples.shape, target, sampling).tiling
         with working_folder(fingerprint(cls.hidden.prompt, cls.hidden.unique_id, samples) if resume else None) as folder:
@@ -126,8 +137,8 @@ class SimpleGVRSampler(io.ComfyNode):
                 return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
 
             def finish(z: Tensor, first_frame: int) -> Tensor:
-                reference = upsampled[first_frame : first_frame + z.shape[2]]
-                return LATENT_FORMAT.process_out(match_low_frequencies(z, reference, colour_match))
+                z_lr = to_core(samples[:, :, first_frame : first_frame + z.shape[2]])
+                return LATENT_FORMAT.process_out(match_source(z, z_lr, colour_match))
 
             run = Run(
                 upsampled,

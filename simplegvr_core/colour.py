@@ -11,14 +11,14 @@ from einops import rearrange
 from torch import Tensor
 
 
-def match_low_frequencies(z: Tensor, reference: Tensor, strength: float, width: int = 12) -> Tensor:
+def match_low_frequencies(z: Tensor, reference: Tensor, strength: float, width: float) -> Tensor:
     """Returns z with its low spatial frequencies moved towards the reference's: z + strength low_pass(reference - z).
 
     z, reference: (B, 16, T, H, W) normalised, one shape; each latent frame alone. strength: 0 leaves z as it is, 1 gives each
     frame the reference's mean exactly. width: see low_pass. z equal to the reference comes back bit for bit.
     The reference to take is the bilinear resize of z_lr: with gvr_tiny on three clips it brings the mean brightness from
     0.2-1.2 levels off (5-7.5 sampled from pure noise) to below 0.1 and its flicker to the autoencoder's own; the latent
-    upsampler's output leaves 0.4-0.6. 12 cells are 4 of the source at x3; more mends less, fewer cost detail.
+    upsampler's output leaves 0.4-0.6. That is at a width of 4 source cells; more mends less, fewer cost detail.
     """
     return z + strength * low_pass(reference - z, width)
 

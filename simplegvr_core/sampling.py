@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from .colour import match_low_frequencies
 from .flow import clean_from_velocity, interpolate, shifted_sigmas
 from .latent_file import LatentFile, write_latent
 from .layers import LATENT_CHANNELS
@@ -21,7 +22,7 @@ from .model import SimpleGVRDiT
 from .noise import draw_noise
 from .refine import BoxedVelocity, refine
 from .tiling import WHOLE, Tiling, alignment
-from .upsampler import LatentUpsampler
+from .upsampler import LatentUpsampler, resize
 
 CELL = 8  # pixels a side
 UPSAMPLER_FRAMES = 2  # latent, at a time
@@ -61,14 +62,16 @@ def super_resolve_in(
     seed: int,
     noise_seed: int,
     tiling: Tiling = WHOLE,
+    colour_match: float = 1.0,
     on_segment: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
 ) -> LatentFile:
     """Returns the file, in folder, of the super-resolved latent (B, 16, T, *size).
 
     z_lr: (B, 16, T, h, w). context, null_context: (B, S, text_dim) text features of the prompt and of no prompt.
     seed draws the starting noise, noise_seed the condition's. tiling: boxes that the model sees at a time.
-    on_segment: as in refine. A model with 16 input channels (any text-to-video Wan) takes no condition: training-free
-    mode, which needs denoise < 1. Raises ValueError otherwise, and when memory runs out with the smallest boxes.
+    colour_match: strength of match_source on the result. on_segment: as in refine. A model with 16 input channels (any
+    text-to-video Wan) takes no condition: training-free mode, which needs denoise < 1. Raises ValueError otherwise, and
+    when memory runs out with the smallest boxes.
     """
     condition_free = model.config.in_dim == LATENT_CHANNELS
     if condition_free and sampling.denoise == 1:
@@ -82,10 +85,13 @@ def super_resolve_in(
     def condition(start: int, stop: int) -> Tensor:
         return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
 
+    def finish(z: Tensor, first_frame: int) -> Tensor:
+        return match_source(z, z_lr[:, :, first_frame : first_frame + z.shape[2]], colour_match)
+
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
     velocity = BoxedVelocity(network, tiling, alignment(model.attention))
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-    return refine(velocity, upsampled, None if condition_free else condition, sigmas, seed, folder, on_segment)
+    return refine(velocity, upsampled, None if condition_free else condition, sigmas, seed, folder, on_segment, finish)
 
 
 def guided_network(model: SimpleGVRDiT, cfg: float, context: Tensor, null_context: Tensor, like: Tensor) -> Callable:
@@ -125,6 +131,15 @@ def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: 
     """
     noise = draw_noise(upsampled.shape, noise_seed, first_frame).to(upsampled)
     return interpolate(upsampled, noise, noise_augmentation)
+
+
+def match_source(z: Tensor, z_lr: Tensor, strength: float) -> Tensor:
+    """Returns z (B, 16, T, H, W) with the low spatial frequencies of z_lr (B, 16, T, h, w), resized, at that strength.
+
+    Low is what four source cells and more share; see match_low_frequencies.
+    """
+    size = tuple(z.shape[3:])
+    return match_low_frequencies(z, resize(z_lr.to(z), size), strength, 4 * size[1] / z_lr.shape[4])
 
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -23,8 +23,8 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(1, 16, 3, 5, 7), (2, 16, 1, 31, 18)])
 def test_equal_latents_and_strength_0_change_no_bit(shape):
     z = noise(*shape)
-    assert torch.equal(match_low_frequencies(z, z.clone(), 1.0), z)
-    assert torch.equal(match_low_frequencies(z, noise(*shape, seed=1), 0.0), z)
+    assert torch.equal(match_low_frequencies(z, z.clone(), 1.0, 12), z)
+    assert torch.equal(match_low_frequencies(z, noise(*shape, seed=1), 0.0, 12), z)
 
 
 def test_each_frame_gets_the_references_mean_and_keeps_its_detail():
@@ -40,8 +40,8 @@ def test_each_frame_gets_the_references_mean_and_keeps_its_detail():
 
 def test_frames_are_matched_one_by_one():
     z, reference = noise(2, 16, 5, 9, 13), noise(2, 16, 5, 9, 13, seed=1)
-    parts = [match_low_frequencies(*pair, 0.7) for pair in zip(z.split(2, dim=2), reference.split(2, dim=2), strict=True)]
-    torch.testing.assert_close(torch.cat(parts, dim=2), match_low_frequencies(z, reference, 0.7), atol=1e-6, rtol=0)
+    parts = [match_low_frequencies(*pair, 0.7, 12) for pair in zip(z.split(2, dim=2), reference.split(2, dim=2), strict=True)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), match_low_frequencies(z, reference, 0.7, 12), atol=1e-6, rtol=0)
 
 
 def test_the_low_pass_is_a_gaussian_mirrored_at_the_edges():
@@ -63,7 +63,7 @@ def test_drift_and_flicker_of_a_real_latent_are_mended():
     z, z_lr = (vae.encode(video) for video in (original, area_downscale(original, 3)))
     drift = 0.3 * noise(1, 16, 3, 1, 1) * (1 + torch.linspace(0, 1, 24)[:, None] + torch.linspace(0, 1, 30))
     reference = resize(z_lr, z.shape[3:])
-    mended = match_low_frequencies(z + drift, reference, 1.0)
+    mended = match_low_frequencies(z + drift, reference, 1.0, 12)
 
     def decoded(z):
         video = vae.decode(z)

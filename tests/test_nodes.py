@@ -10,6 +10,7 @@ NODE_IDS = {
     "SimpleGVRLoadModel", "SimpleGVRLoadUpsampler", "SimpleGVRLoadTinyVAE", "SimpleGVRLatentUpscale", "SimpleGVRConditioning",
     "SimpleGVRSampler", "SimpleGVRSparseAttention", "SimpleGVRNullPrompt", "SimpleGVRTrim",
     "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade", "SimpleGVRModelDegrade", "SimpleGVRTimestepCurve",
+    "SimpleGVRPlan", "SimpleGVRDecodeSave", "SimpleGVRSeamMeter", "SimpleGVRColorMatch",
 }  # fmt: skip
 
 

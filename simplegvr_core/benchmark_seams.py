@@ -1,0 +1,179 @@
+"""Does cutting show? One clip whole, in segments and in tiles, against chunks that are sampled apart and cross-faded."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import seams
+from .checkpoint import parse_config
+from .data import read_video, to_video
+from .files import whole
+from .flow import shifted_sigmas
+from .latent_file import LatentFile, write_latent
+from .measure import versions
+from .model import load_dit
+from .noise import draw_noise
+from .refine import BoxedVelocity, refine
+from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network, scaled_size
+from .tiling import WHOLE, Tiling, aligned_tiling, alignment, share
+from .upsampler import load_upsampler
+from .vae import TinyVAE, load_tiny_vae
+
+REPO = Path(__file__).resolve().parents[1]
+SEED, NOISE_SEED, SCALE = 0, 1, 3
+WAYS = {  # segment in latent frames, tile width in cells
+    "segments of 10": (10, None),
+    "segments of 20": (20, None),
+    "segments of 40": (40, None),
+    "tiles": (None, 36),
+    "segments of 10, tiles": (10, 36),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to sample the clip. difference: root mean square of the latent's difference from the whole's over its own.
+
+    At the borders of segments and tiles: jumps over those nearby, and of the clip sampled whole at the same places.
+    """
+
+    name: str
+    difference: float
+    segment_borders: float | None
+    segment_borders_of_whole: float | None
+    tile_borders: float | None
+    tile_borders_of_whole: float | None
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Seams of the bundled gvr_tiny, cut and blended at every step, beside chunks sampled apart and cross-faded."""
+
+    video: Path = REPO / "assets" / "demo.mp4"
+    """A small video; it is played forwards and backwards until it is long enough."""
+    latent_frames: int = 81
+    """Length of the clip; 81 are 321 frames."""
+    steps: int | None = None
+    """Steps; by default the checkpoint's."""
+    denoise: float | None = None
+    """Noise level to start from; by default the checkpoint's. From 1 on, the model draws everything anew."""
+    out: Path = Path("out/benchmark")
+    """Folder for seams.md and seams.json."""
+
+    @torch.inference_mode()
+    def run(self) -> dict:
+        bundle = REPO / "models"
+        path = bundle / "diffusion_models" / "gvr_tiny.safetensors"
+        dit, config = load_dit(path)
+        chosen = {key: value for key, value in (("steps", self.steps), ("denoise", self.denoise)) if value is not None}
+        sampling = replace(parse_config(SamplingConfig, config, "sampling", path), **chosen)
+        vae = load_tiny_vae(bundle / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
+        upsampler = load_upsampler(bundle / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors")
+        z_lr = vae.encode(self.clip())
+        size = scaled_size(z_lr.shape[3:], SCALE)
+        z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2)
+        null = torch.zeros(1, 1, dit.config.text_dim)
+        network = guided_network(dit, sampling.cfg, null, null, z_lr)
+        velocity = BoxedVelocity(network, WHOLE, alignment(dit.attention))
+
+        reference = sample(velocity, z_up, sampling, WHOLE)
+        rows, noise_identical = [], True
+        for name, (segment, width) in tqdm(WAYS.items()):
+            tiling = aligned_tiling((segment, None, width), dit.attention)
+            noise_identical &= drawn_alike(z_up.shape, tiling)
+            for how, z in (("fused at every step", sample), ("apart, cross-faded", sample_apart)):
+                rows.append(compare(f"{name}: {how}", z(velocity, z_up, sampling, tiling), reference, vae, tiling))
+        fused, apart = (
+            max(max(row.segment_borders or 0, row.tile_borders or 0) for row in rows if how in row.name) for how in ("fused", "apart")
+        )
+        results = {
+            "noise_identical": noise_identical,
+            "largest_difference": max(row.difference for row in rows if "fused" in row.name),
+            "largest_border_over_interior": fused,
+            "largest_border_over_interior_apart": apart,
+            "steps": sampling.steps,
+            "denoise": sampling.denoise,
+            **versions(),
+            "rows": [vars(row) for row in rows],
+        }
+        for suffix, text in (("json", json.dumps(results, indent=1)), ("md", table(rows))):
+            with whole(self.out / f"seams.{suffix}") as partial:
+                partial.write_text(text)
+        print(table(rows))
+        return results
+
+    def clip(self) -> Tensor:
+        """Returns the video, played to and fro, (1, 3, 4 latent_frames - 3, H, W)."""
+        images, _ = read_video(self.video)
+        to_and_fro = torch.cat((images, images[1:-1].flip(0)))
+        return to_video(torch.stack(list(islice(cycle(to_and_fro), 4 * self.latent_frames - 3))))
+
+
+def sample(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
+    """Returns z_up refined in boxes that are blended at every step, with noise by position."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "upsampled.safetensors"
+        with write_latent(path, z_up.shape, {}) as append:
+            append(z_up)
+        upsampled = LatentFile(path)
+
+        def condition(start: int, stop: int) -> Tensor:
+            return augment_condition(upsampled[start:stop], sampling.noise_augmentation, NOISE_SEED, start)
+
+        sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
+        return refine(replace(velocity, tiling=tiling), upsampled, condition, sigmas, SEED, Path(folder))[:]
+
+
+def sample_apart(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
+    """Returns z_up refined box by box, each as if it were a clip of its own, cross-faded afterwards: the naive way."""
+    total, extent = torch.zeros_like(z_up), tuple(z_up.shape[2:])
+    for box in tiling.boxes(extent):
+        total[box.slices] += share(box, extent, tiling.overlap) * sample(velocity, z_up[box.slices], sampling, WHOLE)
+    return total
+
+
+def drawn_alike(shape: tuple[int, ...], tiling: Tiling) -> bool:
+    """Returns whether the noise of a tiling's segments is bit for bit that of the whole clip."""
+    field = draw_noise(shape, SEED)
+    segments = {(box.start[0], box.stop[0]) for box in tiling.boxes(shape[2:])}
+    return all(
+        torch.equal(draw_noise((*shape[:2], stop - start, *shape[3:]), SEED, start), field[:, :, start:stop]) for start, stop in segments
+    )
+
+
+def compare(name: str, z: Tensor, reference: Tensor, vae: TinyVAE, tiling: Tiling) -> Row:
+    """Returns the row of a latent beside the one that was sampled whole."""
+    segment, _, width = tiling.size
+    period = 4 * (segment - tiling.overlap[0]) if segment else 0
+    borders = seams.Borders(period, (CELL * (width - tiling.overlap[2]) if width else 0, 0))
+    found, of_whole = (seams.measure(decoded(latent, vae), borders, seams.VIDEO)[0] for latent in (z, reference))
+    difference = ((z - reference).square().mean() / reference.square().mean()).sqrt().item()
+    ratios = (seam and seam.ratio for seam in (found.segments, of_whole.segments, found.columns, of_whole.columns))
+    return Row(name, difference, *ratios)
+
+
+def decoded(z: Tensor, vae: TinyVAE) -> Iterator[Tensor]:
+    """Yields the frames (1, 3, H, W) in [0, 1] of a latent."""
+    for video in vae.decode_stream(z.split(2, dim=2)):
+        yield from ((video + 1) / 2).clamp(0, 1).unbind(2)
+
+
+def table(rows: list[Row]) -> str:
+    """Returns the rows as a table in Markdown."""
+    lines = ["| | difference from whole | segment borders (whole there) | tile borders (whole there) |", "|---|---|---|---|"]
+
+    def pair(own: float | None, whole_there: float | None) -> str:
+        return "-" if own is None else f"{own:.3f} ({whole_there:.3f})"
+
+    for row in rows:
+        segments = pair(row.segment_borders, row.segment_borders_of_whole)
+        tiles = pair(row.tile_borders, row.tile_borders_of_whole)
+        lines.append(f"| {row.name} | {row.difference:.4f} | {segments} | {tiles} |")
+    return "\n".join(lines)
