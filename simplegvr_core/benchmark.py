@@ -1,4 +1,4 @@
-"""Benchmarks: `python scripts/run.py -m simplegvr_core.benchmark {attention,scaling,model,cascade,memory,table-2,all} --help`.
+"""Benchmarks: `python scripts/run.py -m simplegvr_core.benchmark {attention,scaling,model,cascade,memory,seams,table-2,all} --help`.
 
 Every ratio is of two timings of one run on one machine, and stands beside the floor: the time at the machine's best copy
 bandwidth and matrix rate, measured in the same run. The last line is JSON; a table, the JSON and a plot go to --out, in
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from . import baselines, flops, kernels
 from .attention import AttentionConfig, attend, full_attention, select_windows
 from .benchmark_memory import Memory
+from .benchmark_seams import Seams
 from .kernels import reference
 from .measure import Machine, Row, bars, curves, report
 from .model import DiTConfig, SimpleGVRDiT
@@ -374,7 +375,16 @@ class All(Options):
         return {type(benchmark).__name__.lower(): benchmark.run() for benchmark in benchmarks}
 
 
-COMMANDS = {"attention": Attention, "model": Model, "cascade": Cascade, "scaling": Scaling, "memory": Memory, "table-2": Table2, "all": All}
+COMMANDS = {
+    "attention": Attention,
+    "model": Model,
+    "cascade": Cascade,
+    "scaling": Scaling,
+    "memory": Memory,
+    "seams": Seams,
+    "table-2": Table2,
+    "all": All,
+}
 
 if __name__ == "__main__":
     print(json.dumps(tyro.extras.subcommand_cli_from_dict(COMMANDS).run()))
