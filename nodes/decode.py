@@ -87,19 +87,21 @@ class SimpleGVRDecodeSave(io.ComfyNode):
         encoding = Encoding(width - width % 2, height - height % 2, Fraction(round(fps * 1000), 1000), crf)
         save_path(filename_prefix, encoding)  # a name that cannot be used is refused before the work, not after it
         sounds = [sound(audio, item) for item in range(len(samples))]
-        videos, results, report = [], [], []
+        report = []
         if (encoding.width, encoding.height) != (width, height):
             report.append(f"H.264 needs even sides: {width} x {height} became {encoding.width} x {encoding.height}.")
-        with comfy.model_management.cuda_device_context(vae.device):
-            decoder = stream_decoder(vae, decode_chunk, samples, report)
+        name = fingerprint(samples, vae.first_stage_model, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
+        videos, results = [], []
+        with comfy.model_management.cuda_device_context(vae.device), working_folder(name) as folder:
+            decoder, length = stream_decoder(vae, decode_chunk, samples, report), PART_LENGTH if resume else None
+            parts = []
             for item in range(len(samples)):
-                z = samples[item : item + 1]
-                name = fingerprint(z, vae.first_stage_model, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
+                z, where = samples[item : item + 1], folder / f"{item:03}"
                 on_chunk = progress(item, len(samples), latent_frames(frames), report)
-                with working_folder(name) as folder:
-                    parts = decode_to_parts(z, replace(decoder), frames, encoding, folder, PART_LENGTH if resume else None, on_chunk)
-                    path, result = save_path(filename_prefix, encoding)
-                    join(path, parts, encoding.rate, sounds[item], workflow(cls.hidden))
+                parts.append(decode_to_parts(z, replace(decoder), frames, encoding, where, length, on_chunk))
+            for item_parts, item_sound in zip(parts, sounds, strict=True):
+                path, result = save_path(filename_prefix, encoding)
+                join(path, item_parts, encoding.rate, item_sound, workflow(cls.hidden))
                 videos.append(InputImpl.VideoFromFile(str(path)))
                 results.append(result)
                 report.append(f"{path.name}: {frames} frames of {encoding.width} x {encoding.height}, {fps:g} a second.")
@@ -141,11 +143,11 @@ def video_samples(latent: dict) -> Tensor:
 def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
     """Returns frames, height and width of the video of a latent of shape (B, 16, T, H, W), as a `trim` value asks.
 
-    Raises ValueError when the latent holds less than is asked for.
+    Raises ValueError when the latent holds less than is asked for, or a side is no picture's.
     """
     there = (first_frame(shape[2]), PIXELS * shape[3], PIXELS * shape[4])
     wanted = tuple(trim.get(key) or all_of_it for key, all_of_it in zip(("frames", "height", "width"), there, strict=True))
-    if any(want > have for want, have in zip(wanted, there, strict=True)):
+    if 1 in wanted[1:] or any(want > have for want, have in zip(wanted, there, strict=True)):
         raise ValueError(
             f"SimpleGVR Decode and Save: trim asks for {wanted[0]} frames of {wanted[2]} x {wanted[1]}, but the latent holds {there[0]} of "
             f"{there[2]} x {there[1]}: set those of the source times the sampler's scale, or 0 for all"

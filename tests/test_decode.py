@@ -306,6 +306,19 @@ def test_a_stopped_run_goes_on_and_gives_the_same_frames(vae, save, stop, output
     assert not (output / "simplegvr_unfinished").exists()
 
 
+def test_what_was_finished_of_a_batch_is_not_decoded_again(tiny, save, stop, short_parts, frames_seen, output):
+    whole = [read_video(path)[0] for path in save(tiny, latent(5, batch=2), **LOSSLESS)[0]]
+    stop(5 + 3, interrupted())
+    with pytest.raises(type(interrupted())):
+        save(tiny, latent(5, batch=2), **LOSSLESS, filename_prefix="again")
+    assert not list(output.glob("again*"))
+    frames_seen.clear()
+    paths, report = save(tiny, latent(5, batch=2), **LOSSLESS, filename_prefix="again")
+    assert len(frames_seen) == 2  # of the second clip's three chunks
+    assert report.count("Went on at frame 1,") == 1
+    assert all(torch.equal(read_video(path)[0], frames) for path, frames in zip(paths, whole, strict=True))
+
+
 def test_a_run_killed_between_a_part_and_its_progress_goes_on(tiny, save, short_parts, module, monkeypatch, output):
     core = sys.modules[module.decode_to_parts.__module__]
     whole, _ = read_video(save(tiny, latent(5), **LOSSLESS)[0][0])
@@ -319,12 +332,12 @@ def test_a_run_killed_between_a_part_and_its_progress_goes_on(tiny, save, short_
     monkeypatch.setattr(core, "save_progress", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tiny, latent(5), **LOSSLESS)
-    (unfinished,) = (output / "simplegvr_unfinished").iterdir()
+    unfinished = next((output / "simplegvr_unfinished").iterdir()) / "000"
     assert {path.name for path in unfinished.iterdir()} == {"part_00000.mp4", "part_00001.mp4", "progress.safetensors"}
     (unfinished / "part_00002.partial.mp4").write_bytes(b"half")
     monkeypatch.setattr(core, "save_progress", real)
     assert torch.equal(read_video(save(tiny, latent(5), **LOSSLESS)[0][0])[0], whole)
-    assert not unfinished.exists()
+    assert not (output / "simplegvr_unfinished").exists()
 
 
 def test_a_killed_process_leaves_parts_that_another_goes_on_from(tmp_path):
