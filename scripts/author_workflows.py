@@ -22,6 +22,13 @@ Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a
 
 Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
 substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.""",
+    "long_video": """## Long videos, large frames
+**SimpleGVR Plan** says what the run will take: the segments and tiles that fit your memory. **SimpleGVR Sampler** takes
+the same with tiling *auto*, blends neighbours at every step, and makes boxes smaller when memory runs out all the same.
+**SimpleGVR Decode and Save** writes the file as it decodes: frames are never all in memory.
+
+**resume** is on in both: after a cancel or a crash run the workflow again, and it goes on where it was.
+The source itself is loaded whole by ComfyUI's Load Video. Set **trim** for sources whose size is no multiple of 8.""",
     "quickstart_t2v": """## Text-to-video and SimpleGVR, all bundled
 A tiny text-to-video model dreams up a latent (it was trained without captions, so there is no prompt), **SimpleGVR
 Sampler** makes it three times as large, and TinyVAE decodes it. Nothing is decoded in between.

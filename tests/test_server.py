@@ -164,6 +164,20 @@ def test_text_to_video_and_super_resolution_run_on_the_bundle(server):
     assert images.shape == (9, 3 * 48, 3 * 80, 3)
 
 
+def test_a_long_video_is_planned_sampled_and_saved_as_it_is_decoded(server, clip):
+    shutil.copy(clip, server.base / "input" / clip.name)
+    workflow = json.loads((API / "long_video.json").read_text())
+    nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    nodes["LoadVideo"]["file"] = clip.name
+    nodes["SimpleGVRSampler"].update({"tiling": "custom", "tiling.segment": 10, "tiling.tile_width": 0, "tiling.tile_height": 0})
+    outputs = run(server, workflow)
+    images, rate = read_video(output_files(outputs, server.base / "output")[-1])
+    assert images.shape == (9, 3 * 64, 3 * 72, 3)
+    assert rate == 24
+    assert "Bytes are counted" in next(output["text"][0] for output in outputs.values() if "Boxes:" in str(output.get("text")))
+    assert not [path for path in (server.base / "output").rglob("*simplegvr_*") if path.is_dir()]
+
+
 def test_every_degradation_is_shown(server, clip):
     workflow = json.loads((API / "degradation_preview.json").read_text())
     shutil.copy(clip, server.base / "input" / clip.name)

@@ -45,7 +45,14 @@ def page(stocked):
 
 
 def test_all_are_there_with_twin_and_thumbnail():
-    assert NAMES == ["degradation_preview", "quickstart_t2v", "quickstart_video", "wan21_t2v_to_1080p", "wan21_training_free_1080p"]
+    assert NAMES == [
+        "degradation_preview",
+        "long_video",
+        "quickstart_t2v",
+        "quickstart_video",
+        "wan21_t2v_to_1080p",
+        "wan21_training_free_1080p",
+    ]
     for name in NAMES:
         assert (REPO / "workflows" / "api" / f"{name}.json").exists()
         assert (REPO / "workflows" / f"{name}.jpg").stat().st_size > 10_000
