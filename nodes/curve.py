@@ -38,7 +38,7 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
-        _, config = checkpoint.read(path, "dit")
+        config = checkpoint.read_config(path, "dit")
         if not config.get("trained", {}).get("curve"):
             raise ValueError(
                 f"SimpleGVR Timestep Curve: {model_name} was trained with even noise levels, there is no curve in it: "

@@ -23,6 +23,7 @@ from . import baselines, flops, kernels
 from .attention import AttentionConfig, attend, full_attention, select_windows
 from .benchmark_memory import Memory
 from .benchmark_seams import Seams
+from .command_line import plain_errors
 from .kernels import reference
 from .measure import Machine, Row, bars, curves, report
 from .model import DiTConfig, SimpleGVRDiT
@@ -387,4 +388,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(tyro.extras.subcommand_cli_from_dict(COMMANDS).run()))
+    with plain_errors():
+        print(json.dumps(tyro.extras.subcommand_cli_from_dict(COMMANDS).run()))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from . import seams
 from .checkpoint import parse_config
 from .data import read_video, to_video
-from .files import whole
+from .files import write_text
 from .flow import shifted_sigmas
 from .latent_file import LatentFile, write_latent
 from .measure import versions
@@ -104,8 +104,7 @@ class Seams:
             "rows": [vars(row) for row in rows],
         }
         for suffix, text in (("json", json.dumps(results, indent=1)), ("md", table(rows))):
-            with whole(self.out / f"seams.{suffix}") as partial:
-                partial.write_text(text)
+            write_text(self.out / f"seams.{suffix}", text)
         print(table(rows))
         return results
 

@@ -14,6 +14,8 @@ from time import perf_counter
 import torch
 from torch.utils.benchmark import Timer
 
+from .files import write_text
+
 REPO = Path(__file__).resolve().parents[1]
 SLOW_S = 2
 
@@ -126,9 +128,8 @@ def report(folder: Path, name: str, machine: Machine, rows: list[Row], summary: 
     described = ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in machine.describe().items()
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(results, indent=1))
-    (folder / f"{name}.md").write_text(f"{described}\n\n{table(rows)}\n")
+    write_text(folder / f"{name}.json", json.dumps(results, indent=1))
+    write_text(folder / f"{name}.md", f"{described}\n\n{table(rows)}\n")
     print(f"{described}\n\n{table(rows)}\n")
     return results
 

@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from .command_line import plain_errors
 from .data import VIDEO_SUFFIXES, read_frames
 from .files import whole
 from .latent_file import LatentFile
@@ -286,6 +287,7 @@ def latent_frames(path: Path) -> Iterator[Tensor]:
 if __name__ == "__main__":
     import tyro  # the node imports this file, and ComfyUI has no tyro
 
-    seams = tyro.cli(MeasureSeams).run()
-    print(describe(seams))
-    print(json.dumps(asdict(seams)))
+    with plain_errors():
+        seams = tyro.cli(MeasureSeams).run()
+        print(describe(seams))
+        print(json.dumps(asdict(seams)))
