@@ -241,7 +241,8 @@ def table(results: dict) -> str:
         f"| {row['part']} | {row['frames']} | whole clip at once, counted | - | {row['bytes'] / 1e6:.0f} | - |"
         for row in results["whole_clip_counted"]
     ]
-    return "\n".join(lines)
+    ratios = (f"{part} {value:.3f} ({results['ratio_above_start'][part]:.3f} above the start)" for part, value in results["ratio"].items())
+    return "\n".join([*lines, "", f"Peaks of the longest clip over the shortest, streamed: {', '.join(ratios)}."])
 
 
 if __name__ == "__main__":

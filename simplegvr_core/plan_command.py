@@ -115,7 +115,8 @@ bytes of tensors that are alive at once, from running the networks on PyTorch's 
 no memory. On a CPU such counts are within 10 % of what a process grows by (`tests/test_memory.py`). bfloat16, batch 1, a target three
 times the source, windows by Triton's kernels, a prompt of {TEXT_TOKENS} tokens. A card's gigabytes are 10^9 bytes: what it has above that
 is left to the desktop and the driver. A tenth of them is left to what is not counted, workspaces of kernels and what the
-allocator cannot reuse. Where that is too little, the sampler halves its boxes and goes on.
+allocator cannot reuse. Where that is too little, the sampler halves its boxes and goes on. That memory does not grow with the clip's
+length is measured, on a CPU too, by `python3 scripts/run.py -m simplegvr_core.benchmark memory --latent-frames 20,200`.
 
 A cell says what the model sees at a time, latent frames and pixels; the bytes of that box above the weights; and how many
 times the clip's own tokens are computed, because neighbouring boxes overlap. For another size, model or memory:
