@@ -149,13 +149,17 @@ def working_folder(fingerprint: str | None) -> Iterator[Path]:
 
 
 def fingerprint(prompt: dict, node_id: str, samples: Tensor) -> str:
-    """Returns what tells a run from any other: its node and all that it depends on, as they stand in the prompt, and the latent."""
+    """Returns what tells a run from any other: its node and all that it depends on, as they stand in the prompt, and the latent.
+
+    The node's tiling is left out: a run that was too large for the memory goes on in smaller boxes.
+    """
     wanted, needed = [node_id], {}
     while wanted:
         name = wanted.pop()
         if name not in needed:
-            needed[name] = {"class_type": prompt[name]["class_type"], "inputs": prompt[name]["inputs"]}
-            wanted += [value[0] for value in prompt[name]["inputs"].values() if isinstance(value, list)]
+            inputs = {key: value for key, value in prompt[name]["inputs"].items() if name != node_id or key.split(".")[0] != "tiling"}
+            needed[name] = {"class_type": prompt[name]["class_type"], "inputs": inputs}
+            wanted += [value[0] for value in inputs.values() if isinstance(value, list)]
     digest = hashlib.sha256(json.dumps(needed, sort_keys=True).encode())
     for frame in samples.unbind(2):
         digest.update(frame.float().cpu().contiguous().numpy().tobytes())

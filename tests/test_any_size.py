@@ -1,5 +1,7 @@
 """The sampler node at any length and size: exact sizes, the same in any boxes, out of memory, colours held."""
 
+import sys
+
 import pytest
 import torch
 from test_nodes import latent, model, sample, scale, upsampler, wan  # noqa: F401
@@ -101,3 +103,19 @@ def test_context_windows_are_refused(comfy, model, sample):  # noqa: F811
     )[0]  # fmt: skip
     with pytest.raises(ValueError, match="cuts long videos itself"):
         sample(model=windowed)
+
+
+def test_a_run_is_known_again_by_what_it_depends_on(comfy):
+    fingerprint = sys.modules[f"{comfy.pack.__name__}.nodes.refining"].fingerprint
+    sampler = {"class_type": "SimpleGVRSampler", "inputs": {"latent": ["1", 0], "seed": 1, "tiling": "auto"}}
+    source = {"class_type": "LoadLatent", "inputs": {"latent": "a.latent"}}
+    prompt, z = {"1": source, "2": sampler, "3": {"class_type": "SaveLatent", "inputs": {"samples": ["2", 0]}}}, latent()["samples"]
+    same = fingerprint(prompt, "2", z)
+
+    def changed(node: str, **inputs):
+        return {**prompt, node: {**prompt[node], "inputs": {**prompt[node]["inputs"], **inputs}}}
+
+    cut = changed("2", tiling="custom", **{"tiling.segment": 10})
+    assert fingerprint(cut, "2", z) == fingerprint(changed("3", samples=["2", 1]), "2", z) == same
+    others = [(changed("2", seed=2), z), (changed("1", latent="b.latent"), z), (prompt, z + 1e-6)]
+    assert len({same, *(fingerprint(other, "2", samples) for other, samples in others)}) == 4
