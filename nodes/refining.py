@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..simplegvr_core.latent_file import LatentFile
-from ..simplegvr_core.refine import BoxedVelocity, refine
+from ..simplegvr_core.refine import STATE, BoxedVelocity, finished_steps, refine
 from ..simplegvr_core.tiling import Tiling, round_up
 from .bridge import pixels
 
@@ -59,7 +59,10 @@ class Run:
         empty = torch.zeros(batch, channels, *largest)
         if self.condition is not None:
             prompts = tuple(node_helpers.conditioning_set_values(prompt, {"concat_latent_image": empty}) for prompt in prompts)
-        progress = Progress(model, len(self.sigmas) - 1, [box.size for box in boxes])
+        done = finished_steps(self.folder)
+        if done:
+            self.events.append(f"Went on after step {done}, where an earlier run had stopped.")
+        progress = Progress(model, len(self.sigmas) - 1, done, [box.size for box in boxes])
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
             with progress.shown(disable):
@@ -68,7 +71,7 @@ class Run:
 
         sampler = comfy.samplers.KSAMPLER(euler)
         comfy.sample.sample_custom(model, empty, self.cfg, sampler, self.sigmas, *prompts, empty, seed=self.seed)
-        return LatentFile(self.folder / "z.safetensors")
+        return LatentFile(self.folder / STATE)
 
     def refine(self, denoise, device: torch.device, extra_args: dict, progress: "Progress") -> None:
         """Integrates to sigma 0. denoise: ComfyUI's (z_t, sigma (B,)) -> predicted clean latent, around its guider."""
@@ -100,12 +103,12 @@ def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:
 class Progress:
     """ComfyUI's progress bar and previews, and a bar on the console, in boxes."""
 
-    def __init__(self, model, steps: int, sizes: list[tuple[int, int, int]]):
-        self.steps, self.boxes = steps, len(sizes)
-        self.cells_per_box = sum(t * h * w for t, h, w in sizes) / len(sizes)
-        self.cells = 0
+    def __init__(self, model, steps: int, done: int, sizes: list[tuple[int, int, int]]):
+        """steps, done: all of them, and those of an earlier run. sizes: of a step's boxes."""
+        cells = sum(t * h * w for t, h, w in sizes)
+        self.cells, self.cells_per_box = done * cells, cells / len(sizes)
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.bar = comfy.utils.ProgressBar(steps * self.boxes)
+        self.bar = comfy.utils.ProgressBar(steps * len(sizes))
 
     @contextmanager
     def shown(self, disable: bool) -> Iterator[None]:
@@ -148,17 +151,19 @@ def working_folder(fingerprint: str | None) -> Iterator[Path]:
         folder.parent.rmdir()
 
 
-def fingerprint(prompt: dict, node_id: str, samples: Tensor) -> str:
+def fingerprint(get_node: Callable[[str], dict], node_id: str, samples: Tensor) -> str:
     """Returns what tells a run from any other: its node and all that it depends on, as they stand in the prompt, and the latent.
 
-    The node's tiling is left out: a run that was too large for the memory goes on in smaller boxes.
+    get_node: id -> node, as the prompt has it. The node's tiling is left out: a run that was too large for the memory
+    goes on in smaller boxes.
     """
     wanted, needed = [node_id], {}
     while wanted:
         name = wanted.pop()
         if name not in needed:
-            inputs = {key: value for key, value in prompt[name]["inputs"].items() if name != node_id or key.split(".")[0] != "tiling"}
-            needed[name] = {"class_type": prompt[name]["class_type"], "inputs": inputs}
+            node = get_node(name)
+            inputs = {key: value for key, value in node["inputs"].items() if name != node_id or key.split(".")[0] != "tiling"}
+            needed[name] = {"class_type": node["class_type"], "inputs": inputs}
             wanted += [value[0] for value in inputs.values() if isinstance(value, list)]
     digest = hashlib.sha256(json.dumps(needed, sort_keys=True).encode())
     for frame in samples.unbind(2):

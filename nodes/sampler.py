@@ -89,7 +89,7 @@ class SimpleGVRSampler(io.ComfyNode):
                 io.Latent.Output(tooltip="The super-resolved latent: decode it with the VAE of the source."),
                 io.String.Output(display_name="report", tooltip="What was done: mode, sizes, noise levels, and what happened on the way."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -130,7 +130,7 @@ class SimpleGVRSampler(io.ComfyNode):
         upsampler_network(upsampler, cls)
         attention = attention_of(model)
         boxes = chosen_tiling(tiling, attention) or plan_run(model, upsampler, samples.shape, target, sampling).tiling
-        with working_folder(fingerprint(cls.hidden.prompt, cls.hidden.unique_id, samples) if resume else None) as folder:
+        with working_folder(fingerprint(cls.hidden.dynprompt.get_node, cls.hidden.unique_id, samples) if resume else None) as folder:
             upsampled = upsample(upsampler, samples, target, folder, cls)
 
             def condition(start: int, stop: int) -> Tensor:

@@ -6,7 +6,6 @@ for a short one; beside it stand the same parts with the whole clip at once.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,11 +78,7 @@ class Case:
         return torch.cuda.memory_allocated(self.device)
 
     def peak(self) -> int:
-        if self.device == "cpu" and sys.platform == "linux":  # whose ru_maxrss begins with that of the process that started this one
-            return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-        if self.device == "cpu":
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return torch.cuda.max_memory_allocated(self.device)
+        return peak_resident() if self.device == "cpu" else torch.cuda.max_memory_allocated(self.device)
 
     def latent(self, folder: Path, size: tuple[int, int]) -> LatentFile:
         """Returns a file of noise, (1, 16, frames, *size)."""
@@ -245,6 +240,17 @@ def table(results: dict) -> str:
     ]
     ratios = (f"{part} {value:.3f} ({results['ratio_above_start'][part]:.3f} above the start)" for part, value in results["ratio"].items())
     return "\n".join([*lines, "", f"Peaks of the longest clip over the shortest, streamed: {', '.join(ratios)}."])
+
+
+def peak_resident() -> int:
+    """Returns the most bytes that this process had resident."""
+    if sys.platform == "linux":  # whose ru_maxrss begins with that of the process that started this one
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

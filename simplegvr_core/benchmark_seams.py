@@ -1,7 +1,7 @@
 """Does cutting show? One clip whole, in segments and in tiles, against chunks that are sampled apart and cross-faded."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -58,8 +58,8 @@ class Seams:
 
     video: Path = REPO / "assets" / "demo.mp4"
     """A small video; it is played forwards and backwards until it is long enough."""
-    latent_frames: int = 81
-    """Length of the clip; 81 are 321 frames."""
+    latent_frames: int = 41
+    """Length of the clip; 41 are 161 frames."""
     steps: int | None = None
     """Steps; by default the checkpoint's."""
     denoise: float | None = None
@@ -84,12 +84,15 @@ class Seams:
         velocity = BoxedVelocity(network, WHOLE, alignment(dit.attention))
 
         reference = sample(velocity, z_up, sampling, WHOLE)
+        reference_frames = list(decoded(reference, vae))
         rows, noise_identical = [], True
         for name, (segment, width) in tqdm(WAYS.items()):
             tiling = aligned_tiling((segment, None, width), dit.attention)
             noise_identical &= drawn_alike(z_up.shape, tiling)
-            for how, z in (("fused at every step", sample), ("apart, cross-faded", sample_apart)):
-                rows.append(compare(f"{name}: {how}", z(velocity, z_up, sampling, tiling), reference, vae, tiling))
+            for how, way in (("fused at every step", sample), ("apart, cross-faded", sample_apart)):
+                z = way(velocity, z_up, sampling, tiling)
+                difference = ((z - reference).square().mean() / reference.square().mean()).sqrt().item()
+                rows.append(compare(f"{name}: {how}", difference, decoded(z, vae), reference_frames, tiling))
         fused, apart = (
             max(max(row.segment_borders or 0, row.tile_borders or 0) for row in rows if how in row.name) for how in ("fused", "apart")
         )
@@ -147,13 +150,12 @@ def drawn_alike(shape: tuple[int, ...], tiling: Tiling) -> bool:
     )
 
 
-def compare(name: str, z: Tensor, reference: Tensor, vae: TinyVAE, tiling: Tiling) -> Row:
-    """Returns the row of a latent beside the one that was sampled whole."""
+def compare(name: str, difference: float, frames: Iterable[Tensor], reference: list[Tensor], tiling: Tiling) -> Row:
+    """Returns the row of a clip's frames beside those of the clip that was sampled whole."""
     segment, _, width = tiling.size
     period = 4 * (segment - tiling.overlap[0]) if segment else 0
     borders = seams.Borders(period, (CELL * (width - tiling.overlap[2]) if width else 0, 0))
-    found, of_whole = (seams.measure(decoded(latent, vae), borders, seams.VIDEO)[0] for latent in (z, reference))
-    difference = ((z - reference).square().mean() / reference.square().mean()).sqrt().item()
+    found, of_whole = (seams.measure(clip, borders, seams.VIDEO)[0] for clip in (frames, reference))
     ratios = (seam and seam.ratio for seam in (found.segments, of_whole.segments, found.columns, of_whole.columns))
     return Row(name, difference, *ratios)
 

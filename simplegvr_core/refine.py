@@ -19,6 +19,8 @@ from .latent_file import LatentFile, write_latent
 from .noise import draw_noise
 from .tiling import Box, Tiling, share, spans
 
+STATE = "z.safetensors"  # of the last whole step
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether PyTorch says that memory ran out, on any device."""
@@ -103,15 +105,20 @@ def refine(
     def stepped(start: int, stop: int) -> Tensor:
         return LatentFile(path)[start:stop]
 
-    path = folder / "z.safetensors"
-    done = int(LatentFile(path).metadata["step"]) if path.exists() else 0
-    for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[done:]:
+    path = folder / STATE
+    for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[finished_steps(folder) :]:
         with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
             for first, z, v in fused_segments(velocity, stepped if i else noised, condition, upsampled.shape[2], sigma):
                 on_segment(i, z, clean_from_velocity(z, v, sigma))
                 z_next = z + (sigma_next - sigma) * v
                 append(finish(z_next, first) if i == len(sigmas) - 2 else z_next)
     return LatentFile(path)
+
+
+def finished_steps(folder: Path) -> int:
+    """Returns how many steps of refine are done, by the file that it left in folder; 0 without one."""
+    path = folder / STATE
+    return int(LatentFile(path).metadata["step"]) if path.exists() else 0
 
 
 def fused_segments(

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .temporal import segments
 
+CACHED = 24  # boxes of up to 8 sizes in a run, for even and odd blocks; a table has 8 bytes for each token
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -39,7 +41,7 @@ class Windows:
         return len(self.place)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=CACHED)
 @torch.inference_mode(False)  # the first caller may infer, a later one train
 def cut_windows(
     grid: tuple[int, int, int],
@@ -82,7 +84,7 @@ def cut_windows(
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=CACHED)
 @torch.inference_mode(False)
 def token_order(grid: tuple[int, int, int], window: tuple[int, int, int], device: torch.device | None = None) -> Tensor:
     """Returns (T*H*W,) raster numbers of the tokens in window-major order."""

@@ -74,7 +74,8 @@ def test_a_killed_server_resumes_to_the_latent_of_an_unbroken_run(fresh):
     assert fresh.server.files() != []
     fresh.server.stop()
     fresh.server.start()
-    latent, _ = fresh.server.run(workflow(case), kill_at=kill_at)
+    latent, report = fresh.server.run(workflow(case), kill_at=kill_at)
+    assert "Went on after step 11, where an earlier run had stopped." in report
     assert torch.equal(latent, fresh.latent)
     assert fresh.server.files() == []
 
