@@ -31,13 +31,13 @@ RESUME_FOLDER = "simplegvr_resume"  # in ComfyUI's output folder: the one for te
 
 @dataclass
 class Run:
-    """One refinement. upsampled: what it starts from. condition(a, b): frames of the condition, None for a model without one.
+    """One refinement. upsampled: what it starts from. condition: None for a model without one.
 
     events: what the user should know afterwards; it grows.
     """
 
     upsampled: LatentFile
-    condition: Callable[[int, int], Tensor] | None
+    condition: LatentFile | None
     sigmas: Tensor
     cfg: float
     seed: int

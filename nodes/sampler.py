@@ -10,7 +10,7 @@ from ..simplegvr_core.attention import AttentionConfig
 from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.latent_file import LatentFile, write_latent
 from ..simplegvr_core.layers import LATENT_CHANNELS
-from ..simplegvr_core.sampling import CELL, SamplingConfig, augment_condition, match_source
+from ..simplegvr_core.sampling import CELL, SamplingConfig, match_source, write_condition
 from ..simplegvr_core.tiling import WHOLE, Tiling, aligned_tiling, alignment
 from .bridge import (
     CATEGORY,
@@ -132,9 +132,7 @@ class SimpleGVRSampler(io.ComfyNode):
         boxes = chosen_tiling(tiling, attention) or plan_run(model, upsampler, samples.shape, target, sampling).tiling
         with working_folder(fingerprint(cls.hidden.dynprompt.get_node, cls.hidden.unique_id, samples) if resume else None) as folder:
             upsampled = upsample(upsampler, samples, target, folder, cls)
-
-            def condition(start: int, stop: int) -> Tensor:
-                return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
+            condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
             def finish(z: Tensor, first_frame: int) -> Tensor:
                 z_lr = to_core(samples[:, :, first_frame : first_frame + z.shape[2]])
@@ -142,7 +140,7 @@ class SimpleGVRSampler(io.ComfyNode):
 
             run = Run(
                 upsampled,
-                None if condition_free else condition,
+                condition,
                 shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise),
                 sampling.cfg,
                 seed,

@@ -21,7 +21,7 @@ from .measure import versions
 from .model import load_dit
 from .noise import draw_noise
 from .refine import BoxedVelocity, refine
-from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network, scaled_size
+from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig, guided_network, scaled_size, write_condition
 from .tiling import WHOLE, Tiling, aligned_tiling, alignment, share
 from .upsampler import load_upsampler
 from .vae import TinyVAE, load_tiny_vae
@@ -125,10 +125,7 @@ def sample(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tili
         with write_latent(path, z_up.shape, {}) as append:
             append(z_up)
         upsampled = LatentFile(path)
-
-        def condition(start: int, stop: int) -> Tensor:
-            return augment_condition(upsampled[start:stop], sampling.noise_augmentation, NOISE_SEED, start)
-
+        condition = write_condition(upsampled, sampling.noise_augmentation, NOISE_SEED, Path(folder))
         sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
         return refine(replace(velocity, tiling=tiling), upsampled, condition, sigmas, SEED, Path(folder))[:]
 

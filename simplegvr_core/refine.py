@@ -81,7 +81,7 @@ class BoxedVelocity:
 def refine(
     velocity: BoxedVelocity,
     upsampled: LatentFile,
-    condition: Callable[[int, int], Tensor] | None,
+    condition: LatentFile | None,
     sigmas: Tensor,
     seed: int,
     folder: Path,
@@ -91,7 +91,7 @@ def refine(
     """Returns the latent integrated from noise level sigmas[0] down to the last, by Euler's method (equation 2).
 
     It starts from upsampled, noised by a noise that seed draws by position; and from the last whole step where folder
-    holds the file of one. condition(a, b): the condition's frames a to b. on_segment(i, z_t, z_0): called in
+    holds the file of one. condition: None for a network without one. on_segment(i, z_t, z_0): called in
     step i with a segment of the noised latent and the clean one that its velocity points to. finish(z, first_frame):
     applied to frames of the result.
     """
@@ -122,17 +122,17 @@ def finished_steps(folder: Path) -> int:
 
 
 def fused_segments(
-    velocity: BoxedVelocity, frames: Callable[[int, int], Tensor], condition: Callable | None, num_frames: int, sigma: Tensor
+    velocity: BoxedVelocity, frames: Callable[[int, int], Tensor], condition: LatentFile | None, num_frames: int, sigma: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (first frame, z_t, velocity) of stretches of the clip, in order and without a gap or an overlap.
 
-    Where segments share frames, their velocities are blended. frames(a, b), condition(a, b): z_t's and its frames a to b.
+    Where segments share frames, their velocities are blended. frames(a, b): z_t's frames a to b.
     """
     tiling, carried = velocity.tiling, None
     segments = spans(num_frames, tiling.size[0], tiling.overlap[0])
     for (start, stop), following in zip_longest(segments, segments[1:]):
         z = frames(start, stop)
-        v = padded_velocity(velocity, z, condition and condition(start, stop), sigma)
+        v = padded_velocity(velocity, z, condition and condition[start:stop], sigma)
         v *= share(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
         if carried is not None:
             v[:, :, : carried.shape[2]] += carried

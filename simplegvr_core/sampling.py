@@ -81,9 +81,7 @@ def super_resolve_in(
         for z in upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size):
             append(z)
     upsampled = LatentFile(folder / "upsampled.safetensors")
-
-    def condition(start: int, stop: int) -> Tensor:
-        return augment_condition(upsampled[start:stop], sampling.noise_augmentation, noise_seed, start)
+    condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
     def finish(z: Tensor, first_frame: int) -> Tensor:
         return match_source(z, z_lr[:, :, first_frame : first_frame + z.shape[2]], colour_match)
@@ -91,7 +89,7 @@ def super_resolve_in(
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
     velocity = BoxedVelocity(network, tiling, alignment(model.attention))
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-    return refine(velocity, upsampled, None if condition_free else condition, sigmas, seed, folder, on_segment, finish)
+    return refine(velocity, upsampled, condition, sigmas, seed, folder, on_segment, finish)
 
 
 def guided_network(model: SimpleGVRDiT, cfg: float, context: Tensor, null_context: Tensor, like: Tensor) -> Callable:
@@ -131,6 +129,16 @@ def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: 
     """
     noise = draw_noise(upsampled.shape, noise_seed, first_frame).to(upsampled)
     return interpolate(upsampled, noise, noise_augmentation)
+
+
+def write_condition(upsampled: LatentFile, noise_augmentation: float, noise_seed: int, folder: Path) -> LatentFile:
+    """Returns the file, in folder, of augment_condition of a whole clip, which all steps read."""
+    path = folder / "condition.safetensors"
+    if not path.exists():
+        with write_latent(path, upsampled.shape, {}) as append:
+            for frame in range(upsampled.shape[2]):
+                append(augment_condition(upsampled[frame : frame + 1], noise_augmentation, noise_seed, frame))
+    return LatentFile(path)
 
 
 def match_source(z: Tensor, z_lr: Tensor, strength: float) -> Tensor:

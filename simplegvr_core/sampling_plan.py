@@ -24,7 +24,7 @@ from .vae import TinyVAEConfig
 TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
 DECODER_FRAMES = 2  # latent, at a time
 UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
-WORKING_FILES = 3  # the upsampled latent, z, and the z of the next step
+WORKING_FILES = 4  # the upsampled latent, the condition, z, and the z of the next step
 LEAST_UPSAMPLER_TILE = 32
 SOON_COUNTED = 8  # a clip of fewer smallest boxes is counted whole before anything else; a long one's windows fill the host's memory
 CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
