@@ -146,7 +146,7 @@ def noise_augmentation_input() -> io.Float.Input:
         max=1.0,
         step=0.01,
         tooltip="Noise share of the condition. Low keeps to the source, high lets the model correct and invent. "
-        "The paper trains with 0.3 to 0.6; gvr_tiny does best at 0.1.",
+        "The paper trains with 0.3 to 0.6; gvr_tiny does best at 0.",
     )
 
 

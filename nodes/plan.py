@@ -69,7 +69,7 @@ class SimpleGVRPlan(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent, size, settings, memory, trial, upsampler=None) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
-        sampling = sampling_config(model, settings, takes_no_condition(model))
+        sampling = sampling_config(model, settings, takes_no_condition(model, cls))
         free_bytes = int(1e9 * memory["gigabytes"]) if memory["memory"] == "custom" else None
         target = target_size(size, samples, cls)
         if upsampler is not None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..simplegvr_core.latent_file import LatentFile
 from ..simplegvr_core.refine import STATE, BoxedVelocity, finished_steps, refine
-from ..simplegvr_core.tiling import Tiling, round_up
+from ..simplegvr_core.tiling import Box, Tiling, round_up
 from .bridge import pixels
 
 RESUME_FOLDER = "simplegvr_resume"  # in ComfyUI's output folder: the one for temporary files is emptied when it starts
@@ -52,17 +52,13 @@ class Run:
 
         ComfyUI is given an empty latent of one box, for which it prepares itself; the clip stays in files.
         """
-        batch, channels, frames, height, width = self.upsampled.shape
-        extent = frames, round_up(height, 2), round_up(width, 2)
-        boxes = self.tiling.boxes(extent)
-        largest = (max(box.size[axis] for box in boxes) for axis in range(3))
-        empty = torch.zeros(batch, channels, *largest)
+        empty = torch.zeros(*self.upsampled.shape[:2], *self.largest)
         if self.condition is not None:
             prompts = tuple(node_helpers.conditioning_set_values(prompt, {"concat_latent_image": empty}) for prompt in prompts)
         done = finished_steps(self.folder)
         if done:
             self.events.append(f"Went on after step {done}, where an earlier run had stopped.")
-        progress = Progress(model, len(self.sigmas) - 1, done, [box.size for box in boxes])
+        progress = Progress(model, len(self.sigmas) - 1, done, [box.size for box in self.boxes])
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
             with progress.shown(disable):
@@ -72,6 +68,20 @@ class Run:
         sampler = comfy.samplers.KSAMPLER(euler)
         comfy.sample.sample_custom(model, empty, self.cfg, sampler, self.sigmas, *prompts, empty, seed=self.seed)
         return LatentFile(self.folder / STATE)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Returns the boxes of a step. Odd sides are made even."""
+        frames, height, width = self.upsampled.shape[2:]
+        return self.tiling.boxes((frames, round_up(height, 2), round_up(width, 2)))
+
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        return tuple(max(sides) for sides in zip(*(box.size for box in self.boxes), strict=True))
+
+    def describe(self) -> str:
+        """Returns in words how much the model sees at a time."""
+        return f"{len(self.boxes)} boxes a step, of {describe_box(self.largest)}." if len(self.boxes) > 1 else "The whole video at a time."
 
     def refine(self, denoise, device: torch.device, extra_args: dict, progress: "Progress") -> None:
         """Integrates to sigma 0. denoise: ComfyUI's (z_t, sigma (B,)) -> predicted clean latent, around its guider."""

@@ -11,7 +11,7 @@ from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.latent_file import LatentFile, write_latent
 from ..simplegvr_core.layers import LATENT_CHANNELS
 from ..simplegvr_core.sampling import CELL, SamplingConfig, match_source, write_condition
-from ..simplegvr_core.tiling import WHOLE, Tiling, aligned_tiling, alignment
+from ..simplegvr_core.tiling import Tiling, aligned_tiling, alignment
 from .bridge import (
     CATEGORY,
     LATENT_FORMAT,
@@ -110,7 +110,7 @@ class SimpleGVRSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
         target = target_size(size, samples, cls)
-        condition_free = takes_no_condition(model)
+        condition_free = takes_no_condition(model, cls)
         sampling = sampling_config(model, settings, condition_free)
         if condition_free and sampling.denoise == 1:
             raise ValueError(
@@ -129,7 +129,7 @@ class SimpleGVRSampler(io.ComfyNode):
             )
         upsampler_network(upsampler, cls)
         attention = attention_of(model)
-        boxes = chosen_tiling(tiling, attention) or plan_run(model, upsampler, samples.shape, target, sampling).tiling
+        boxes = chosen_tiling(tiling, attention) or planned_tiling(model, upsampler, samples, target, sampling)
         with working_folder(fingerprint(cls.hidden.dynprompt.get_node, cls.hidden.unique_id, samples) if resume else None) as folder:
             upsampled = upsample(upsampler, samples, target, folder, cls)
             condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
@@ -159,6 +159,7 @@ class SimpleGVRSampler(io.ComfyNode):
             mode,
             f"{pixels(samples.shape[3:])} -> {pixels(target)}, {samples.shape[2]} latent frames, "
             f"{sampling.steps} steps, cfg {sampling.cfg:g}, shift {sampling.shift:g}.",
+            run.describe(),
             *run.events,
         ]
         report = "\n".join(lines)
@@ -193,7 +194,7 @@ def tiling_input() -> io.DynamicCombo.Input:
                         default=20,
                         min=0,
                         max=4096,
-                        tooltip="Latent frames at a time; 0 is the whole video. 20 are 77 frames. Rounded up to whole temporal units.",
+                        tooltip="Latent frames at a time; 0 is the whole video. 20 are 77 frames. Rounded up to whole units, at least 2.",
                     ),
                     io.Int.Input(
                         "tile_width",
@@ -222,9 +223,17 @@ def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling | N
     if tiling is None or tiling["tiling"] == "auto":
         return None
     if tiling["tiling"] == "whole":
-        return WHOLE
+        return aligned_tiling((None, None, None), attention)
     cells = tiling["segment"], -(-tiling["tile_height"] // CELL), -(-tiling["tile_width"] // CELL)
     return aligned_tiling(tuple(side or None for side in cells), attention)
+
+
+def planned_tiling(model, upsampler, samples: Tensor, size: tuple[int, int], sampling: SamplingConfig) -> Tiling:
+    """Returns the boxes that fit the memory with the least work. Raises ValueError when not even the smallest do."""
+    try:
+        return plan_run(model, upsampler, samples.shape, size, sampling).tiling
+    except ValueError as error:
+        raise ValueError(f"SimpleGVR Sampler: {error}; or choose tiling custom, to try all the same") from error
 
 
 def settings_input() -> io.DynamicCombo.Input:
@@ -237,7 +246,7 @@ def settings_input() -> io.DynamicCombo.Input:
             io.DynamicCombo.Option(
                 "custom",
                 [
-                    io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Model evaluations. The paper uses 50; gvr_tiny 4."),
+                    io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Model evaluations. The paper uses 50; gvr_tiny 2."),
                     io.Float.Input(
                         "cfg", default=1.0, min=0.0, max=30.0, step=0.1, tooltip="Guidance by the prompts; 1 is none, in half the time."
                     ),
@@ -249,7 +258,7 @@ def settings_input() -> io.DynamicCombo.Input:
                         max=1.0,
                         step=0.01,
                         tooltip="Noise level to start from. 1 is pure noise, as in the paper; below 1 starts from the noised upsampled "
-                        "latent: gvr_tiny 0.3, a stock Wan model 0.3 to 0.6.",
+                        "latent: gvr_tiny 0.15, a stock Wan model 0.3 to 0.6.",
                     ),
                 ],
             ),
@@ -268,7 +277,7 @@ def sampling_config(model, settings: dict, condition_free: bool) -> SamplingConf
     return replace(getattr(model.model, "sampling", SamplingConfig()), shift=shift)
 
 
-def takes_no_condition(model) -> bool:
+def takes_no_condition(model, node: type[io.ComfyNode]) -> bool:
     """Returns whether model is a plain text-to-video Wan (16 channels) rather than a SimpleGVR model (32).
 
     Raises ValueError for any other model.
@@ -277,7 +286,7 @@ def takes_no_condition(model) -> bool:
     channels = None if embedding is None else embedding.in_channels
     if channels not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS):
         raise ValueError(
-            f"SimpleGVR Sampler: the model is a {type(model.model).__name__} with {channels} input channels, wanted a "
+            f"{node.define_schema().display_name}: the model is a {type(model.model).__name__} with {channels} input channels, wanted a "
             "SimpleGVR model (32) or a text-to-video Wan 2.1 or 2.2 14B model (16)"
         )
     return channels == LATENT_CHANNELS

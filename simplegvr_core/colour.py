@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 
-def match_low_frequencies(z: Tensor, reference: Tensor, strength: float, width: float) -> Tensor:
+def match_low_frequencies(z: Tensor, reference: Tensor, strength: float, width: tuple[float, float]) -> Tensor:
     """Returns z with its low spatial frequencies moved towards the reference's: z + strength low_pass(reference - z).
 
     z, reference: (B, 16, T, H, W) normalised, one shape; each latent frame alone. strength: 0 leaves z as it is, 1 gives each
@@ -23,9 +23,12 @@ def match_low_frequencies(z: Tensor, reference: Tensor, strength: float, width: 
     return z + strength * low_pass(reference - z, width)
 
 
-def low_pass(x: Tensor, width: float) -> Tensor:
-    """Returns x (..., H, W) blurred by a Gaussian of standard deviation width, mirrored at the edges, so that means are kept."""
-    rows, columns = (blur_matrix(extent, width).to(x) for extent in x.shape[-2:])
+def low_pass(x: Tensor, width: tuple[float, float]) -> Tensor:
+    """Returns x (..., H, W) blurred by a Gaussian, mirrored at the edges, so that means are kept.
+
+    width: its standard deviation along rows and columns, in cells.
+    """
+    rows, columns = (blur_matrix(*axis).to(x) for axis in zip(x.shape[-2:], width, strict=True))
     return rows @ x @ columns
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from safetensors import safe_open
@@ -48,7 +49,7 @@ def write_latent(path: Path, shape: tuple[int, ...], metadata: dict[str, str]) -
         file.write(len(header).to_bytes(8, "little") + header)
 
         def append(z: Tensor) -> None:
-            rearrange(z.float().cpu(), "B C T H W -> T B C H W").contiguous().numpy().tofile(file)
+            file.write(np.ascontiguousarray(rearrange(z.float().cpu(), "B C T H W -> T B C H W")).data)
 
         yield append
         missing = nbytes - (file.tell() - 8 - len(header))

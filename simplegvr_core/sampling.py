@@ -21,11 +21,12 @@ from .layers import LATENT_CHANNELS
 from .model import SimpleGVRDiT
 from .noise import draw_noise
 from .refine import BoxedVelocity, refine
-from .tiling import WHOLE, Tiling, alignment
+from .tiling import Tiling, aligned_tiling, alignment
 from .upsampler import LatentUpsampler, resize
 
 CELL = 8  # pixels a side
 UPSAMPLER_FRAMES = 2  # latent, at a time
+CONDITION_FIELD = 1  # of the condition's noise: with the same seed, too, it has nothing to do with the one to start from
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ def super_resolve_in(
     null_context: Tensor,
     seed: int,
     noise_seed: int,
-    tiling: Tiling = WHOLE,
+    tiling: Tiling | None = None,
     colour_match: float = 1.0,
     on_segment: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
 ) -> LatentFile:
     """Returns the file, in folder, of the super-resolved latent (B, 16, T, *size).
 
     z_lr: (B, 16, T, h, w). context, null_context: (B, S, text_dim) text features of the prompt and of no prompt.
-    seed draws the starting noise, noise_seed the condition's. tiling: boxes that the model sees at a time.
+    seed draws the starting noise, noise_seed the condition's. tiling: boxes that the model sees at a time, by default the whole.
     colour_match: strength of match_source on the result. on_segment: as in refine. A model with 16 input channels (any
     text-to-video Wan) takes no condition: training-free mode, which needs denoise < 1. Raises ValueError otherwise, and
     when memory runs out with the smallest boxes.
@@ -87,6 +88,7 @@ def super_resolve_in(
         return match_source(z, z_lr[:, :, first_frame : first_frame + z.shape[2]], colour_match)
 
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
+    tiling = tiling or aligned_tiling((None, None, None), model.attention)
     velocity = BoxedVelocity(network, tiling, alignment(model.attention))
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     return refine(velocity, upsampled, condition, sigmas, seed, folder, on_segment, finish)
@@ -127,7 +129,7 @@ def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: 
 
     first_frame: the number in the clip of upsampled's first frame.
     """
-    noise = draw_noise(upsampled.shape, noise_seed, first_frame).to(upsampled)
+    noise = draw_noise(upsampled.shape, noise_seed, first_frame, CONDITION_FIELD).to(upsampled)
     return interpolate(upsampled, noise, noise_augmentation)
 
 
@@ -147,7 +149,8 @@ def match_source(z: Tensor, z_lr: Tensor, strength: float) -> Tensor:
     Low is what four source cells and more share; see match_low_frequencies.
     """
     size = tuple(z.shape[3:])
-    return match_low_frequencies(z, resize(z_lr.to(z), size), strength, 4 * size[1] / z_lr.shape[4])
+    width = tuple(4 * large / small for large, small in zip(size, z_lr.shape[3:], strict=True))
+    return match_low_frequencies(z, resize(z_lr.to(z), size), strength, width)
 
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:

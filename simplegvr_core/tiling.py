@@ -67,8 +67,8 @@ WHOLE = Tiling()
 
 def alignment(attention: AttentionConfig) -> tuple[int, int, int]:
     """Returns the cells between whose multiples a box begins: temporal units and windows then fall as in the whole latent."""
-    rows, columns = (1, 1) if attention.kind == "full" else attention.window[1:]
-    return attention.unit or 1, 2 * rows, 2 * columns
+    frames, rows, columns = (1, 1, 1) if attention.kind == "full" else attention.window
+    return attention.unit or frames, 2 * rows, 2 * columns
 
 
 def aligned_tiling(wanted: tuple[int | None, int | None, int | None], attention: AttentionConfig) -> Tiling:

@@ -7,6 +7,7 @@ from conftest import REPO
 from simplegvr_core.colour import coarse, low_pass, match_frame, match_low_frequencies
 from simplegvr_core.data import area_downscale, read_video, to_video
 from simplegvr_core.metrics import psnr
+from simplegvr_core.sampling import match_source
 from simplegvr_core.upsampler import resize
 from simplegvr_core.vae import load_tiny_vae
 
@@ -23,25 +24,33 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(1, 16, 3, 5, 7), (2, 16, 1, 31, 18)])
 def test_equal_latents_and_strength_0_change_no_bit(shape):
     z = noise(*shape)
-    assert torch.equal(match_low_frequencies(z, z.clone(), 1.0, 12), z)
-    assert torch.equal(match_low_frequencies(z, noise(*shape, seed=1), 0.0, 12), z)
+    assert torch.equal(match_low_frequencies(z, z.clone(), 1.0, (12, 12)), z)
+    assert torch.equal(match_low_frequencies(z, noise(*shape, seed=1), 0.0, (12, 12)), z)
 
 
 def test_each_frame_gets_the_references_mean_and_keeps_its_detail():
     z, reference = noise(2, 16, 3, 20, 34), 3 * noise(2, 16, 3, 20, 34, seed=1) + torch.arange(3.0).view(3, 1, 1)
-    matched = match_low_frequencies(z, reference, 1.0, width=4)
+    matched = match_low_frequencies(z, reference, 1.0, width=(4, 4))
     torch.testing.assert_close(matched.mean((3, 4)), reference.mean((3, 4)), atol=1e-5, rtol=0)
-    half = match_low_frequencies(z, reference, 0.5, width=4)
+    half = match_low_frequencies(z, reference, 0.5, width=(4, 4))
     torch.testing.assert_close(half, (z + matched) / 2, atol=1e-5, rtol=0)
     checkerboard = (-1.0) ** (torch.arange(20)[:, None] + torch.arange(34))
-    kept = match_low_frequencies(z + checkerboard, reference, 1.0, width=4) - matched
+    kept = match_low_frequencies(z + checkerboard, reference, 1.0, width=(4, 4)) - matched
     torch.testing.assert_close(kept, checkerboard.expand_as(z), atol=0.02, rtol=0)
 
 
 def test_frames_are_matched_one_by_one():
     z, reference = noise(2, 16, 5, 9, 13), noise(2, 16, 5, 9, 13, seed=1)
-    parts = [match_low_frequencies(*pair, 0.7, 12) for pair in zip(z.split(2, dim=2), reference.split(2, dim=2), strict=True)]
-    torch.testing.assert_close(torch.cat(parts, dim=2), match_low_frequencies(z, reference, 0.7, 12), atol=1e-6, rtol=0)
+    parts = [match_low_frequencies(*pair, 0.7, (12, 12)) for pair in zip(z.split(2, dim=2), reference.split(2, dim=2), strict=True)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), match_low_frequencies(z, reference, 0.7, (12, 12)), atol=1e-6, rtol=0)
+
+
+def test_the_source_is_matched_as_far_down_as_across():
+    z, z_lr = torch.zeros(1, 16, 1, 80, 20), torch.zeros(1, 16, 1, 20, 20)
+    z_lr[..., 10, :] = 1
+    tall = match_source(z, z_lr, 1.0)[0, 0, 0, :, 0].max().item()
+    both = match_source(torch.zeros(1, 16, 1, 80, 80), z_lr, 1.0)[0, 0, 0, :, 0].max().item()
+    assert tall == pytest.approx(both, rel=1e-3)
 
 
 def test_the_low_pass_is_a_gaussian_mirrored_at_the_edges():
@@ -49,11 +58,11 @@ def test_the_low_pass_is_a_gaussian_mirrored_at_the_edges():
     x[20, 30] = 1
     rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(61.0) - 30, indexing="ij")
     gaussian = torch.exp(-(rows**2 + columns**2) / (2 * 3**2)) / (2 * torch.pi * 3**2)
-    torch.testing.assert_close(low_pass(x, 3), gaussian, atol=1e-6, rtol=0)
+    torch.testing.assert_close(low_pass(x, (3, 3)), gaussian, atol=1e-6, rtol=0)
     x = noise(5, 7)
     mirrored = torch.cat((x, x.flip(0)), dim=0)
     mirrored = torch.cat((mirrored, mirrored.flip(1)), dim=1).repeat(3, 3)
-    torch.testing.assert_close(low_pass(x, 2), low_pass(mirrored, 2)[10:15, 14:21], atol=1e-4, rtol=0)
+    torch.testing.assert_close(low_pass(x, (2, 2)), low_pass(mirrored, (2, 2))[10:15, 14:21], atol=1e-4, rtol=0)
 
 
 def test_drift_and_flicker_of_a_real_latent_are_mended():
@@ -63,7 +72,7 @@ def test_drift_and_flicker_of_a_real_latent_are_mended():
     z, z_lr = (vae.encode(video) for video in (original, area_downscale(original, 3)))
     drift = 0.3 * noise(1, 16, 3, 1, 1) * (1 + torch.linspace(0, 1, 24)[:, None] + torch.linspace(0, 1, 30))
     reference = resize(z_lr, z.shape[3:])
-    mended = match_low_frequencies(z + drift, reference, 1.0, 12)
+    mended = match_low_frequencies(z + drift, reference, 1.0, (12, 12))
 
     def decoded(z):
         video = vae.decode(z)

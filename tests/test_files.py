@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from simplegvr_core.data import write_video
 from simplegvr_core.files import sha256, whole
+from simplegvr_core.latent_file import write_latent
 
 
 @pytest.fixture
@@ -62,6 +63,13 @@ def test_a_full_disk_names_the_file_and_the_cure(tmp_path, small_disk, write):
         whole(path) as partial,
     ):
         write(partial)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_latent_that_finds_no_room_names_the_file_and_the_cure(tmp_path, small_disk):
+    path, z = tmp_path / "z.safetensors", torch.zeros(1, 16, 3, 20, 30)
+    with pytest.raises(OSError, match=r"z\.safetensors cannot be written .*free space there"), write_latent(path, z.shape, {}) as append:
+        append(z)
     assert not list(tmp_path.iterdir())
 
 

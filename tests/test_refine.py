@@ -57,6 +57,15 @@ def test_boxes_begin_where_units_and_windows_do():
     assert tiling == Tiling((10, 72, 90), (5, 24, 18))
     starts = [box.start for box in tiling.boxes((41, 135, 240))]
     assert all(t % 5 == 0 and h % 24 == 0 and w % 18 == 0 for t, h, w in starts)
+    assert alignment(AttentionConfig(window=(4, 2, 3), unit=None)) == (4, 4, 6)
+
+
+def test_boxes_that_are_halved_stay_where_units_and_windows_begin():
+    tiling, extent, attention = aligned_tiling((None, None, None), AttentionConfig()), (41, 136, 240), AttentionConfig()
+    for _ in range(6):
+        tiling = tiling.halved(tuple(side or whole for side, whole in zip(tiling.size, extent, strict=True)), alignment(attention))
+        assert all(t % 5 == 0 and h % 24 == 0 and w % 18 == 0 for t, h, w in (box.start for box in tiling.boxes(extent)))
+    assert tiling.halved((10, 48, 36), alignment(attention)) is None
 
 
 def test_a_box_that_is_less_than_twice_its_overlap_is_refused():
@@ -69,7 +78,8 @@ def test_noise_depends_on_the_position_alone():
     assert torch.equal(draw_noise((1, 16, 3, 5, 3), 2**64 - 1, first_frame=2), whole[:1, :, 2:5])
     assert abs(whole.mean()) < 0.05
     assert abs(whole.std() - 1) < 0.05
-    values = [whole[0, :, 0], whole[0, :, 1], whole[1, :, 0], draw_noise(whole.shape, 1)[0, :, 0]]
+    others = draw_noise(whole.shape, 1)[0, :, 0], draw_noise(whole.shape, 2**64 - 1, field=1)[0, :, 0]
+    values = [whole[0, :, 0], whole[0, :, 1], whole[1, :, 0], *others]
     pairs = [(a, b) for i, a in enumerate(values) for b in values[:i]]
     assert all(abs(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1]) < 0.2 for a, b in pairs)
 
