@@ -24,7 +24,8 @@ class SimpleGVRSeamMeter(io.ComfyNode):
             display_name="SimpleGVR Seam Meter",
             category=CATEGORY,
             description="Measures whether a video shows where it was put together: flicker and seams between segments, seams between "
-            "tiles. What it does at their borders is compared with what it does nearby, so that the content cancels: 1 is none.",
+            "tiles. What it does at their borders, where an overlap begins and where it has ended, is compared with what it does "
+            "nearby, so that the content cancels: 1 is none.",
             search_aliases=["flicker", "seam detector", "tile seams", "chunk borders", "temporal consistency"],
             is_output_node=True,
             inputs=[
@@ -34,9 +35,23 @@ class SimpleGVRSeamMeter(io.ComfyNode):
                     "Frames from one segment's start to the next's: 4 x (segment - overlap) for SimpleGVR Sampler's, without the 4 for a "
                     "latent. 0: no segments.",
                 ),
-                border("tile_width", "Pixels from one tile's start to the next's along the width, cells of a latent. 0: no tiles."),
+                border(
+                    "tile_width",
+                    "Pixels from one tile's start to the next's along the width, so its width - overlap; cells of a latent. 0: no tiles.",
+                ),
                 border("tile_height", "The same along the height."),
                 border("first_border", "The second segment's first frame. 0: as SimpleGVR Sampler's segments have it.", advanced=True),
+                border(
+                    "overlap",
+                    "Frames that segments share: 20 for SimpleGVR Sampler's, which share 5 latent frames (5 for a latent). "
+                    "0: segments that are cut hard.",
+                ),
+                border(
+                    "tile_overlap_width",
+                    "Pixels that tiles share along the width: 144 for SimpleGVR Sampler's, one window of its attention (18 cells of a "
+                    "latent). 0: tiles that are cut hard.",
+                ),
+                border("tile_overlap_height", "The same along the height: 192 for SimpleGVR Sampler's (24 cells of a latent)."),
             ],
             outputs=[
                 io.Image.Output(display_name="plot", tooltip="Brightness over time and the jumps over frames, columns and rows."),
@@ -54,11 +69,21 @@ class SimpleGVRSeamMeter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, video: Tensor | dict, period: int, tile_width: int, tile_height: int, first_border: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        video: Tensor | dict,
+        period: int,
+        tile_width: int,
+        tile_height: int,
+        first_border: int,
+        overlap: int,
+        tile_overlap_width: int,
+        tile_overlap_height: int,
+    ) -> io.NodeOutput:
         is_latent = isinstance(video, dict)
         clip = to_core(latent_samples(video, cls)) if is_latent else rearrange(video[..., :3], "F H W C -> 1 C F H W")
         try:
-            borders = Borders(period, (tile_width, tile_height), first_border or None)
+            borders = Borders(period, (tile_width, tile_height), first_border or None, overlap, (tile_overlap_width, tile_overlap_height))
             seams, panels = measure(watched(clip), borders, LATENT if is_latent else VIDEO)
         except ValueError as error:
             raise ValueError(f"SimpleGVR Seam Meter: {error}") from error
@@ -71,7 +96,7 @@ class SimpleGVRSeamMeter(io.ComfyNode):
 def watched(clip: Tensor):
     """Yields the frames (B, C, H, W) of clip (B, C, F, H, W), with ComfyUI's progress and interrupt."""
     bar = comfy.utils.ProgressBar(clip.shape[2])
-    for frame in clip.float().unbind(2):
+    for frame in clip.unbind(2):
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield frame
         bar.update(1)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import baselines, flops, kernels
 from .attention import AttentionConfig, attend, full_attention, select_windows
 from .benchmark_memory import Memory
-from .benchmark_seams import Seams
+from .benchmark_seams import SeamBenchmark
 from .command_line import plain_errors
 from .kernels import reference
 from .measure import Machine, Row, bars, curves, report
@@ -382,7 +382,7 @@ COMMANDS = {
     "cascade": Cascade,
     "scaling": Scaling,
     "memory": Memory,
-    "seams": Seams,
+    "seams": SeamBenchmark,
     "table-2": Table2,
     "all": All,
 }

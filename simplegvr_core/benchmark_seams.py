@@ -19,7 +19,6 @@ from .flow import shifted_sigmas
 from .latent_file import LatentFile, write_latent
 from .measure import versions
 from .model import load_dit
-from .noise import draw_noise
 from .refine import BoxedVelocity, refine
 from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig, guided_network, scaled_size, write_condition
 from .tiling import WHOLE, Tiling, aligned_tiling, alignment, share
@@ -53,7 +52,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Seams:
+class SeamBenchmark:
     """Seams of the bundled gvr_tiny, cut and blended at every step, beside chunks sampled apart and cross-faded."""
 
     video: Path = REPO / "assets" / "demo.mp4"
@@ -88,7 +87,7 @@ class Seams:
         rows, noise_identical = [], True
         for name, (segment, width) in tqdm(WAYS.items()):
             tiling = aligned_tiling((segment, None, width), dit.attention)
-            noise_identical &= drawn_alike(z_up.shape, tiling)
+            noise_identical &= drawn_alike(velocity, z_up, sampling, tiling)
             for how, way in (("fused at every step", sample), ("apart, cross-faded", sample_apart)):
                 z = way(velocity, z_up, sampling, tiling)
                 difference = ((z - reference).square().mean() / reference.square().mean()).sqrt().item()
@@ -138,20 +137,35 @@ def sample_apart(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig
     return total
 
 
-def drawn_alike(shape: tuple[int, ...], tiling: Tiling) -> bool:
-    """Returns whether the noise of a tiling's segments is bit for bit that of the whole clip."""
-    field = draw_noise(shape, SEED)
-    segments = {(box.start[0], box.stop[0]) for box in tiling.boxes(shape[2:])}
-    return all(
-        torch.equal(draw_noise((*shape[:2], stop - start, *shape[3:]), SEED, start), field[:, :, start:stop]) for start, stop in segments
-    )
+def drawn_alike(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> bool:
+    """Returns whether the network is given in every box of the first step, bit for bit, the noised latent and the condition
+    that it is given for the whole clip."""
+    (whole,) = given(velocity, z_up, sampling, WHOLE)
+    boxes = zip(tiling.boxes(whole[0].shape[2:]), given(velocity, z_up, sampling, tiling), strict=True)
+    return all(torch.equal(part, of[box.slices]) for box, parts in boxes for part, of in zip(parts, whole, strict=True))
+
+
+def given(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> list[tuple[Tensor, Tensor]]:
+    """Returns the noised latent and the condition that the network is given in the first step, box by box."""
+    inputs = []
+
+    def network(z: Tensor, condition: Tensor, sigma: Tensor) -> Tensor:
+        inputs.append((z.clone(), condition.clone()))
+        return torch.zeros_like(z)
+
+    sample(replace(velocity, network=network), z_up, replace(sampling, steps=1), tiling)
+    return inputs
 
 
 def compare(name: str, difference: float, frames: Iterable[Tensor], reference: list[Tensor], tiling: Tiling) -> Row:
     """Returns the row of a clip's frames beside those of the clip that was sampled whole."""
-    segment, _, width = tiling.size
-    period = 4 * (segment - tiling.overlap[0]) if segment else 0
-    borders = seams.Borders(period, (CELL * (width - tiling.overlap[2]) if width else 0, 0))
+    (segment, _, width), (frames_shared, _, columns_shared) = tiling.size, tiling.overlap
+    borders = seams.Borders(
+        period=4 * (segment - frames_shared) if segment else 0,
+        tile=(CELL * (width - columns_shared) if width else 0, 0),
+        overlap=4 * frames_shared,
+        tile_overlap=(CELL * columns_shared, 0),
+    )
     found, of_whole = (seams.measure(clip, borders, seams.VIDEO)[0] for clip in (frames, reference))
     ratios = (seam and seam.ratio for seam in (found.segments, of_whole.segments, found.columns, of_whole.columns))
     return Row(name, difference, *ratios)

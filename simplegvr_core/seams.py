@@ -1,7 +1,8 @@
 """Seams and flicker of a video or latent: `python3 scripts/run.py -m simplegvr_core.seams --video FILE --period FRAMES --tile W H`.
 
 A border is where a sampler joined what it had sampled apart: two segments of a clip, two tiles of a frame. What a picture
-does there is compared with what it does nearby, so that its content cancels: a clip without seams measures 1.
+does there is compared with what it does nearby, so that its content cancels: a clip without seams measures 1. Where
+neighbours overlap, a border has two ends, where the second begins and where the first has ended: the worse one counts.
 
 B batch, C channels, H, W pixels or cells; frames (B, C, H, W): video in [0, 1], latents normalised
 """
@@ -9,8 +10,9 @@ B batch, C channels, H, W pixels or cells; frames (B, C, H, W): video in [0, 1],
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -50,31 +52,55 @@ VIDEO = Medium(tuple(255 * weight for weight in BT709), floor=1 / 255, piece=8, 
 LATENT = Medium(tuple(127.5 * float(np.dot(rgb, BT709)) for rgb in PREVIEW_FACTORS), floor=0.02, piece=4, block=1, grid=(1, 2), lead=0)
 
 
+Ends = tuple[list[int], list[int]]
+
+
 @dataclass(frozen=True)
 class Borders:
     """Where borders are. period: frames from one segment's start to the next's; tile: pixels (cells of a latent) from one
     tile's start to the next's along the width and the height; 0 is none. first: the second segment's first frame, by
-    default as the sampler's segments have it."""
+    default as the sampler's segments have it. overlap, tile_overlap: what neighbours share, 0 where they are cut hard."""
 
     period: int
     tile: tuple[int, int] = (0, 0)
     first: int | None = None
+    overlap: int = 0
+    tile_overlap: tuple[int, int] = (0, 0)
 
     def check(self, medium: Medium) -> None:
         """Raises ValueError for borders so dense that nothing beside them is left to compare with."""
-        for name, period, grid in (("period", self.period, medium.grid[0]), *(("tile", side, medium.grid[1]) for side in self.tile)):
-            least = max(2 * grid, 4)
+        sides = zip(self.tile, self.tile_overlap, strict=True)
+        axes = (("period", self.period, self.overlap, medium.grid[0]), *(("tile", *side, medium.grid[1]) for side in sides))
+        for name, period, overlap, grid in axes:
+            room = max(2 * grid, 4)
+            least = overlap if max(overlap, period - overlap) >= room else overlap + room
             if 0 < period < least:
-                raise ValueError(f"{name} is {period}, wanted at least {least}: nothing is left between borders to compare with; 0 is none")
+                shared = f" with an overlap of {overlap}" if overlap else ""
+                raise ValueError(
+                    f"{name} is {period}{shared}, wanted at least {least}: nothing is left between borders to compare with; 0 is none"
+                )
 
-    def segments(self, frames: int, medium: Medium) -> range:
+    def segments(self, frames: int, medium: Medium) -> Ends:
         first = self.period - medium.lead if self.first is None else self.first
-        return every(self.period, first, frames)
+        return ends(self.period, first, self.overlap, frames)
+
+    def tiles(self, axis: int, extent: int) -> Ends:
+        """Returns the ends along the width (axis 0) or the height (1)."""
+        return ends(self.tile[axis], self.tile[axis], self.tile_overlap[axis], extent)
+
+
+def ends(period: int, first: int, overlap: int, extent: int) -> Ends:
+    """Returns the first line of every box but the first, and the line after the last of the box before each.
+
+    As the sampler does, none begins where only an overlap is left. Nothing when period is 0.
+    """
+    starts = [line for line in range(first, extent - overlap, period) if line > 0] if period else []
+    return starts, [line + overlap for line in starts]
 
 
 @dataclass(frozen=True)
 class Seam:
-    """Jumps at borders over those nearby: their geometric mean, its standard error, the largest and where that is."""
+    """Jumps at borders, at their worse end, over those nearby: geometric mean, its standard error, the largest and where."""
 
     ratio: float
     error: float
@@ -98,8 +124,8 @@ class Curves:
 
 @dataclass(frozen=True)
 class Seams:
-    """flicker: change of brightness at segment borders over that at other frames. periodicity: autocorrelation of its
-    size at the period, less that at half of it. 1 and 0 are none. None: no border was there to measure."""
+    """flicker: change of brightness at segment borders, at their worse end, over that at other frames. periodicity:
+    autocorrelation of its size at the period, less that at half of it. 1 and 0 are none. None: no border was there."""
 
     flicker: float | None
     periodicity: float | None
@@ -116,7 +142,7 @@ def measure(frames: Iterable[Tensor], borders: Borders, medium: Medium) -> tuple
     borders.check(medium)
     curves = draw_curves(frames, medium)
     segments = borders.segments(len(curves.luma), medium)
-    columns, rows = (every(side, side, len(curve)) for side, curve in zip(borders.tile, (curves.columns, curves.rows), strict=True))
+    columns, rows = (borders.tiles(axis, len(curve)) for axis, curve in enumerate((curves.columns, curves.rows)))
     seams = Seams(
         flicker(curves.changes, segments, medium.grid[0]),
         periodicity(curves.changes, borders.period, medium.grid[0]),
@@ -125,24 +151,19 @@ def measure(frames: Iterable[Tensor], borders: Borders, medium: Medium) -> tuple
         seam(curves.rows, rows, medium.grid[1]),
     )
     panels = [
-        Panel("brightness of each frame, levels of 255 (red: segment borders)", curves.luma, segments),
-        Panel("jumps from frame to frame", curves.frames, segments),
-        Panel("jumps from column to column (red: tile borders)", curves.columns, columns),
-        Panel("jumps from row to row", curves.rows, rows),
+        Panel("brightness of each frame, levels of 255 (red: segment borders)", curves.luma, [*chain(*segments)]),
+        Panel("jumps from frame to frame", curves.frames, [*chain(*segments)]),
+        Panel("jumps from column to column (red: tile borders)", curves.columns, [*chain(*columns)]),
+        Panel("jumps from row to row", curves.rows, [*chain(*rows)]),
     ]
     return seams, panels
 
 
-def every(period: int, first: int, extent: int) -> range:
-    """Returns first, first + period and so on below extent; nothing when period is 0."""
-    return range(first, extent, period) if period else range(0)
-
-
 def draw_curves(frames: Iterable[Tensor], medium: Medium) -> Curves:
-    """Returns the curves of frames (B, C, H, W)."""
+    """Returns the curves of frames (B, C, H, W), of any device and dtype."""
     weights, recent, blocks = torch.tensor(medium.luma), deque(maxlen=4), deque(maxlen=2)
     luma, changes, frame_jumps, columns, rows = [], [math.nan], [], [], []
-    for frame in frames:
+    for frame in (each.float().cpu() for each in frames):
         brightness = torch.einsum("C, B C H W -> B H W", weights, frame)
         luma.append(float(brightness.mean()))
         blocks.append(F.avg_pool2d(brightness, min(medium.piece, *brightness.shape[1:])))
@@ -179,35 +200,39 @@ def line_jumps(frame: Tensor, medium: Medium) -> Tensor:
     return jumps(F.avg_pool2d(frame, (piece, 1)), medium.floor).mean((0, 1, 2))
 
 
-def seam(curve: np.ndarray, borders: Sequence[int], grid: int) -> Seam | None:
-    """Returns the jumps at borders over those of the nearest lines like it: a multiple of grid away, two on either side."""
-    beside = {border + step for border in borders for step in (-1, 0, 1)}
+def seam(curve: np.ndarray, ends: Ends, grid: int) -> Seam | None:
+    """Returns the jumps at one end of the borders, the worse, over those of the nearest lines like it: a multiple of grid
+    away, two on either side, none of them at an end."""
+    beside = {line + step for line in chain(*ends) for step in (-1, 0, 1)}
 
     def clear(lines: range) -> list[int]:
         return [line for line in lines if line not in beside and not math.isnan(curve[line])][:2]
 
-    ratios = {}
-    for border in borders:
-        near = clear(range(border - grid, -1, -grid)) + clear(range(border + grid, len(curve), grid))
-        if near and not math.isnan(curve[border]):
-            ratios[border] = (curve[border] + STILL) / (curve[near].mean() + STILL)
-    if not ratios:
-        return None
-    logs = np.log(list(ratios.values()))
-    ratio = math.exp(logs.mean())
-    error = ratio * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
-    place = max(ratios, key=ratios.get)
-    return Seam(ratio, float(error), float(ratios[place]), place, len(logs))
+    def at(borders: list[int]) -> Seam | None:
+        ratios = {}
+        for border in borders:
+            near = clear(range(border - grid, -1, -grid)) + clear(range(border + grid, len(curve), grid))
+            if near and not math.isnan(curve[border]):
+                ratios[border] = (curve[border] + STILL) / (curve[near].mean() + STILL)
+        if not ratios:
+            return None
+        logs = np.log(list(ratios.values()))
+        ratio = math.exp(logs.mean())
+        error = ratio * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+        place = max(ratios, key=ratios.get)
+        return Seam(ratio, float(error), float(ratios[place]), place, len(logs))
+
+    return max(filter(None, map(at, ends)), key=lambda found: found.ratio, default=None)
 
 
-def flicker(changes: np.ndarray, borders: Sequence[int], grid: int) -> float | None:
-    """Returns the median size of the changes of brightness at borders over that of the others a multiple of grid away."""
-    sizes = np.abs(changes)
-    at = {border for border in borders if border > 0}
-    elsewhere = {frame for border in at for frame in range(border % grid, len(sizes), grid) if frame > 0} - at
-    if not at or not elsewhere:
+def flicker(changes: np.ndarray, ends: Ends, grid: int) -> float | None:
+    """Returns the median size of the changes of brightness at one end of the borders, the worse, over that of the others a
+    multiple of grid away."""
+    sizes, borders = np.abs(changes), set(chain(*ends))
+    elsewhere = {frame for border in borders for frame in range(border % grid, len(sizes), grid) if frame > 0} - borders
+    if not borders or not elsewhere:
         return None
-    return float((np.median(sizes[list(at)]) + DARK) / (np.median(sizes[list(elsewhere)]) + DARK))
+    return float((max(np.median(sizes[end]) for end in ends) + DARK) / (np.median(sizes[list(elsewhere)]) + DARK))
 
 
 def periodicity(changes: np.ndarray, period: int, grid: int) -> float | None:
@@ -257,6 +282,10 @@ class MeasureSeams:
     """Pixels (cells of a latent) from one tile's start to the next's along width and height; 0 is none."""
     first: int | None = None
     """First frame of the second segment; by default period - 3, and period for a latent."""
+    overlap: int = 0
+    """Frames that segments share: 20 for the sampler's, 5 for a latent; 0 where they are cut hard."""
+    tile_overlap: tuple[int, int] = (0, 0)
+    """Pixels (cells of a latent) that tiles share along width and height: 144 192 for the sampler's, 18 24 for a latent."""
     out: Path = Path("seams.png")
 
     def run(self) -> Seams:
@@ -265,7 +294,9 @@ class MeasureSeams:
             raise ValueError(f"--video is {self.video}, wanted {', '.join(sorted(VIDEO_SUFFIXES))} or a latent in .safetensors")
         is_latent = self.video.suffix == ".safetensors"
         frames = latent_frames(self.video) if is_latent else video_frames(self.video)
-        seams, panels = measure(frames, Borders(self.period, self.tile, self.first), LATENT if is_latent else VIDEO)
+        seams, panels = measure(
+            frames, Borders(self.period, self.tile, self.first, self.overlap, self.tile_overlap), LATENT if is_latent else VIDEO
+        )
         with whole(self.out) as partial:
             draw_panels(panels).save(partial)
         return seams

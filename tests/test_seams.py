@@ -16,7 +16,9 @@ from PIL import Image
 
 from simplegvr_core.data import read_video, to_video
 from simplegvr_core.latent_file import write_latent
-from simplegvr_core.seams import LATENT, VIDEO, Borders, MeasureSeams, jumps, measure
+from simplegvr_core.memory import peak_bytes
+from simplegvr_core.seams import LATENT, VIDEO, Borders, MeasureSeams, ends, jumps, measure
+from simplegvr_core.tiling import spans
 from simplegvr_core.vae import load_tiny_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,8 +38,8 @@ def z():
     return vae.encode(to_video(read_video(CLIPS[0])[0][:, :104, :144]))
 
 
-def seams_of(images, *borders):
-    return measure(rearrange(images, "F H W C -> F 1 C H W"), Borders(*borders), VIDEO)[0]
+def seams_of(images, *borders, **overlaps):
+    return measure(rearrange(images, "F H W C -> F 1 C H W"), Borders(*borders, **overlaps), VIDEO)[0]
 
 
 def seams_of_latent(z, *borders):
@@ -109,6 +111,45 @@ def test_borders_are_those_of_the_sampler():
     assert (found.segments.worst > 10, found.segments.place) == (True, 4)
 
 
+@pytest.mark.parametrize("extent", [5, 10, 11, 15, 16, 41])
+@pytest.mark.parametrize(("size", "overlap"), [(10, 5), (15, 5), (7, 3), (4, 0)])
+def test_ends_are_where_the_sampler_s_boxes_begin_and_have_ended(extent, size, overlap):
+    boxes = spans(extent, size, overlap)
+    begin, end = [start for start, _ in boxes[1:]], [stop for _, stop in boxes[:-1]]
+    assert ends(size - overlap, size - overlap, overlap, extent) == (begin, end)
+
+
+def test_the_worse_end_of_an_overlap_is_measured():
+    """A step where the first box has ended, and none where the second begins: along time, width and height."""
+    images = torch.full((45, 120, 125, 3), 0.5)
+    at_end = images.clone()
+    at_end[13 + 8 :] += 4 * LEVEL
+    assert seams_of(at_end, 16).segments.worst < 1.1
+    found = seams_of(at_end, 16, overlap=8)
+    assert (found.segments.worst > 10, found.segments.place, found.segments.count) == (True, 21, 2)
+    at_end[37:] += 4 * LEVEL
+    assert seams_of(at_end, 16, overlap=8).flicker > 10
+    assert seams_of(images, 16, overlap=8).flicker == 1
+    for name, axis in (("columns", 2), ("rows", 1)):
+        later = torch.arange(images.shape[axis]) >= 48 + 32
+        stepped = images + 4 * LEVEL * later.view([-1 if i == axis else 1 for i in range(4)])
+        assert getattr(seams_of(stepped, 0, (48, 48)), name).worst < 1.1
+        found = getattr(seams_of(stepped, 0, (48, 48), tile_overlap=(32, 32)), name)
+        assert (found.worst > 10, found.place, found.count) == (True, 80, 1)
+
+
+def test_both_ends_of_real_clips_are_clean(images):
+    clean = seams_of(images, 16, (96, 96), overlap=8, tile_overlap=(48, 48))
+    assert [clean.columns.ratio, clean.rows.ratio] == pytest.approx([1, 1], abs=0.12)  # one to five borders each
+    assert clean.segments is None or clean.segments.ratio == pytest.approx(1, abs=0.12)
+
+
+@pytest.mark.parametrize("device", ["cpu"] + ["cuda"] * torch.cuda.is_available())
+def test_half_precision_is_measured_on_any_device(device, images):
+    half = images.half().to(device)
+    assert seams_of(half, 8, (96, 96)) == seams_of(half.float().cpu(), 8, (96, 96))
+
+
 def test_the_latent_of_a_clip_shows_an_offset_at_its_tiles_and_segments(z):
     clean, spoilt = seams_of_latent(z, 4, (6, 6)), z.clone()
     spoilt[:, :, 4:8] += 0.3
@@ -132,6 +173,13 @@ def test_borders_too_dense_to_compare_are_refused(borders):
         seams_of(torch.rand(9, 64, 64, 3), *borders)
 
 
+@pytest.mark.parametrize(("period", "overlap", "least"), [(8, 4, 12), (20, 24, 24), (10, 5, 13)])
+def test_overlaps_that_leave_nothing_between_are_refused(period, overlap, least):
+    with pytest.raises(ValueError, match=f"period is {period} with an overlap of {overlap}, wanted at least {least}"):
+        seams_of(torch.rand(9, 64, 64, 3), period, overlap=overlap)
+    seams_of(torch.rand(9, 64, 64, 3), least, overlap=overlap)
+
+
 def test_frames_are_not_held():
     alive, most = weakref.WeakSet(), 0
 
@@ -151,8 +199,9 @@ def test_frames_are_not_held():
 def test_the_command_measures_a_video_and_a_latent(tmp_path, z):
     video, out = CLIPS[1], tmp_path / "seams.png"
     command = [sys.executable, "-m", "simplegvr_core.seams", "--video", video, "--period", "8", "--tile", "96", "64", "--out", out]
+    command += ["--overlap", "8", "--tile-overlap", "48", "32"]
     ran = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=True)
-    expected = seams_of(read_video(video)[0] / 255, 8, (96, 64))
+    expected = seams_of(read_video(video)[0] / 255, 8, (96, 64), overlap=8, tile_overlap=(48, 32))
     assert json.loads(ran.stdout.splitlines()[-1]) == json.loads(json.dumps(asdict(expected)))
     assert f"segment borders: {expected.segments.ratio:.3f}" in ran.stdout
     picture = np.array(Image.open(out))
@@ -174,7 +223,9 @@ def test_a_file_that_is_neither_is_refused(tmp_path):
 
 
 def run_node(comfy, video, **changes):
-    inputs = dict(video=video, period=8, tile_width=96, tile_height=0, first_border=0)
+    inputs = dict(
+        video=video, period=8, tile_width=96, tile_height=0, first_border=0, overlap=0, tile_overlap_width=0, tile_overlap_height=0
+    )
     return comfy.run("SimpleGVRSeamMeter", **{**inputs, **changes})
 
 
@@ -190,9 +241,15 @@ def test_the_node_measures_images_and_latents(comfy, z):
     from comfy.latent_formats import Wan21
 
     raw = {"samples": Wan21().process_out(z)}
-    *_, segments, columns, rows = run_node(comfy, raw, period=4, tile_width=6, tile_height=6)
-    expected = seams_of_latent(z, 4, (6, 6))
+    overlaps = dict(overlap=4, tile_overlap_width=6, tile_overlap_height=1)
+    *_, segments, columns, rows = run_node(comfy, raw, period=4, tile_width=6, tile_height=6, **overlaps)
+    expected = seams_of_latent(z, 4, (6, 6), None, 4, (6, 1))
     assert [segments, columns, rows] == pytest.approx([expected.segments.ratio, expected.columns.ratio, expected.rows.ratio], rel=1e-3)
+
+
+def test_the_node_copies_no_clip_of_half_precision(comfy):
+    clip = torch.rand(60, 240, 320, 3).half()
+    assert peak_bytes(lambda: run_node(comfy, clip)) < 1.5 * clip.nbytes
 
 
 def test_the_node_names_itself_in_errors(comfy):

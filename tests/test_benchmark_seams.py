@@ -1,0 +1,34 @@
+"""The benchmark of seams compares what the network is really given in boxes with what it is given for the whole clip."""
+
+import pytest
+import torch
+
+from simplegvr_core import refine, sampling
+from simplegvr_core.benchmark_seams import drawn_alike
+from simplegvr_core.refine import BoxedVelocity
+from simplegvr_core.sampling import SamplingConfig
+from simplegvr_core.tiling import WHOLE, Tiling
+
+TILING = Tiling((4, 6, 5), (2, 2, 1))
+
+
+def alike():
+    z_up = torch.randn(1, 16, 7, 11, 13, generator=torch.Generator().manual_seed(0))
+    return drawn_alike(BoxedVelocity(None, WHOLE, (1, 2, 2)), z_up, SamplingConfig(steps=3, denoise=0.7), TILING)
+
+
+def test_noise_by_position_is_alike():
+    assert alike()
+
+
+@pytest.mark.parametrize(
+    ("module", "draw"),
+    [
+        (refine, lambda shape, seed, first_frame: torch.randn(shape, generator=torch.Generator().manual_seed(seed))),  # by segment
+        (sampling, lambda shape, *position: torch.randn(shape)),  # by run
+    ],
+    ids=["to start from", "of the condition"],
+)
+def test_other_noise_is_not(module, draw, monkeypatch):
+    monkeypatch.setattr(module, "draw_noise", draw)
+    assert not alike()
