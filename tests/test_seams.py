@@ -202,7 +202,10 @@ def test_the_command_measures_a_video_and_a_latent(tmp_path, z):
     command += ["--overlap", "8", "--tile-overlap", "48", "32"]
     ran = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=True)
     expected = seams_of(read_video(video)[0] / 255, 8, (96, 64), overlap=8, tile_overlap=(48, 32))
-    assert json.loads(ran.stdout.splitlines()[-1]) == json.loads(json.dumps(asdict(expected)))
+    printed = json.loads(ran.stdout.splitlines()[-1])
+    assert printed.keys() == asdict(expected).keys()
+    for name, value in asdict(expected).items():
+        assert printed[name] == pytest.approx(value, rel=1e-4), name  # another process, another number of threads
     assert f"segment borders: {expected.segments.ratio:.3f}" in ran.stdout
     picture = np.array(Image.open(out))
     assert picture.shape == (840, 1100, 3)
