@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from server import PromptServer
 from torch import Tensor
 
+from ..simplegvr_core import refine
 from ..simplegvr_core.network_memory import upsampler_bytes
 from ..simplegvr_core.sampling import CELL, UPSAMPLER_FRAMES, pixel_size, scaled_size, short_side_size
 from ..simplegvr_core.upsampler import LatentUpsampler
@@ -154,7 +155,8 @@ def upsampled_frames(
                     done += 1
                     yield z.float().cpu()
         except Exception as error:
-            comfy.model_management.raise_non_oom(error)
+            if not is_out_of_memory(error):
+                raise
             if max(tile) <= LEAST_UPSAMPLER_TILE:
                 raise ValueError(
                     f"{node.define_schema().display_name}: out of memory with tiles of {pixels(tile)}: "
@@ -162,6 +164,11 @@ def upsampled_frames(
                 ) from error
             tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
         comfy.model_management.soft_empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether memory ran out, by ComfyUI's word or PyTorch's: ComfyUI does not know a CPU's errors and Apple's."""
+    return comfy.model_management.is_oom(error) or refine.is_out_of_memory(error)
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -1,11 +1,6 @@
 """SimpleGVR Decode and Save: LATENT in, video file out, with never more than a few frames in memory."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,16 +15,16 @@ from comfy_api.latest import InputImpl, io, ui
 from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.decode_to_file import decode_to_parts, fingerprint, first_frame, latent_frames
+from ..simplegvr_core.decode_to_file import decode_to_parts, first_frame, latent_frames
 from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
 from ..simplegvr_core.tiling import Box
 from ..simplegvr_core.vae import TinyVAE
 from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
-from .bridge import CATEGORY, LATENT_FORMAT, pixels
+from .bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory, pixels
+from .working_files import RESUME_FOLDER, fingerprint, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
 WITHOUT_PAST = 0.65  # of ComfyUI's estimate is what decoding a chunk takes (measured) when the past is on the host: both VAEs
-RESUME_FOLDER = "simplegvr_unfinished"
 PREVIEW_SIDE = 512  # pixels
 
 
@@ -91,20 +86,18 @@ class SimpleGVRDecodeSave(io.ComfyNode):
         if (encoding.width, encoding.height) != (width, height):
             report.append(f"H.264 needs even sides: {width} x {height} became {encoding.width} x {encoding.height}.")
         name = fingerprint(samples, vae.first_stage_model, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
-        videos, results = [], []
         with comfy.model_management.cuda_device_context(vae.device), working_folder(name) as folder:
             decoder, length = stream_decoder(vae, decode_chunk, samples, report), PART_LENGTH if resume else None
             parts = []
             for item in range(len(samples)):
+                decoder.begin_anew()
                 z, where = samples[item : item + 1], folder / f"{item:03}"
                 on_chunk = progress(item, len(samples), latent_frames(frames), report)
-                parts.append(decode_to_parts(z, replace(decoder), frames, encoding, where, length, on_chunk))
-            for item_parts, item_sound in zip(parts, sounds, strict=True):
-                path, result = save_path(filename_prefix, encoding)
-                join(path, item_parts, encoding.rate, item_sound, workflow(cls.hidden))
-                videos.append(InputImpl.VideoFromFile(str(path)))
-                results.append(result)
-                report.append(f"{path.name}: {frames} frames of {encoding.width} x {encoding.height}, {fps:g} a second.")
+                parts.append(decode_to_parts(z, decoder, frames, encoding, where, length, on_chunk))
+            saved = save_all(filename_prefix, encoding, parts, sounds, workflow(cls.hidden))
+        videos = [InputImpl.VideoFromFile(str(path)) for path, _ in saved]
+        results = [result for _, result in saved]
+        report += [f"{path.name}: {frames} frames of {encoding.width} x {encoding.height}, {fps:g} a second." for path, _ in saved]
         return io.NodeOutput(videos, "\n".join(report), ui=ui.PreviewVideo(results))
 
 
@@ -185,7 +178,11 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
 
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed(*size))
     free = vae.patcher.get_free_memory(vae.device)
-    tiles = tiles_of_frame(size, lambda height, width: WITHOUT_PAST * needed(height, width) <= free)
+
+    def fits(height: int, width: int) -> bool:
+        return WITHOUT_PAST * needed(height, width) <= free
+
+    tiles = tiles_of_frame(size, fits)
     if len(tiles) > 1:
         report.append(
             f"A frame of {pixels(size)} takes {gib(WITHOUT_PAST * needed(*size))}, {gib(free)} are free: decoded in {len(tiles)} tiles."
@@ -193,10 +190,11 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     return StreamDecoder(
         lambda z, past: decode_chunk(network, z.to(vae.device, vae.vae_dtype), past),
         tiles,
-        comfy.model_management.is_oom,
+        is_out_of_memory,
         vae.output_device,
         needed(*size) <= free and vae.device != vae.output_device,
         on_out_of_memory,
+        fits,
     )
 
 
@@ -232,27 +230,28 @@ def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[
     return on_chunk
 
 
-@contextmanager
-def working_folder(name: str | None) -> Iterator[Path]:
-    """Yields a folder for a video's parts. A named one is in the output folder and stays until the block ends well."""
-    if name is None:
-        os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
-            yield Path(folder)
-        return
-    folder = Path(folder_paths.get_output_directory()) / RESUME_FOLDER / name
-    yield folder
-    shutil.rmtree(folder)
-    with suppress(OSError):  # others' parts are in it
-        folder.parent.rmdir()
-
-
 def save_path(prefix: str, encoding: Encoding) -> tuple[Path, ui.SavedResult]:
     """Returns the next free path for a video, as Save Video names its files, and what shows it on the node."""
     output = folder_paths.get_output_directory()
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, encoding.width, encoding.height)
     file = f"{name}_{counter:05}_.mp4"
     return Path(folder) / file, ui.SavedResult(file, subfolder, io.FolderType.output)
+
+
+def save_all(
+    prefix: str, encoding: Encoding, parts: list[list[Path]], sounds: list[dict | None], metadata: dict
+) -> list[tuple[Path, ui.SavedResult]]:
+    """Returns path and shown result of the file that is made of each item's parts. When one cannot be written, none stays."""
+    saved = []
+    try:
+        for item_parts, item_sound in zip(parts, sounds, strict=True):
+            saved.append(save_path(prefix, encoding))
+            join(saved[-1][0], item_parts, encoding.rate, item_sound, metadata)
+    except BaseException:
+        for path, _ in saved:
+            path.unlink(missing_ok=True)
+        raise
+    return saved
 
 
 def sound(audio: dict | None, item: int) -> dict | None:

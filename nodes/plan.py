@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..simplegvr_core.plan_picture import draw_plan
 from ..simplegvr_core.sampling import CELL
 from .bridge import CATEGORY, latent_samples, size_input, target_size, upsampler_network
-from .planning import plan_run, seconds_per_token
+from .planning import plan_run, seconds_per_operation
 from .sampler import sampling_config, settings_input, takes_no_condition
 
 
@@ -79,7 +79,7 @@ class SimpleGVRPlan(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"SimpleGVR Plan: {error}") from error
         if trial:
-            plan = replace(plan, seconds_per_token=seconds_per_token(model, plan))
+            plan = replace(plan, seconds_per_operation=seconds_per_operation(model, plan))
         segment, rows, columns = (cells or 0 for cells in plan.tiling.size)
         report, picture = plan.text(), torch.from_numpy(np.array(draw_plan(plan))).float()[None] / 255
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}

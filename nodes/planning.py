@@ -7,10 +7,11 @@ import node_helpers
 import torch
 
 from ..simplegvr_core.attention import AttentionConfig
+from ..simplegvr_core.flops import dit_flops
 from ..simplegvr_core.model import DiTConfig
 from ..simplegvr_core.network_memory import implementation
 from ..simplegvr_core.sampling import SamplingConfig
-from ..simplegvr_core.sampling_plan import Plan, longest_segment, plan_sampling, tokens, trial
+from ..simplegvr_core.sampling_plan import Plan, grid, longest_segment, plan_sampling, trial
 from ..simplegvr_core.upsampler import UpsamplerConfig
 from .comfy_models import SimpleGVRModel
 from .latent import null_prompt
@@ -73,14 +74,14 @@ def free_memory(model) -> int:
     return int(free) + sum(other.model_loaded_memory() for other in loaded)
 
 
-def seconds_per_token(model, plan: Plan) -> float:
-    """Returns the seconds of a forward pass for each token, timed on the plan's smallest sort of box, with the null prompt."""
+def seconds_per_operation(model, plan: Plan) -> float:
+    """Returns the seconds that an operation of a forward pass takes, timed on a small box, with the null prompt of one token."""
     box = tuple(min(2 * shared, size) for shared, size in zip(plan.tiling.overlap, plan.box_size, strict=True))
     empty, found = torch.zeros(1, 16, *box), []
     prompt = node_helpers.conditioning_set_values(null_prompt(), {"concat_latent_image": empty})
 
     def time_it(denoise, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback, disable) -> torch.Tensor:
-        found.append(trial(lambda: denoise(x, sigmas[:1], **extra_args), tokens(box)))
+        found.append(trial(lambda: denoise(x, sigmas[:1], **extra_args), dit_flops(*describe_model(model), grid(box), text_tokens=1).total))
         return x
 
     sampler, sigmas = comfy.samplers.KSAMPLER(time_it), torch.tensor([0.5, 0.0])

@@ -1,20 +1,14 @@
 """Refinement inside ComfyUI: its guider, memory management, patches and previews, one box of the latent at a time."""
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import folder_paths
 import latent_preview
 import node_helpers
 import torch
@@ -24,9 +18,7 @@ from tqdm import tqdm
 from ..simplegvr_core.latent_file import LatentFile
 from ..simplegvr_core.refine import STATE, BoxedVelocity, finished_steps, refine
 from ..simplegvr_core.tiling import Box, Tiling, round_up
-from .bridge import pixels
-
-RESUME_FOLDER = "simplegvr_resume"  # in ComfyUI's output folder: the one for temporary files is emptied when it starts
+from .bridge import is_out_of_memory, pixels
 
 
 @dataclass
@@ -92,7 +84,7 @@ class Run:
             z, sigma = z.to(device), sigma.to(device)
             return ((z - denoise(z, sigma.expand(len(z)), **extra_args)) / sigma).float().cpu()
 
-        velocity = BoxedVelocity(network, self.tiling, self.alignment, progress.add, self.out_of_memory, comfy.model_management.is_oom)
+        velocity = BoxedVelocity(network, self.tiling, self.alignment, progress.add, self.out_of_memory, is_out_of_memory)
         refine(velocity, self.upsampled, self.condition, self.sigmas, self.seed, self.folder, progress.preview, self.finish)
 
     def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
@@ -145,27 +137,11 @@ def describe_box(size: tuple[int, int, int]) -> str:
     return f"{size[0]} latent frames of {pixels(size[1:])}"
 
 
-@contextmanager
-def working_folder(fingerprint: str | None) -> Iterator[Path]:
-    """Yields a folder for a run's files, which is gone afterwards; with a fingerprint it stays when the run fails or is cancelled."""
-    if fingerprint is None:
-        os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
-        with TemporaryDirectory(prefix="simplegvr_", dir=folder_paths.get_temp_directory()) as folder:
-            yield Path(folder)
-        return
-    folder = Path(folder_paths.get_output_directory()) / RESUME_FOLDER / fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    shutil.rmtree(folder)
-    if not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
+def ancestry(get_node: Callable[[str], dict], node_id: str) -> dict:
+    """Returns the node and all that it depends on, {id: node}, as they stand in the prompt.
 
-
-def fingerprint(get_node: Callable[[str], dict], node_id: str, samples: Tensor) -> str:
-    """Returns what tells a run from any other: its node and all that it depends on, as they stand in the prompt, and the latent.
-
-    get_node: id -> node, as the prompt has it. The node's tiling is left out: a run that was too large for the memory
-    goes on in smaller boxes.
+    get_node: id -> node. The node's own tiling is left out: a run that was too large for the memory goes on in smaller
+    boxes.
     """
     wanted, needed = [node_id], {}
     while wanted:
@@ -175,7 +151,4 @@ def fingerprint(get_node: Callable[[str], dict], node_id: str, samples: Tensor) 
             inputs = {key: value for key, value in node["inputs"].items() if name != node_id or key.split(".")[0] != "tiling"}
             needed[name] = {"class_type": node["class_type"], "inputs": inputs}
             wanted += [value[0] for value in inputs.values() if isinstance(value, list)]
-    digest = hashlib.sha256(json.dumps(needed, sort_keys=True).encode())
-    for frame in samples.unbind(2):
-        digest.update(frame.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return needed

@@ -26,8 +26,9 @@ from .bridge import (
 )
 from .latent import noise_augmentation_input, noise_seed_input, null_prompt
 from .planning import plan_run
-from .refining import Run, fingerprint, working_folder
+from .refining import Run, ancestry
 from .sparse_attention import attention_of
+from .working_files import fingerprint, working_folder
 
 TRAINING_FREE = SamplingConfig(steps=20, cfg=6.0, denoise=0.4)  # cfg: Wan 2.1's own
 
@@ -130,7 +131,11 @@ class SimpleGVRSampler(io.ComfyNode):
         upsampler_network(upsampler, cls)
         attention = attention_of(model)
         boxes = chosen_tiling(tiling, attention) or planned_tiling(model, upsampler, samples, target, sampling)
-        with working_folder(fingerprint(cls.hidden.dynprompt.get_node, cls.hidden.unique_id, samples) if resume else None) as folder:
+        name = None
+        if resume:
+            run_of = ancestry(cls.hidden.dynprompt.get_node, cls.hidden.unique_id)
+            name = fingerprint(run_of, samples, model.model.diffusion_model, upsampler.model)
+        with working_folder(name) as folder:
             upsampled = upsample(upsampler, samples, target, folder, cls)
             condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 

@@ -23,7 +23,12 @@ from comfyui import REPO, SetupError, enter, say
 WINDOW = 20  # prompts between probes
 WARM_UP = 3  # windows before memory is compared
 MOST_GROWTH = 0.02
-MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed is given back
+ENVIRONMENT = {  # what is freed is given back, and oneDNN keeps few of the convolutions that it compiles for each new shape
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+}
 
 
 @dataclass
@@ -49,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     from soak_cases import PROBE, draw_case
     from soak_runs import Servers, run_probe
 
-    os.environ |= MALLOC
+    os.environ |= ENVIRONMENT
     started, tallies, failures, probes, memory = time.monotonic(), defaultdict(Tally), [], [], []
     with tempfile.TemporaryDirectory() as folder:
         say("starting ComfyUI")

@@ -4,7 +4,6 @@ z latent (1, 16, T, H, W) as the decoder takes it, also one that is read from a 
 from 0, and latent frame t > 0 is frames 4t - 3 to 4t
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -81,18 +80,10 @@ def resume(folder: Path, decoder: StreamDecoder) -> int:
     if not (folder / PROGRESS).exists():
         return 0
     with safe_open(folder / PROGRESS, "pt") as file:
-        boxes = [Box(tuple(start), tuple(stop)) for start, stop in json.loads(file.metadata()["boxes"])]
-        decoder.tiles = [Tile(box, {}) for box in boxes]
+        tiles = [Tile(Box(tuple(start), tuple(stop)), {}) for start, stop in json.loads(file.metadata()["boxes"])]
         for name in file.offset_keys():
             tile, layer = name.split("/", 1)
-            decoder.tiles[int(tile)].past[layer] = file.get_tensor(name)
+            tiles[int(tile)].past[layer] = file.get_tensor(name)
+        if tiles:  # there are parts to come
+            decoder.go_on(tiles)
         return int(file.metadata()["parts"])
-
-
-def fingerprint(z: Tensor, network: torch.nn.Module, *settings) -> str:
-    """Returns 16 letters that name a latent's content, a network's small parameters, and settings, any that JSON can hold."""
-    digest = hashlib.sha256(json.dumps([list(z.shape), *settings]).encode())
-    small = (parameter.detach() for parameter in network.parameters() if parameter.numel() <= 4096)
-    for tensor in (*small, *(z[:, :, t : t + 1] for t in range(z.shape[2]))):
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

@@ -76,11 +76,13 @@ def inside(box: Box) -> tuple:
 def tiles_of_frame(size: tuple[int, int], fits: Callable[[int, int], bool]) -> list[Tile]:
     """Returns the tiles of a frame of (H, W) cells, halved until each fits(h, w), or no smaller ones can be made."""
 
-    def cut(tile: Tile) -> list[Tile]:
-        halves = [] if fits(*tile.box.size[1:]) else tile.halves()
-        return [small for half in halves for small in cut(half)] or [tile]
+    return cut(Tile(Box((0, 0, 0), (1, *size))), fits)
 
-    return cut(Tile(Box((0, 0, 0), (1, *size))))
+
+def cut(tile: Tile, fits: Callable[[int, int], bool]) -> list[Tile]:
+    """Returns a tile, halved until each part fits(h, w), or no smaller ones can be made."""
+    halves = [] if fits(*tile.box.size[1:]) else tile.halves()
+    return [small for half in halves for small in cut(half, fits)] or [tile]
 
 
 @dataclass
@@ -89,7 +91,8 @@ class StreamDecoder:
 
     tiles: of the frame, with their past. host: the device for pictures of tiles, and for the past between chunks; with
     keeps_past, both stay where they are made, which is faster. on_out_of_memory(box, tiles): called with the tile that did
-    not fit and those that are tried instead: itself while the past is on the host, then its halves.
+    not fit and those that are tried instead: itself while the past is on the host, then its halves. fits(h, w): whether there is
+    memory for a tile.
     """
 
     decode: DecodeChunk
@@ -98,6 +101,15 @@ class StreamDecoder:
     host: torch.device | str = "cpu"
     keeps_past: bool = False
     on_out_of_memory: Callable[[Box, list[Tile]], None] = lambda box, tiles: None
+    fits: Callable[[int, int], bool] = lambda height, width: True
+
+    def begin_anew(self) -> None:
+        """Forgets the clip, for the next one, which gets the same tiles."""
+        self.tiles = [Tile(tile.box) for tile in self.tiles]
+
+    def go_on(self, tiles: list[Tile]) -> None:
+        """Takes the tiles of an earlier run, with their past; those that do not fit are cut."""
+        self.tiles = [small for tile in tiles for small in cut(tile, self.fits)]
 
     def __call__(self, z: Tensor) -> Tensor:
         """Returns the video of the next chunk, float32.

@@ -12,11 +12,12 @@ from . import checkpoint
 from .attention import AttentionConfig
 from .command_line import plain_errors
 from .files import whole, write_text
+from .flops import dit_flops
 from .model import DiTConfig, load_dit, parse_dit_config
 from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
 from .plan_picture import draw_plan
 from .sampling import UPSAMPLER_FRAMES, SamplingConfig, pixel_size, short_side_size
-from .sampling_plan import DECODER_FRAMES, Plan, amount, longest_segment, pixels, plan_sampling, tokens, trial
+from .sampling_plan import DECODER_FRAMES, Plan, amount, grid, longest_segment, pixels, plan_sampling, trial
 from .upsampler import UpsamplerConfig
 from .vae import TinyVAEConfig
 
@@ -72,7 +73,7 @@ class Clip:
             implementation=self.kernel,
         )
         if self.trial:
-            plan = replace(plan, seconds_per_token=self.seconds_per_token(plan))
+            plan = replace(plan, seconds_per_operation=self.seconds_per_operation(plan))
         print(plan.text())
         if self.out:
             with whole(self.out) as partial:
@@ -80,8 +81,8 @@ class Clip:
         return plan
 
     @torch.inference_mode()
-    def seconds_per_token(self, plan: Plan) -> float:
-        """Returns the seconds that a forward pass of the checkpoint takes for each token of a small box."""
+    def seconds_per_operation(self, plan: Plan) -> float:
+        """Returns the seconds that an operation of the checkpoint's forward pass takes, timed on a small box."""
         if self.model in SIZES:
             raise ValueError(f"--model is {self.model}, a size without weights: give a checkpoint to run a trial")
         factory = {"device": self.device, "dtype": getattr(torch, self.dtype)}
@@ -90,7 +91,7 @@ class Clip:
         box = tuple(min(2 * shared, size) for shared, size in zip(plan.tiling.overlap, plan.box_size, strict=True))
         z, context = torch.zeros(1, model.config.in_dim, *box, **factory), torch.zeros(1, TEXT_TOKENS, model.config.text_dim, **factory)
         timestep = torch.tensor([500.0], device=self.device)
-        return trial(lambda: model(z, timestep, context), tokens(box))
+        return trial(lambda: model(z, timestep, context), dit_flops(model.config, model.attention, grid(box)).total)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ the clip is in files. Latents are (B, C, T, H, W), normalised, float32, on the C
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class BoxedVelocity:
     alignment: tuple[int, int, int]
     on_box: Callable[[int], None] = lambda cells: None
     on_out_of_memory: Callable[[tuple[int, int, int], Tiling], None] = lambda size, tiling: None
-    is_out_of_memory: Callable[[Exception], bool] = field(default=is_out_of_memory)
+    is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory
 
     def __call__(self, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
         """Returns the velocity of z. Raises ValueError when memory runs out with the smallest boxes."""

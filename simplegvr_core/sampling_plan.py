@@ -14,6 +14,7 @@ import torch
 
 from .attention import AttentionConfig
 from .flops import dit_flops
+from .layers import LATENT_CHANNELS
 from .model import DiTConfig, SimpleGVRDiT
 from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
 from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig
@@ -24,7 +25,7 @@ from .vae import TinyVAEConfig
 TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
 DECODER_FRAMES = 2  # latent, at a time
 UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
-WORKING_FILES = 4  # the upsampled latent, the condition, z, and the z of the next step
+WORKING_FILES = 4  # the upsampled latent, the condition of a model that has one, z, and the z of the next step
 LEAST_UPSAMPLER_TILE = 32
 SOON_COUNTED = 8  # a clip of fewer smallest boxes is counted whole before anything else; a long one's windows fill the host's memory
 CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
@@ -37,8 +38,8 @@ class Plan:
     shape: (B, T, H, W) of the target latent. source: (h, w). tokens: of all boxes of a forward pass through the clip,
     what boxes share counted in each; clip_tokens: without. weights_bytes: the DiT's; resident_bytes: the part of them that
     stays on the device beside a box of dit_bytes. upsampler_tile: None is the whole frame. decode_bytes: TinyVAE's.
-    disk_bytes: the working files. forwards: passes through the clip. seconds_per_token: of a forward pass, measured by
-    trial; None is not measured. unit: frames of the attention's temporal units.
+    disk_bytes: the working files. forwards: passes through the clip. seconds_per_operation: measured by trial; None
+    is not measured. unit: frames of the attention's temporal units.
     """
 
     shape: tuple[int, int, int, int]
@@ -58,7 +59,7 @@ class Plan:
     decode_bytes: int
     disk_bytes: int
     flops: float
-    seconds_per_token: float | None = None
+    seconds_per_operation: float | None = None
 
     @property
     def extent(self) -> tuple[int, int, int]:
@@ -82,8 +83,8 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Returns the forecast of the sampling time: tokens times passes times what a token took in the trial."""
-        return self.seconds_per_token and self.tokens * self.shape[0] * self.forwards * self.seconds_per_token
+        """Returns the forecast of the sampling time: its operations times what one took in the trial."""
+        return self.seconds_per_operation and self.flops * self.seconds_per_operation
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -135,7 +136,6 @@ def plan_sampling(
     overlap: tuple[int, int, int] = LEAST_OVERLAP,
     weights_bytes: int | None = None,
     upsampler_dtype: torch.dtype | None = None,
-    seconds_per_token: float | None = None,
 ) -> Plan:
     """Returns the plan with the least tokens whose boxes fit free_bytes, and of those the one with the fewest boxes.
 
@@ -175,9 +175,8 @@ def plan_sampling(
         dit_bytes=needed,
         **upsampler_plan,
         decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, upsampler_dtype or dtype),
-        disk_bytes=WORKING_FILES * 4 * batch * 16 * frames * size[0] * size[1],
+        disk_bytes=(WORKING_FILES - (dit.in_dim == LATENT_CHANNELS)) * 4 * batch * 16 * frames * size[0] * size[1],
         flops=batch * forwards * sum(count * dit_flops(dit, attention, grid(box)).total for box, count in boxes.items()),
-        seconds_per_token=seconds_per_token,
     )
 
 
@@ -253,14 +252,14 @@ def plan_upsampler(
         tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
 
 
-def trial(forward: Callable[[], torch.Tensor], tokens: int) -> float:
-    """Returns the seconds that forward(), one pass of the network over so many tokens, takes for each, after a warm-up."""
+def trial(forward: Callable[[], torch.Tensor], flops: float) -> float:
+    """Returns the seconds that forward(), one pass of the network with so many operations, takes for each, after a warm-up."""
     forward()
     synchronize()
     start = perf_counter()
     forward()
     synchronize()
-    return (perf_counter() - start) / tokens
+    return (perf_counter() - start) / flops
 
 
 def synchronize() -> None:

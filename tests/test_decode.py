@@ -303,7 +303,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_frames(vae, save, stop, output
     assert (f"Went on at frame {4 * frame - 11}," in report) == (frame > 1)
     assert torch.equal(as_images(vae, frames_seen), expected)
     assert torch.equal(read_video(path)[0], whole)
-    assert not (output / "simplegvr_unfinished").exists()
+    assert not (output / "simplegvr_resume").exists()
 
 
 def test_what_was_finished_of_a_batch_is_not_decoded_again(tiny, save, stop, short_parts, frames_seen, output):
@@ -332,12 +332,12 @@ def test_a_run_killed_between_a_part_and_its_progress_goes_on(tiny, save, short_
     monkeypatch.setattr(core, "save_progress", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tiny, latent(5), **LOSSLESS)
-    unfinished = next((output / "simplegvr_unfinished").iterdir()) / "000"
+    unfinished = next((output / "simplegvr_resume").iterdir()) / "000"
     assert {path.name for path in unfinished.iterdir()} == {"part_00000.mp4", "part_00001.mp4", "progress.safetensors"}
     (unfinished / "part_00002.partial.mp4").write_bytes(b"half")
     monkeypatch.setattr(core, "save_progress", real)
     assert torch.equal(read_video(save(tiny, latent(5), **LOSSLESS)[0][0])[0], whole)
-    assert not (output / "simplegvr_unfinished").exists()
+    assert not (output / "simplegvr_resume").exists()
 
 
 def test_a_killed_process_leaves_parts_that_another_goes_on_from(tmp_path):
@@ -381,7 +381,7 @@ def test_another_latent_or_setting_does_not_go_on(tiny, save, stop, output, shor
         save(tiny, latent(5), resume=True)
     _, report = save(tiny, **{"latent": latent(5), **changes}, resume=True)
     assert "Went on" not in report
-    assert len(list((output / "simplegvr_unfinished").iterdir())) == 1
+    assert len(list((output / "simplegvr_resume").iterdir())) == 1
 
 
 def test_another_vae_does_not_go_on(tiny, wan, save, stop, short_parts):
@@ -524,7 +524,7 @@ def test_a_server_shows_the_file_and_gives_it_to_stock_video_nodes(server):
             assert json.loads(container.metadata["prompt"])["3"]["class_type"] == "SimpleGVRDecodeSave"
     assert len(outputs["5"]["images"]) == 2
     assert "saved_00002_.mp4: 7 frames of 80 x 42, 17 a second." in outputs["6"]["text"][0]
-    assert not (server.base / "output" / "simplegvr_unfinished").exists()
+    assert not (server.base / "output" / "simplegvr_resume").exists()
 
 
 if __name__ == "__main__":  # the process of test_a_killed_process_leaves_parts_that_another_goes_on_from

@@ -149,14 +149,16 @@ def test_stock_models_stay_within_the_frames_they_were_trained_on():
 
 
 def test_what_the_plan_says():
-    p = plan(60_000_000, sampling=SamplingConfig(steps=3, cfg=4.0), shape=(2, 21, 23, 31), seconds_per_token=0.001)
+    p = plan(60_000_000, sampling=SamplingConfig(steps=3, cfg=4.0), shape=(2, 21, 23, 31))
+    p = replace(p, seconds_per_operation=1e-9)
     sizes_of_boxes = [box.size for box in p.boxes]
     assert p.tokens == sum(math.prod(grid(size)) for size in sizes_of_boxes)
     assert p.clip_tokens == 21 * 35 * 47
     assert p.forwards == 6
     assert p.disk_bytes == 4 * 2 * 16 * 21 * 69 * 93 * 4
     assert p.flops == pytest.approx(2 * 6 * sum(dit_flops(DIT, ATTENTION, grid(size)).total for size in sizes_of_boxes))
-    assert p.seconds == pytest.approx(2 * 6 * p.tokens * 0.001)
+    assert p.seconds == pytest.approx(p.flops * 1e-9)
+    assert plan(10**10, dit=STOCK, attention=DENSE).disk_bytes == 3 * 16 * 21 * 69 * 93 * 4
     text = p.text()
     for part in ("248 x 184 -> 744 x 552 pixels, 21 latent frames (81 frames), batch 2", "in each of 6 passes", "Forecast", "not measured"):
         assert part in text
