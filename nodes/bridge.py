@@ -18,13 +18,12 @@ from torch import Tensor
 from ..simplegvr_core import refine
 from ..simplegvr_core.network_memory import upsampler_bytes
 from ..simplegvr_core.sampling import CELL, UPSAMPLER_FRAMES, pixel_size, scaled_size, short_side_size
-from ..simplegvr_core.upsampler import LatentUpsampler
+from ..simplegvr_core.upsampler import LatentUpsampler, smaller_tiles
 
 CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()
 SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}
 TINY_VAE_FOLDER = "simplegvr_tiny_vae"
-LEAST_UPSAMPLER_TILE = 32  # cells
 
 
 def register_model_folders() -> None:
@@ -139,17 +138,27 @@ def upsampled_frames(
 ) -> Iterator[Tensor]:
     """Yields the frames of the upsampled latent z, (B, 16, t, *size) normalised float32, a few at a time, in order.
 
-    samples: (B, 16, T, h, w) in VAE space. When memory runs out, it goes on in tiles of half the size. Raises ValueError
+    samples: (B, 16, T, h, w) in VAE space. Frames that do not fit ComfyUI's memory are upsampled in tiles, in smaller ones when it
+    runs out all the same. Raises ValueError
     when memory runs out with the smallest tiles, and what upsampler_network raises.
     """
     model = upsampler_network(upsampler, node)
-    needed = upsampler_bytes(model.config, len(samples), UPSAMPLER_FRAMES, tuple(samples.shape[3:]), size, None, model.get_dtype())
-    comfy.model_management.load_models_gpu([upsampler], memory_required=needed)
-    parts, tile, done = samples.split(UPSAMPLER_FRAMES, dim=2), size, 0
+    source, tiles = tuple(samples.shape[3:]), list(smaller_tiles(size))
+
+    def needed(tile: tuple[int, int]) -> int:
+        return upsampler_bytes(
+            model.config, len(samples), UPSAMPLER_FRAMES, source, size, tile if tile != size else None, model.get_dtype()
+        )
+
+    free = free_memory(upsampler) - upsampler.model_size()
+    while len(tiles) > 1 and needed(tiles[0]) > free:
+        tiles.pop(0)
+    comfy.model_management.load_models_gpu([upsampler], memory_required=needed(tiles[0]))
+    parts, done = samples.split(UPSAMPLER_FRAMES, dim=2), 0
     while done < len(parts):
         chunks = (to_core(part).to(upsampler.load_device, model.get_dtype()) for part in parts)
         try:
-            for i, z in enumerate(model.stream(chunks, size, None if tile == size else tile)):
+            for i, z in enumerate(model.stream(chunks, size, tiles[0] if tiles[0] != size else None)):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 if i == done:
                     done += 1
@@ -157,13 +166,23 @@ def upsampled_frames(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if max(tile) <= LEAST_UPSAMPLER_TILE:
+            if len(tiles) == 1:
                 raise ValueError(
-                    f"{node.define_schema().display_name}: out of memory with tiles of {pixels(tile)}: "
+                    f"{node.define_schema().display_name}: out of memory with tiles of {pixels(tiles[0])}: "
                     "close other programs, or use a smaller batch"
                 ) from error
-            tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
+            tiles.pop(0)
         comfy.model_management.soft_empty_cache()
+
+
+def free_memory(model) -> int:
+    """Returns the bytes that ComfyUI could give to a run of model, its weights included: what is free and what models hold."""
+    device = model.load_device
+    free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
+    if comfy.model_management.is_device_cpu(device):
+        return int(free) + model.model_size()  # they are there already; other models stay where they are
+    loaded = (other for other in comfy.model_management.current_loaded_models if other.device == device)
+    return int(free) + sum(other.model_loaded_memory() for other in loaded)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -13,6 +13,7 @@ from ..simplegvr_core.network_memory import implementation
 from ..simplegvr_core.sampling import SamplingConfig
 from ..simplegvr_core.sampling_plan import Plan, grid, longest_segment, plan_sampling, trial
 from ..simplegvr_core.upsampler import UpsamplerConfig
+from .bridge import free_memory
 from .comfy_models import SimpleGVRModel
 from .latent import null_prompt
 from .sparse_attention import attention_of
@@ -62,16 +63,6 @@ def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:
         text_dim=network.text_dim,
     )
     return dit, attention_of(model)
-
-
-def free_memory(model) -> int:
-    """Returns the bytes that ComfyUI could give to a run of model, its weights included: what is free and what models hold."""
-    device = model.load_device
-    free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
-    if comfy.model_management.is_device_cpu(device):
-        return int(free) + model.model_size()  # they are there already; other models stay where they are
-    loaded = (other for other in comfy.model_management.current_loaded_models if other.device == device)
-    return int(free) + sum(other.model_loaded_memory() for other in loaded)
 
 
 def seconds_per_operation(model, plan: Plan) -> float:

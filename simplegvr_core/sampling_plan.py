@@ -19,14 +19,13 @@ from .model import DiTConfig, SimpleGVRDiT
 from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
 from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig
 from .tiling import LEAST_OVERLAP, Box, Tiling, alignment, round_up, spans
-from .upsampler import LatentUpsampler, UpsamplerConfig
+from .upsampler import LatentUpsampler, UpsamplerConfig, smaller_tiles
 from .vae import TinyVAEConfig
 
 TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
 DECODER_FRAMES = 2  # latent, at a time
 UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
 WORKING_FILES = 4  # the upsampled latent, the condition of a model that has one, z, and the z of the next step
-LEAST_UPSAMPLER_TILE = 32
 SOON_COUNTED = 8  # a clip of fewer smallest boxes is counted whole before anything else; a long one's windows fill the host's memory
 CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
 
@@ -241,15 +240,12 @@ def plan_upsampler(
 ) -> dict:
     """Returns frames, tile and bytes, as Plan names them, of the upsampler: tiles are halved until one fits budget."""
     budget -= weight_bytes(LatentUpsampler(upsampler, device="meta", dtype=dtype))
-    tile = size
-    while True:
+    for tile in smaller_tiles(size):
         whole = None if tile == size else tile
         needed = upsampler_bytes(upsampler, batch, UPSAMPLER_FRAMES, source, size, whole, dtype)
         if needed <= budget:
             return {"upsampler_frames": UPSAMPLER_FRAMES, "upsampler_tile": whole, "upsampler_bytes": needed}
-        if max(tile) <= LEAST_UPSAMPLER_TILE:
-            raise ValueError(f"the upsampler takes {amount(needed)} in its smallest tiles, {amount(budget)} are free: {CURE}")
-        tile = tuple(-(-side // 2) if side == max(tile) else side for side in tile)
+    raise ValueError(f"the upsampler takes {amount(needed)} in its smallest tiles, {amount(budget)} are free: {CURE}")
 
 
 def trial(forward: Callable[[], torch.Tensor], flops: float) -> float:

@@ -18,6 +18,8 @@ from . import checkpoint
 from .attention import exact_float32
 from .layers import LATENT_CHANNELS, CausalConv3d, ChannelNorm, Past, name_convolutions
 
+LEAST_TILE = 32  # cells a side
+
 
 @dataclass(frozen=True)
 class UpsamplerConfig:
@@ -178,6 +180,14 @@ def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
         source = max(0, first - before), min(small, last + 2 + before)
         axes.append(Axis(small, large, source, target, kept))
     return axes
+
+
+def smaller_tiles(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yields tiles for LatentUpsampler.stream, the whole frame of (H, W) cells first, then each with half the longer side."""
+    yield size
+    while max(size) > LEAST_TILE:
+        size = tuple(-(-side // 2) if side == max(size) else side for side in size)
+        yield size
 
 
 def whole_frame(source: tuple[int, int], size: tuple[int, int]) -> Tile:

@@ -119,3 +119,23 @@ def test_a_run_is_known_again_by_what_it_depends_on(comfy):
     assert same.keys() == {"1", "2"}
     assert changed("2", tiling="custom", **{"tiling.segment": 10}) == changed("3", samples=["2", 1]) == same
     assert changed("2", seed=2) != same != changed("1", latent="b.latent")
+
+
+def test_frames_that_do_not_fit_are_upsampled_in_tiles_from_the_start(comfy, upsampler, monkeypatch):  # noqa: F811
+    inputs = dict(upsampler=upsampler, latent=latent((1, 16, 3, 20, 18)), size=scale(3))
+    whole = comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"]
+    bridge, upsample, tiles = sys.modules[f"{comfy.pack.__name__}.nodes.bridge"], type(upsampler.model).upsample, []
+    monkeypatch.setattr(bridge, "free_memory", lambda model: model.model_size() + 3_000_000)
+    monkeypatch.setattr(type(upsampler.model), "upsample", lambda self, z, tile, past: tiles.append(tile) or upsample(self, z, tile, past))
+    torch.testing.assert_close(comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"], whole, atol=1e-4, rtol=0)
+    assert {tile[0].kept for tile in tiles} == {(0, 30), (30, 60)}
+
+
+@pytest.mark.parametrize(
+    "text", ["[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory"]
+)
+def test_memory_that_runs_out_elsewhere_is_known_too(comfy, text):
+    bridge = sys.modules[f"{comfy.pack.__name__}.nodes.bridge"]
+    assert bridge.is_out_of_memory(RuntimeError(text))
+    assert bridge.is_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    assert not bridge.is_out_of_memory(RuntimeError("shapes do not match"))

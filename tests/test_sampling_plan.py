@@ -96,8 +96,6 @@ def test_no_tiling_that_fits_computes_fewer_cells(budget):
     def need(box: tuple[int, int, int]) -> int:
         return 100 + math.prod(box) // 100
 
-    if need((10, 32, 36)) > budget:
-        pytest.skip("nothing fits")
     tiling, needed = least_work(extent, overlap, align, None, need, budget)
 
     def cells(tiling: Tiling) -> int:
