@@ -139,8 +139,7 @@ def upsampled_frames(
     """Yields the frames of the upsampled latent z, (B, 16, t, *size) normalised float32, a few at a time, in order.
 
     samples: (B, 16, T, h, w) in VAE space. Frames that do not fit ComfyUI's memory are upsampled in tiles, in smaller ones when it
-    runs out all the same. Raises ValueError
-    when memory runs out with the smallest tiles, and what upsampler_network raises.
+    runs out all the same. Raises ValueError when it does with the smallest tiles, and what upsampler_network raises.
     """
     model = upsampler_network(upsampler, node)
     source, tiles = tuple(samples.shape[3:]), list(smaller_tiles(size))

@@ -125,7 +125,7 @@ def test_frames_that_do_not_fit_are_upsampled_in_tiles_from_the_start(comfy, ups
     inputs = dict(upsampler=upsampler, latent=latent((1, 16, 3, 20, 18)), size=scale(3))
     whole = comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"]
     bridge, upsample, tiles = sys.modules[f"{comfy.pack.__name__}.nodes.bridge"], type(upsampler.model).upsample, []
-    monkeypatch.setattr(bridge, "free_memory", lambda model: model.model_size() + 3_000_000)
+    monkeypatch.setattr(bridge, "free_memory", lambda patcher: patcher.model_size() + 3_000_000)
     monkeypatch.setattr(type(upsampler.model), "upsample", lambda self, z, tile, past: tiles.append(tile) or upsample(self, z, tile, past))
     torch.testing.assert_close(comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"], whole, atol=1e-4, rtol=0)
     assert {tile[0].kept for tile in tiles} == {(0, 30), (30, 60)}
