@@ -1,6 +1,7 @@
 """SimpleGVR Decode and Save: LATENT in, video file out, with never more than a few frames in memory."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,7 +94,14 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                 decoder.begin_anew()
                 z, where = samples[item : item + 1], folder / f"{item:03}"
                 on_chunk = progress(item, len(samples), latent_frames(frames), report)
-                parts.append(decode_to_parts(z, decoder, frames, encoding, where, length, on_chunk))
+                try:
+                    parts.append(decode_to_parts(z, decoder, frames, encoding, where, length, on_chunk))
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise ValueError(
+                        "SimpleGVR Decode and Save: out of memory with the smallest tile: close other programs, or unload other models"
+                    ) from error
             saved = save_all(filename_prefix, encoding, parts, sounds, workflow(cls.hidden))
         videos = [InputImpl.VideoFromFile(str(path)) for path, _ in saved]
         results = [result for _, result in saved]
@@ -249,7 +257,8 @@ def save_all(
             join(saved[-1][0], item_parts, encoding.rate, item_sound, metadata)
     except BaseException:
         for path, _ in saved:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         raise
     return saved
 

@@ -80,10 +80,13 @@ def resume(folder: Path, decoder: StreamDecoder) -> int:
     if not (folder / PROGRESS).exists():
         return 0
     with safe_open(folder / PROGRESS, "pt") as file:
+        done = int(file.metadata()["parts"])
+        if len(list(folder.glob("part_?????.mp4"))) < done:  # a clean-up that failed left the progress without its parts
+            return 0
         tiles = [Tile(Box(tuple(start), tuple(stop)), {}) for start, stop in json.loads(file.metadata()["boxes"])]
         for name in file.offset_keys():
             tile, layer = name.split("/", 1)
             tiles[int(tile)].past[layer] = file.get_tensor(name)
         if tiles:  # there are parts to come
             decoder.go_on(tiles)
-        return int(file.metadata()["parts"])
+        return done
