@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..simplegvr_core import refine
 from ..simplegvr_core.network_memory import upsampler_bytes
-from ..simplegvr_core.sampling import CELL, UPSAMPLER_FRAMES, pixel_size, scaled_size, short_side_size
+from ..simplegvr_core.sampling import UPSAMPLER_FRAMES, pixel_size, pixels, scaled_size, short_side_size
 from ..simplegvr_core.upsampler import LatentUpsampler, smaller_tiles
 
 CATEGORY = "SimpleGVR"
@@ -115,11 +115,6 @@ def target_size(size: dict, samples: Tensor, node: type[io.ComfyNode]) -> tuple[
         name = node.define_schema().display_name
         raise ValueError(f"{name}: the target {pixels(target)} is smaller than the source {pixels(source)}: choose a larger size")
     return target
-
-
-def pixels(size: tuple[int, int]) -> str:
-    """Returns "width x height" in pixels of a size in cells."""
-    return f"{size[1] * CELL} x {size[0] * CELL}"
 
 
 def upsampler_network(upsampler: comfy.model_patcher.ModelPatcher, node: type[io.ComfyNode]) -> LatentUpsampler:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..simplegvr_core.decode_to_file import decode_to_parts, first_frame, latent_frames
 from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
+from ..simplegvr_core.sampling import pixels
 from ..simplegvr_core.tiling import Box
 from ..simplegvr_core.vae import TinyVAE
 from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
-from .bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory, pixels
+from .bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
 from .working_files import RESUME_FOLDER, fingerprint, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
@@ -160,7 +161,7 @@ def chunk_decoder(vae) -> Callable:
     """Returns the function (network, z, past) -> (video, past) that decodes a chunk by a VAE. Raises ValueError if there is none."""
     network = vae.first_stage_model
     if isinstance(network, TinyVAE):
-        return tiny_chunk
+        return TinyVAE.decode_chunk
     if isinstance(network, comfy.ldm.wan.vae.WanVAE):
         return wan_chunk
     raise ValueError(
@@ -204,12 +205,6 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
         on_out_of_memory,
         fits,
     )
-
-
-def tiny_chunk(network: TinyVAE, z: Tensor, past: Past) -> tuple[Tensor, Past]:
-    """Returns the video of a chunk by TinyVAE, and the past of the next."""
-    past = dict(past)
-    return next(network.decode_stream([z], past)), past
 
 
 def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, past: Past) -> tuple[Tensor, Past]:

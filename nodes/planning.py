@@ -67,8 +67,8 @@ def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:
 
 def seconds_per_operation(model, plan: Plan) -> float:
     """Returns the seconds that an operation of a forward pass takes, timed on a small box, with the null prompt of one token."""
-    box = tuple(min(2 * shared, size) for shared, size in zip(plan.tiling.overlap, plan.box_size, strict=True))
-    empty, found = torch.zeros(1, 16, *box), []
+    box, found = plan.trial_box, []
+    empty = torch.zeros(1, 16, *box)
     prompt = node_helpers.conditioning_set_values(null_prompt(), {"concat_latent_image": empty})
 
     def time_it(denoise, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback, disable) -> torch.Tensor:

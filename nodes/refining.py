@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from ..simplegvr_core.latent_file import LatentFile
 from ..simplegvr_core.refine import STATE, BoxedVelocity, finished_steps, refine
-from ..simplegvr_core.tiling import Box, Tiling, round_up
-from .bridge import is_out_of_memory, pixels
+from ..simplegvr_core.sampling import pixels
+from ..simplegvr_core.tiling import Box, Tiling, padded
+from .bridge import is_out_of_memory
 
 
 @dataclass
@@ -64,12 +65,11 @@ class Run:
     @property
     def boxes(self) -> list[Box]:
         """Returns the boxes of a step. Odd sides are made even."""
-        frames, height, width = self.upsampled.shape[2:]
-        return self.tiling.boxes((frames, round_up(height, 2), round_up(width, 2)))
+        return self.tiling.boxes(padded(self.upsampled.shape[2:]))
 
     @property
     def largest(self) -> tuple[int, int, int]:
-        return tuple(max(sides) for sides in zip(*(box.size for box in self.boxes), strict=True))
+        return self.tiling.box_size(padded(self.upsampled.shape[2:]))
 
     def describe(self) -> str:
         """Returns in words how much the model sees at a time."""
@@ -90,8 +90,7 @@ class Run:
     def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
         """Frees what ComfyUI caches, and notes what happened."""
         comfy.model_management.soft_empty_cache()
-        smaller = tuple(min(side or whole, whole) for side, whole in zip(tiling.size, size, strict=True))
-        self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(smaller)} at a time.")
+        self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(tiling.box_size(size))} at a time.")
 
 
 def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:

@@ -10,13 +10,12 @@ from ..simplegvr_core.attention import AttentionConfig
 from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.latent_file import LatentFile, write_latent
 from ..simplegvr_core.layers import LATENT_CHANNELS
-from ..simplegvr_core.sampling import CELL, SamplingConfig, match_source, write_condition
+from ..simplegvr_core.sampling import CELL, SamplingConfig, match_source, pixels, write_condition
 from ..simplegvr_core.tiling import Tiling, aligned_tiling, alignment
 from .bridge import (
     CATEGORY,
     LATENT_FORMAT,
     latent_samples,
-    pixels,
     size_input,
     target_size,
     to_core,

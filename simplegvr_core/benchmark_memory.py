@@ -128,12 +128,10 @@ def decode(case: Case, folder: Path) -> Callable[[], None]:
     vae, z = load_tiny_vae(TINY_VAE).to(case.device), case.latent(folder, case.size)
     encoding = Encoding(CELL * case.size[1], CELL * case.size[0], Fraction(RATE), crf=18)
 
-    def decode_chunk(z: Tensor, past: dict) -> tuple[Tensor, dict]:
-        past = dict(past)
-        return next(vae.decode_stream([z.to(case.device)], past)), past
-
     def stream() -> None:
-        decoder = StreamDecoder(decode_chunk, [Tile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory)
+        decoder = StreamDecoder(
+            lambda z, past: vae.decode_chunk(z.to(case.device), past), [Tile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory
+        )
         decode_to_parts(Frames(z), decoder, first_frame(case.frames), encoding, folder)
 
     def whole() -> None:

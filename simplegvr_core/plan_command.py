@@ -16,8 +16,8 @@ from .flops import dit_flops
 from .model import DiTConfig, load_dit, parse_dit_config
 from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
 from .plan_picture import draw_plan
-from .sampling import UPSAMPLER_FRAMES, SamplingConfig, pixel_size, short_side_size
-from .sampling_plan import DECODER_FRAMES, Plan, amount, grid, longest_segment, pixels, plan_sampling, trial
+from .sampling import UPSAMPLER_FRAMES, SamplingConfig, pixel_size, pixels, short_side_size
+from .sampling_plan import DECODER_FRAMES, Plan, amount, grid, longest_segment, plan_sampling, trial
 from .upsampler import UpsamplerConfig
 from .vae import TinyVAEConfig
 
@@ -88,7 +88,7 @@ class Clip:
         factory = {"device": self.device, "dtype": getattr(torch, self.dtype)}
         model, _ = load_dit(Path(self.model))
         model = model.to(**factory)
-        box = tuple(min(2 * shared, size) for shared, size in zip(plan.tiling.overlap, plan.box_size, strict=True))
+        box = plan.trial_box
         z, context = torch.zeros(1, model.config.in_dim, *box, **factory), torch.zeros(1, TEXT_TOKENS, model.config.text_dim, **factory)
         timestep = torch.tensor([500.0], device=self.device)
         return trial(lambda: model(z, timestep, context), dit_flops(model.config, model.attention, grid(box)).total)

@@ -2,7 +2,8 @@
 
 from PIL import Image, ImageDraw
 
-from .sampling_plan import Plan, amount, pixels
+from .sampling import pixels
+from .sampling_plan import Plan, amount
 
 WIDTH, HEIGHT, MARGIN = 960, 720, 40  # pixels
 FRAME, CLIP, MEMORY = (72, 400), (470, 530), (590, 690)  # rows, from and to

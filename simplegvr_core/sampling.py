@@ -169,3 +169,8 @@ def pixel_size(width: int, height: int) -> tuple[int, int]:
 def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
     """Returns the size in cells whose short side is exactly pixels and whose ratio is source's, to the nearest cell."""
     return tuple(round(extent * pixels / CELL / min(source)) for extent in source)
+
+
+def pixels(size: tuple[int, int]) -> str:
+    """Returns "width x height" in pixels of a size in cells."""
+    return f"{size[1] * CELL} x {size[0] * CELL}"

@@ -17,8 +17,8 @@ from .flops import dit_flops
 from .layers import LATENT_CHANNELS
 from .model import DiTConfig, SimpleGVRDiT
 from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
-from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig
-from .tiling import LEAST_OVERLAP, Box, Tiling, alignment, round_up, spans
+from .sampling import UPSAMPLER_FRAMES, SamplingConfig, pixels
+from .tiling import LEAST_OVERLAP, Box, Tiling, alignment, padded, round_up, spans
 from .upsampler import LatentUpsampler, UpsamplerConfig, smaller_tiles
 from .vae import TinyVAEConfig
 
@@ -63,7 +63,7 @@ class Plan:
     @property
     def extent(self) -> tuple[int, int, int]:
         """Returns the clip's (T, H, W), its odd sides made even as the network does."""
-        return padded(self.shape)
+        return padded(self.shape[1:])
 
     @property
     def boxes(self) -> list[Box]:
@@ -73,7 +73,12 @@ class Plan:
     @property
     def box_size(self) -> tuple[int, int, int]:
         """Returns the largest box's extent."""
-        return box_size(self.tiling.size, self.extent)
+        return self.tiling.box_size(self.extent)
+
+    @property
+    def trial_box(self) -> tuple[int, int, int]:
+        """Returns the extent of the small box that a trial runs."""
+        return tuple(min(2 * shared, size) for shared, size in zip(self.tiling.overlap, self.box_size, strict=True))
 
     @property
     def overhead(self) -> float:
@@ -132,7 +137,6 @@ def plan_sampling(
     max_frames: int | None = None,
     *,
     implementation: str = "sdpa",
-    overlap: tuple[int, int, int] = LEAST_OVERLAP,
     weights_bytes: int | None = None,
     upsampler_dtype: torch.dtype | None = None,
 ) -> Plan:
@@ -140,7 +144,7 @@ def plan_sampling(
 
     shape: (B, T, h, w) of the latent to upsample; size: (H, W) to make of it. free_bytes: for weights and everything else.
     dtype: of the DiT's activations. max_frames: longest segment; see longest_segment. implementation: of window attention,
-    "triton" or "sdpa". overlap: the least that neighbours share, made whole units and windows. weights_bytes: the DiT's, by
+    "triton" or "sdpa". weights_bytes: the DiT's, by
     default in dtype; where they are more than half of free_bytes, half of it is left to boxes and the rest of the weights
     comes and goes, as ComfyUI does it. upsampler_dtype: dtype by default. Raises ValueError with the cure when not even
     the smallest box fits.
@@ -150,8 +154,8 @@ def plan_sampling(
     if weights_bytes is None:
         weights_bytes = weight_bytes(SimpleGVRDiT(dit, attention, device="meta", dtype=dtype))
     resident = min(weights_bytes, usable // 2)
-    extent, align = padded((batch, frames, *size)), alignment(attention)
-    overlap = tuple(round_up(cells, a) for cells, a in zip(overlap, align, strict=True))
+    extent, align = padded((frames, *size)), alignment(attention)
+    overlap = tuple(round_up(cells, a) for cells, a in zip(LEAST_OVERLAP, align, strict=True))
 
     def need(box: tuple[int, int, int]) -> int:
         return dit_bytes(dit, attention, batch, box, dtype, implementation)
@@ -196,8 +200,8 @@ def least_work(
     axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
     tilings = sorted((Tiling(size, overlap) for size in product(*axes)), key=lambda tiling: work(tiling, extent))
     whole, small, larger = (
-        box_size(tiling, extent)
-        for tiling in (tilings[0].size, *(tuple(axis[max(index, -len(axis))] for axis in axes) for index in (-1, -2)))
+        tiling.box_size(extent)
+        for tiling in (tilings[0], *(Tiling(tuple(axis[max(index, -len(axis))] for axis in axes), overlap) for index in (-1, -2)))
     )
     if math.prod(whole) <= SOON_COUNTED * math.prod(small) and need(whole) <= budget:
         return tilings[0], need(whole)
@@ -211,7 +215,7 @@ def least_work(
     if larger != small:
         per_cell = (need(larger) - least) / (math.prod(larger) - math.prod(small))
     for tiling in tilings:
-        box = box_size(tiling.size, extent)
+        box = tiling.box_size(extent)
         if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= budget and need(box) <= budget:
             return tiling, need(box)
     raise AssertionError("the smallest box fits")
@@ -268,16 +272,6 @@ def longest_segment(dit: DiTConfig, attention: AttentionConfig) -> int | None:
     return TRAINED_FRAMES if attention.unit is None and dit.in_dim == 16 else None
 
 
-def padded(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Returns (T, H, W) of (B, T, H, W), odd sides made even."""
-    return shape[1], round_up(shape[2], 2), round_up(shape[3], 2)
-
-
-def box_size(size: tuple[int | None, int | None, int | None], extent: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns the largest box's extent."""
-    return tuple(e if cells is None else min(cells, e) for cells, e in zip(size, extent, strict=True))
-
-
 def grid(box: tuple[int, int, int]) -> tuple[int, int, int]:
     """Returns a box's tokens along T, H, W."""
     return box[0], -(-box[1] // 2), -(-box[2] // 2)
@@ -285,11 +279,6 @@ def grid(box: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def tokens(box: tuple[int, int, int]) -> int:
     return math.prod(grid(box))
-
-
-def pixels(size: tuple[int, int]) -> str:
-    """Returns "width x height" in pixels of a size in cells."""
-    return f"{size[1] * CELL} x {size[0] * CELL}"
 
 
 def amount(count: float) -> str:

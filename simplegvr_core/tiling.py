@@ -47,6 +47,10 @@ class Tiling:
         """Returns whether extent is one box."""
         return all(size is None or e <= size for e, size in zip(extent, self.size, strict=True))
 
+    def box_size(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Returns the extent of the largest box."""
+        return tuple(min(size or e, e) for size, e in zip(self.size, extent, strict=True))
+
     def boxes(self, extent: tuple[int, int, int]) -> list[Box]:
         """Returns the boxes that cover extent, along T, then H, then W."""
         axes = [spans(*axis) for axis in zip(extent, self.size, self.overlap, strict=True)]
@@ -87,6 +91,11 @@ def aligned_tiling(wanted: tuple[int | None, int | None, int | None], attention:
 def round_up(number: int, multiple: int) -> int:
     """Returns the least multiple that is not below number."""
     return -(-number // multiple) * multiple
+
+
+def padded(extent: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns the extent with odd rows and columns made even, as the network makes them."""
+    return extent[0], round_up(extent[1], 2), round_up(extent[2], 2)
 
 
 def spans(extent: int, size: int | None, overlap: int) -> list[tuple[int, int]]:

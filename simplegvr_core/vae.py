@@ -123,6 +123,12 @@ class TinyVAE(nn.Module):
         for z in chunks:
             yield self.decode_after(past, z)
 
+    @torch.no_grad()
+    def decode_chunk(self, z: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """Returns the video of the chunk z that comes after past, an empty one at the clip's beginning, and the past of the next."""
+        past = dict(past)
+        return self.decode_after(past, z), past
+
     def decode_after(self, past: Past | None, z: Tensor) -> Tensor:
         """Returns the video of a whole clip, past None, or of the chunk z that comes after past."""
         repeated = 3 if self.stem.starts_clip(past) else 0

@@ -366,13 +366,7 @@ TINY_VAE = REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 @torch.inference_mode()
 def decode_in_parts(folder: Path, on_latent_frames) -> tuple[Path, int]:
     """Decodes without ComfyUI; returns the file, and how many parts were there before."""
-    vae = load_tiny_vae(TINY_VAE)
-
-    def decode(z, past):
-        past = dict(past)
-        return next(vae.decode_stream([z], past)), past
-
-    decoder = StreamDecoder(decode, tiles_of_frame((3, 5), lambda height, width: True), lambda error: False)
+    decoder = StreamDecoder(load_tiny_vae(TINY_VAE).decode_chunk, tiles_of_frame((3, 5), lambda height, width: True), lambda error: False)
     there = resume(folder / "parts", decoder)
     encoding = Encoding(40, 24, Fraction(24), 0.0)
     z = latent(9, (3, 5))["samples"]
@@ -478,7 +472,7 @@ def test_memory_that_runs_out_sends_the_past_to_the_host_before_the_frame_is_cut
     core, z = sys.modules[module.StreamDecoder.__module__], latent(3, WIDE)["samples"]
     tried = []
     decoder = core.StreamDecoder(
-        lambda z, past: module.tiny_chunk(tiny.first_stage_model, z, past),
+        tiny.first_stage_model.decode_chunk,
         core.tiles_of_frame(WIDE, lambda height, width: True),
         lambda error: isinstance(error, torch.OutOfMemoryError),
         keeps_past=True,
