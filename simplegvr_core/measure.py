@@ -42,6 +42,8 @@ class Machine:
     def __init__(self, device: str, dtype: str, limit_s: float):
         """limit_s: what would take longer by its floor is not run."""
         self.device, self.dtype, self.limit_s = torch.device(device), getattr(torch, dtype), limit_s
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton times the current one
         size = 8192 if self.device.type == "cuda" else 2048
         x = torch.randn(16 * size, size, device=self.device).to(self.dtype)
         y, square = torch.empty_like(x), x[:size]
@@ -51,12 +53,12 @@ class Machine:
     def best_milliseconds(self, run: Callable) -> float:
         return 1e3 * min(self.call(run)[0] for _ in range(30))
 
-    def milliseconds(self, run: Callable) -> float:
+    def milliseconds(self, run: Callable, seconds: float | None = None) -> float:
         """Returns the median time of a call. On a GPU with Triton, each starts with an empty L2 cache.
 
-        run must have run before. A call longer than SLOW_S is timed once.
+        run must have run before. seconds: of a call that compiled nothing, if there was one. A call longer than SLOW_S is timed once.
         """
-        seconds, _ = self.call(run)
+        seconds = self.call(run)[0] if seconds is None else seconds
         if seconds > SLOW_S:
             return 1e3 * seconds
         if self.device.type == "cuda" and find_spec("triton"):
@@ -78,16 +80,25 @@ class Machine:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
+    def floor(self, flops: float, bytes_: float = 0) -> float:
+        """Returns the least milliseconds for so many operations and bytes."""
+        return max(flops / self.flops_per_ms, bytes_ / self.bytes_per_ms)
+
+    def beyond_limit(self, name: str, grid: tuple, flops: float, bytes_: float = 0) -> Row | None:
+        """Returns the row of what is not run, as its floor is beyond the limit; None for what is."""
+        floor = self.floor(flops, bytes_)
+        return Row(name, grid, None, floor, None, note=f"not run: at least {floor / 1e3:.0f} s") if floor > 1e3 * self.limit_s else None
+
     def row(self, name: str, grid: tuple, run: Callable, flops: float, bytes_: float = 0, error: Callable | None = None, note="") -> Row:
         """Returns the timing of run. flops: useful ones of a call; bytes_: what it must read and write; error: of its result."""
-        floor = max(flops / self.flops_per_ms, bytes_ / self.bytes_per_ms)
-        if floor > 1e3 * self.limit_s:
-            return Row(name, grid, None, floor, None, note=f"not run: at least {floor / 1e3:.0f} s")
+        if left_out := self.beyond_limit(name, grid, flops, bytes_):
+            return left_out
+        floor = self.floor(flops, bytes_)
         try:
             seconds, gb, out = self.first_call(run)
             wrong = error(out) if error else None
             del out
-            ms = 1e3 * seconds if self.device.type == "cpu" and seconds > SLOW_S else self.milliseconds(run)
+            ms = self.milliseconds(run, seconds if self.device.type == "cpu" else None)
         except torch.OutOfMemoryError:
             return Row(name, grid, None, floor, None, note="out of memory")
         return Row(name, grid, ms, floor, flops / ms / 1e9 if flops else None, gb, wrong, note)

@@ -39,6 +39,7 @@ def test_attention_compares_ours_with_dense(tmp_path):
     rows = {row["name"]: row for row in results["rows"]}
     flash, ours = rows["dense: sdpa flash"], rows["ours, k 1: sdpa"]
     assert flash["error"] < 1e-5 and rows["ours, k 1, windows given (random): sdpa"]["error"] < 1e-5
+    assert ours["error"] < 1e-5  # which finds its windows itself
     assert results["fastest_sparse"] == "ours, k 1: sdpa"
     assert results["sparse_over_dense"] == pytest.approx(flash["ms"] / ours["ms"])
     assert results["share_of_dense"] == pytest.approx(2 / 96)
@@ -85,6 +86,19 @@ def test_what_would_take_too_long_is_not_run_and_says_so():
     machine = measure.Machine("cpu", "float32", limit_s=1e-9)
     row = machine.row("slow", (1, 1, 1), lambda: pytest.fail("it ran"), flops=1e6)
     assert row.ms is None and row.note.startswith("not run: at least")
+
+
+def test_a_rival_beyond_the_limit_is_not_even_made(tmp_path):
+    machine = measure.Machine("cpu", "float32", limit_s=1e-9)
+    attention, q = benchmark.Attention(out=tmp_path), torch.zeros(1, 4, 1, 8)
+    row = attention.rival(machine, "slow", (1, 2, 2), lambda *_: pytest.fail("it was made"), (q, q, q), 1e6)
+    assert row.ms is None and row.note.startswith("not run: at least")
+
+
+def test_a_limit_that_leaves_nothing_of_ours_is_named(tmp_path):
+    options = dict(grid=("1,12,12",), heads=1, head_dim=16, window=(1, 6, 6), unit=0, out=tmp_path, device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="--limit-s is 1e-12, by which nothing of ours can run"):
+        benchmark.Attention(**options, limit_s=1e-12).run()
 
 
 def test_timings_and_floors_are_in_milliseconds():
