@@ -2,8 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention_map import SimpleGVRAttentionMap
 from .bridge import register_model_folders
 from .colour import SimpleGVRColorMatch
+from .compare import SimpleGVRCompare
 from .curve import SimpleGVRTimestepCurve
 from .decode import SimpleGVRDecodeSave
 from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
@@ -38,4 +40,6 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRTimestepCurve,
             SimpleGVRSeamMeter,
             SimpleGVRColorMatch,
+            SimpleGVRCompare,
+            SimpleGVRAttentionMap,
         ]

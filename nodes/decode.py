@@ -9,7 +9,6 @@ import av
 import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
@@ -23,7 +22,7 @@ from ..simplegvr_core.tiling import Box
 from ..simplegvr_core.vae import TinyVAE
 from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
 from .bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
-from .working_files import RESUME_FOLDER, fingerprint, working_folder
+from .working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
 WITHOUT_PAST = 0.65  # of ComfyUI's estimate is what decoding a chunk takes (measured) when the past is on the host: both VAEs
@@ -82,7 +81,7 @@ class SimpleGVRDecodeSave(io.ComfyNode):
         decode_chunk = chunk_decoder(vae)
         frames, height, width = trimmed_size(samples.shape, trim)
         encoding = Encoding(width - width % 2, height - height % 2, Fraction(round(fps * 1000), 1000), crf)
-        save_path(filename_prefix, encoding)  # a name that cannot be used is refused before the work, not after it
+        save_path(filename_prefix, encoding, io.FolderType.output)  # a name that cannot be used is refused before the work, not after it
         sounds = [sound(audio, item) for item in range(len(samples))]
         report = []
         if (encoding.width, encoding.height) != (width, height):
@@ -233,14 +232,6 @@ def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[
     return on_chunk
 
 
-def save_path(prefix: str, encoding: Encoding) -> tuple[Path, ui.SavedResult]:
-    """Returns the next free path for a video, as Save Video names its files, and what shows it on the node."""
-    output = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, encoding.width, encoding.height)
-    file = f"{name}_{counter:05}_.mp4"
-    return Path(folder) / file, ui.SavedResult(file, subfolder, io.FolderType.output)
-
-
 def save_all(
     prefix: str, encoding: Encoding, parts: list[list[Path]], sounds: list[dict | None], metadata: dict
 ) -> list[tuple[Path, ui.SavedResult]]:
@@ -248,7 +239,7 @@ def save_all(
     saved = []
     try:
         for item_parts, item_sound in zip(parts, sounds, strict=True):
-            saved.append(save_path(prefix, encoding))
+            saved.append(save_path(prefix, encoding, io.FolderType.output))
             join(saved[-1][0], item_parts, encoding.rate, item_sound, metadata)
     except BaseException:
         for path, _ in saved:

@@ -78,17 +78,24 @@ class SimpleGVRSparseAttention(io.ComfyNode):
                 f"SimpleGVR Sparse Attention: the model is a {type(network).__name__}, wanted a text- or image-to-video "
                 "Wan 2.1 or 2.2 model or a SimpleGVR model: others keep their attention where this node does not reach"
             )
-        model = model.clone()
-        options, attention = model.model_options["transformer_options"], RunAttention(config, cls.hidden.unique_id)
-        if isinstance(model.model, SimpleGVRModel):
-            options[ATTENTION_OPTION] = attention
-        else:
-            override = SparseOverride(attention, options.get("optimized_attention_override"), network.ref_conv is None)
-            options["optimized_attention_override"] = override
-            model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, ATTENTION_OPTION)
-            model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ATTENTION_OPTION, override.apply_model)
+        model = with_attention(model, RunAttention(config, cls.hidden.unique_id))
         report = f"{preset['preset']}\n" + "\n".join(forecast(config, model))
         return io.NodeOutput(model, report, ui=ui.PreviewText(report))
+
+
+def with_attention(model, attention: RunAttention):
+    """Returns a clone of MODEL, a stock Wan or a SimpleGVR model, with that self-attention."""
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    if isinstance(model.model, SimpleGVRModel):
+        options[ATTENTION_OPTION] = attention
+    else:
+        references_follow = model.model.diffusion_model.ref_conv is None
+        override = SparseOverride(attention, options.get("optimized_attention_override"), references_follow)
+        options["optimized_attention_override"] = override
+        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, ATTENTION_OPTION)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ATTENTION_OPTION, override.apply_model)
+    return model
 
 
 def attention_of(model) -> AttentionConfig:

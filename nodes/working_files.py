@@ -1,4 +1,4 @@
-"""Where a run keeps its files while it works, and the name by which it finds them again after it was cut off."""
+"""Where a run keeps its files while it works, how it finds them again after it was cut off, and where its videos go."""
 
 import hashlib
 import json
@@ -11,7 +11,10 @@ from tempfile import TemporaryDirectory
 
 import folder_paths
 import torch
+from comfy_api.latest import io, ui
 from torch import Tensor, nn
+
+from ..simplegvr_core.video_file import Encoding
 
 RESUME_FOLDER = "simplegvr_resume"  # in ComfyUI's output folder: the one for temporary files is emptied when it starts
 SMALL = 4096  # values of a parameter that tells models apart: enough of them, and quickly read
@@ -60,3 +63,11 @@ def fingerprint(*parts) -> str:
         for values in tensors:
             digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def save_path(prefix: str, encoding: Encoding, folder_type: io.FolderType) -> tuple[Path, ui.SavedResult]:
+    """Returns the next free path for a video, as Save Video names its files, and what shows it on the node."""
+    root = folder_paths.get_directory_by_type(folder_type.value)
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, encoding.width, encoding.height)
+    file = f"{name}_{counter:05}_.mp4"
+    return Path(folder) / file, ui.SavedResult(file, subfolder, folder_type)

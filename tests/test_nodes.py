@@ -10,7 +10,7 @@ NODE_IDS = {
     "SimpleGVRLoadModel", "SimpleGVRLoadUpsampler", "SimpleGVRLoadTinyVAE", "SimpleGVRLatentUpscale", "SimpleGVRConditioning",
     "SimpleGVRSampler", "SimpleGVRSparseAttention", "SimpleGVRNullPrompt", "SimpleGVRTrim",
     "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade", "SimpleGVRModelDegrade", "SimpleGVRTimestepCurve",
-    "SimpleGVRPlan", "SimpleGVRDecodeSave", "SimpleGVRSeamMeter", "SimpleGVRColorMatch",
+    "SimpleGVRPlan", "SimpleGVRDecodeSave", "SimpleGVRSeamMeter", "SimpleGVRColorMatch", "SimpleGVRCompare", "SimpleGVRAttentionMap",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"upsampler", "tiling", "seams"},
     {"refine", "decoding"},
     {"decode_to_file", "model", "wan_vae"},
-    {"sampling", "flops", "lora", "loss", "network_memory"},
+    {"sampling", "attention_map", "flops", "lora", "loss", "network_memory"},
     {"degradations.model_guided", "plan", "sampling_plan"},
     {"degradations"},
     {"pairs", "plan_picture"},

@@ -1,0 +1,150 @@
+"""What people look at while and after it runs: previews in motion, videos compared, the attention map."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from simplegvr_core.attention import AttentionConfig
+from simplegvr_core.attention_map import map_attention
+from simplegvr_core.data import read_frames
+from simplegvr_core.tiling import Box
+
+GRID, CONFIG = (2, 8, 5), AttentionConfig(window=(1, 4, 3), top_k=2, unit=None)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_map_finds_the_windows_that_queries_point_to(ordered):
+    """Head 0 of the window at (1, :4, 3:) looks at (0, 4:, :3), then (0, :4, 3:), head 1 at the first of them alone."""
+    q, k = torch.zeros(1, 80, 2, 4), torch.zeros(1, 80, 2, 4)
+    frames_q, frames_k = (x.view(1, *GRID, 2, 4) for x in (q, k))
+    frames_q[:, 1, :4, 3:, :, 0] = 3.0
+    frames_k[:, 0, 4:, :3, :, 0] = 2.0
+    frames_k[:, 0, :4, 3:, 0, 0] = 1.0
+    frames_k[:, 1, 4:, 3:, 1, 0] = 0.5
+    if ordered:
+        q, k = (x[:, CONFIG.token_order(GRID)] for x in (q, k))
+    found = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), ordered=ordered)
+    assert found.box == Box((1, 0, 3), (2, 4, 5))
+    assert (found.heads, found.others, found.scope) == (2, 7, (0, 2))
+    first, second, third = found.selected
+    assert (first.box, first.share, first.rank, first.score) == (Box((0, 4, 0), (1, 8, 3)), 1.0, 1.0, 3.0)
+    assert (second.box, second.share, second.rank, second.score) == (Box((0, 0, 3), (1, 4, 5)), 0.5, 2.0, 1.5)
+    assert (third.box, third.share, third.rank, third.score) == (Box((1, 4, 3), (2, 8, 5)), 0.5, 2.0, 0.75)
+    assert "1. frame 0, x 0 to 48, y 64 to 128: 2 of 2 heads, rank 1.0, score 3.00" in found.describe()
+    (only, last) = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), head=1, ordered=ordered).selected
+    assert (only, last.box) == (first, third.box)
+
+
+PLACE = dict(x=100, y=70, frame=5, sigma=0.3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def latent():
+    """A LATENT of 13 frames of 144 x 136 pixels, odd in cells."""
+    return {"samples": torch.randn(1, 16, 4, 17, 18, generator=torch.Generator().manual_seed(0))}
+
+
+def shown(comfy, node_id, **inputs):
+    """Runs a node: its outputs and its `ui`."""
+    with torch.inference_mode():
+        output = comfy.nodes[node_id].PREPARE_CLASS_CLONE(None).execute(**inputs)
+    return output.args, output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+
+
+def temporary(file: dict) -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_temp_directory()) / file["subfolder"] / file["filename"]
+
+
+@pytest.fixture
+def gvr(comfy):
+    return comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
+
+
+@pytest.fixture
+def wan(comfy):
+    return comfy.run("UNETLoader", unet_name="wan_test.safetensors", weight_dtype="default")[0]
+
+
+def sparse(comfy, model):
+    preset = {"preset": "custom", "window_frames": 1, "window_height": 4, "window_width": 3, "top_k": 1, "unit": 5, "radius": 0}
+    return comfy.run("SimpleGVRSparseAttention", model=model, preset=preset)[0]
+
+
+@pytest.mark.parametrize("kind", ["gvr", "wan"])
+def test_attention_map_node_shows_what_the_network_selects(comfy, request, latent, monkeypatch, kind):
+    """A frame has 9 x 9 tokens, so 3 x 3 windows of 4 x 3: the pixel is in window 2 * 9 + 1 * 3 + 2."""
+    model = request.getfixturevalue(kind)
+    model = model if kind == "gvr" else sparse(comfy, model)
+    core = sys.modules[f"{comfy.pack.__name__}.simplegvr_core.attention"]
+    seen, select = [], core.select_windows
+
+    def noting(q, k, *rest):
+        selection = select(q, k, *rest)
+        seen.extend([selection] if q.device.type == "cpu" else [])  # not when memory is counted
+        return selection
+
+    monkeypatch.setattr(core, "select_windows", noting)
+    (picture, report, mask), ui = shown(comfy, "SimpleGVRAttentionMap", model=model, latent=latent, block=1, head=0, **PLACE)
+    assert len(seen) == 4  # of three blocks, and of the map in block 1
+    assert torch.equal(seen[1], seen[2])
+    selected = int(seen[1][0, 0, 2 * 9 + 1 * 3 + 2, 1])
+    frame, row, column = selected // 9, selected % 9 // 3, selected % 3
+    expected = torch.zeros(4, 136, 144)
+    expected[frame, 64 * row : 64 * row + 64, 48 * column : 48 * column + 48] = 1
+    assert torch.equal(mask, expected)
+    assert "Block 1, noise level 0.30." in report and f"x {48 * column} to {48 * column + 48}, y {64 * row} to" in report
+    assert picture.shape == (4, 136, 144, 3)
+    assert picture[2, 68, 102:138].min() == 1  # the chosen window's outline
+    assert Image.open(temporary(ui["images"][0])).n_frames == 4
+    assert ui["text"] == (report,)
+
+
+def test_attention_map_draws_on_the_decoded_video_of_any_size(comfy, gvr, latent):
+    images = torch.zeros(13, 68, 72, 3)
+    picture, _, mask = comfy.run("SimpleGVRAttentionMap", model=gvr, latent=latent, block=0, head=1, images=images, **PLACE)
+    assert picture.shape == (13, 68, 72, 3)
+    assert mask.shape == (13, 68, 72)
+    marked = picture.sum((1, 2, 3)) > 0
+    assert marked[5:9].all()  # the latent frame of frame 5
+    assert marked.sum() in (4, 5, 8)  # and the one window's, which may be in the first, a frame alone
+    assert torch.equal(marked.nonzero()[:, 0], (picture.amax((1, 2)).amax(1) > 0).nonzero()[:, 0])
+
+
+def test_attention_map_says_what_it_cannot_show(comfy, gvr, wan, latent):
+    def run(model, **changes):
+        comfy.run("SimpleGVRAttentionMap", **{"model": model, "latent": latent, "block": 0, "head": 0, **PLACE, **changes})
+
+    with pytest.raises(ValueError, match="of kind full, which selects no windows: put SimpleGVR Sparse Attention before"):
+        run(wan)
+    with pytest.raises(ValueError, match="x 144, y 70, frame 5 is outside the video: the latent holds 13 frames of 144 x 136 pixels"):
+        run(gvr, x=144)
+    with pytest.raises(ValueError, match="block is 3 and head is 0: the model has blocks 0 to 2, heads 1 to 1"):
+        run(gvr, block=3)
+    with pytest.raises(ValueError, match="there are 14 images, but the latent holds 13 frames"):
+        run(gvr, images=torch.zeros(14, 8, 8, 3))
+
+
+@pytest.mark.parametrize("frames", [4, 7])
+def test_compare_puts_before_over_after_in_one_file(comfy, frames):
+    """Before is a third of the size, after of odd sides; both are gradients, which bicubic interpolation keeps."""
+
+    def ramp(height, width):
+        across = (torch.arange(width) + 0.5) / width
+        down = (torch.arange(height) + 0.5) / height
+        return torch.stack(torch.broadcast_tensors(across[None], down[:, None], torch.tensor(0.5)), dim=-1)
+
+    before, after = ramp(37, 63).expand(frames, -1, -1, -1), ramp(111, 189).flip(0).expand(4, -1, -1, -1)
+    _, ui = shown(comfy, "SimpleGVRCompare", before=before, after=after, fps=12.5)
+    (file,) = ui["simplegvr_compare"]
+    assert (file["width"], file["height"], file["frames"], file["fps"], file["type"]) == (189, 111, 4, 12.5, "temp")
+    played = [frame.float() / 255 for frame in read_frames(temporary(file))]
+    assert len(played) == 4
+    for frame in played:
+        assert frame.shape == (224, 190, 3)
+        torch.testing.assert_close(frame[:111, :189], ramp(111, 189), atol=0.05, rtol=0)
+        torch.testing.assert_close(frame[112:223, :189], after[0], atol=0.05, rtol=0)
