@@ -9,6 +9,7 @@ from .compare import SimpleGVRCompare
 from .curve import SimpleGVRTimestepCurve
 from .decode import SimpleGVRDecodeSave
 from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
+from .evaluate import SimpleGVREvaluate
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
 from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
 from .plan import SimpleGVRPlan
@@ -42,4 +43,5 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRColorMatch,
             SimpleGVRCompare,
             SimpleGVRAttentionMap,
+            SimpleGVREvaluate,
         ]

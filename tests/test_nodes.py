@@ -11,6 +11,7 @@ NODE_IDS = {
     "SimpleGVRSampler", "SimpleGVRSparseAttention", "SimpleGVRNullPrompt", "SimpleGVRTrim",
     "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade", "SimpleGVRModelDegrade", "SimpleGVRTimestepCurve",
     "SimpleGVRPlan", "SimpleGVRDecodeSave", "SimpleGVRSeamMeter", "SimpleGVRColorMatch", "SimpleGVRCompare", "SimpleGVRAttentionMap",
+    "SimpleGVREvaluate",
 }  # fmt: skip
 
 

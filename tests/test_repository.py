@@ -11,7 +11,7 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"optical_flow", "files", "command_line"},
+    {"optical_flow", "files", "command_line", "crops"},
     {"flow", "noise", "colour", "seam_plot", "layers", "metrics", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
     {"baselines", "video_file", "measure", "peers", "report", "fit"},
     {"clips", "photos"},

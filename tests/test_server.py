@@ -192,7 +192,7 @@ def test_every_degradation_is_shown(server, clip):
 def test_object_info_describes_every_input_and_output(server):
     with urllib.request.urlopen(f"{server.address}/object_info") as response:
         info = {name: node for name, node in json.load(response).items() if node["python_module"].endswith("ComfyUI-SimpleGVR")}
-    assert len(info) == 17
+    assert len(info) == 20
     for name, node in info.items():
         assert node["description"] and node["search_aliases"], name
         assert all(node["output_tooltips"]), name
