@@ -171,7 +171,9 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     if arguments.input.resolve() == BUNDLED and arguments.scale == 3:
         original = to_video(read_video(BUNDLED_ORIGINAL)[0])
         compared = {**videos, "low-res through TinyVAE, bilinear": resize_frames(decoded, size, "bilinear")}
-        report["quality"] = {name: [metrics.psnr(video, original), metrics.ssim(video, original)] for name, video in compared.items()}
+        reference = metrics.Reference(tuple(size), original)
+        results = {name: metrics.Result(video, reference) for name, video in compared.items()}
+        report["quality"] = {name: [metrics.measure(each, result).value for each in ("psnr", "ssim")] for name, result in results.items()}
         videos["original"] = original
     middle = {name: to_images(video[:, :, video.shape[2] // 2 :][:, :, :1])[0].numpy() for name, video in videos.items()}
     report["side_by_side"] = str(result.with_suffix(".png"))

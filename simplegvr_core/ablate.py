@@ -154,7 +154,8 @@ class Ablate:
             z_lr, z_hr = z_lr[None, :, :, :8, :8], z_hr[None, :, :, :16, :16]
             z = super_resolve(dit, upsampler, z_lr, z_hr.shape[3:], train.sampling, null, null, 0, 1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
-            measured.append({name: getattr(metrics, name)(video, original) for name in ("psnr", "st_lpips", "warping_error")})
+            result = metrics.Result(video, metrics.Reference(tuple(original.shape[3:]), original))
+            measured.append({name: metrics.measure(name, result).value for name in ("psnr", "st_lpips", "warping_error")})
         return {name: mean(clip[name] for clip in measured) for name in measured[0]}
 
 

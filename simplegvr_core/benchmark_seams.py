@@ -18,9 +18,10 @@ from .files import write_text
 from .flow import shifted_sigmas
 from .latent_file import LatentFile, write_latent
 from .measure import versions
+from .metrics import pixel_borders
 from .model import load_dit
 from .refine import BoxedVelocity, refine
-from .sampling import CELL, UPSAMPLER_FRAMES, SamplingConfig, guided_network, scaled_size, write_condition
+from .sampling import UPSAMPLER_FRAMES, SamplingConfig, guided_network, scaled_size, write_condition
 from .tiling import WHOLE, Tiling, aligned_tiling, alignment, share
 from .upsampler import load_upsampler
 from .vae import TinyVAE, load_tiny_vae
@@ -159,13 +160,7 @@ def given(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tilin
 
 def compare(name: str, difference: float, frames: Iterable[Tensor], reference: list[Tensor], tiling: Tiling) -> Row:
     """Returns the row of a clip's frames beside those of the clip that was sampled whole."""
-    (segment, _, width), (frames_shared, _, columns_shared) = tiling.size, tiling.overlap
-    borders = seams.Borders(
-        period=4 * (segment - frames_shared) if segment else 0,
-        tile=(CELL * (width - columns_shared) if width else 0, 0),
-        overlap=4 * frames_shared,
-        tile_overlap=(CELL * columns_shared, 0),
-    )
+    borders = pixel_borders(tiling)
     found, of_whole = (seams.measure(clip, borders, seams.VIDEO)[0] for clip in (frames, reference))
     ratios = (seam and seam.ratio for seam in (found.segments, of_whole.segments, found.columns, of_whole.columns))
     return Row(name, difference, *ratios)

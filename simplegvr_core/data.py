@@ -3,7 +3,7 @@
 B batch, F frames, H, W pixels; images uint8 (F, H, W, 3) as stored; video float (B, 3, F, H, W) in [-1, 1]
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,13 +20,13 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
 
-def find_videos(folder: Path) -> list[Path]:
+def find_videos(folder: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> list[Path]:
     """Returns the video files of a folder, sorted by name. Raises ValueError when there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if not paths:
-        raise ValueError(f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        raise ValueError(f"{folder} holds no video ({', '.join(sorted(suffixes))})")
     return paths
 
 
@@ -95,16 +95,18 @@ def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fract
     return torch.stack(images), rate
 
 
-def write_video(path: Path, images: Tensor, rate: Fraction) -> None:
+def write_video(path: Path, images: Tensor, rate: Fraction, lossless: bool = False) -> None:
     """Writes images (F, H, W, 3) uint8 as H.264, visually lossless. Odd sizes are kept by full-resolution chroma.
+
+    lossless: as they are in 8-bit YCbCr.
 
     The file appears whole or not at all. Raises what files.whole raises.
     """
-    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
+    halves = images.shape[1] % 2 == images.shape[2] % 2 == 0 and not lossless
     with whole(path) as partial, av.open(partial, "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=rate, options={"qp": "0"} if lossless else {"crf": "12"})
         stream.height, stream.width = images.shape[1:3]
-        stream.pix_fmt = "yuv420p" if even else "yuv444p"
+        stream.pix_fmt = "yuv420p" if halves else "yuv444p"
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image.numpy(), format="rgb24")))
         container.mux(stream.encode())

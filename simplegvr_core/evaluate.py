@@ -1,16 +1,32 @@
 """Evaluation: `python scripts/run.py -m simplegvr_core.evaluate --clips DIR --methods gvr,latent_bilinear,bicubic --scale 3 --out DIR`.
 
-Each clip is the high-resolution truth; area averaging makes the low-resolution input. A method is a function
-(video_lr, scale, models) -> video of scale times the size. video: (1, 3, F, H, W) in [-1, 1].
+Suites. pairs: videos that are the truth, of which area averaging makes the low resolution; or DIR/hr/NAME.mp4 and DIR/lr/NAME.mp4,
+truth and low resolution as they are. aigc: what a text-to-video model made, low-resolution videos or latents (ComfyUI's Save Latent,
+or safetensors with `samples`), without a truth: only metrics that need none.
+
+A clip that is done is not measured again when the same command is run again; each has its measured.json. At the end out/results.json:
+{
+ "suite": "pairs" | "aigc",
+ "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
+         "files": {name: sha256 of the weights}},
+ "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals"}},   those that were measured on some clip
+ "skipped": {metric: sentence why it was not measured, or not on every clip},
+ "clips": {clip: {method: {metric: float | null}}},
+ "curves": {clip: {method: {metric: [one number per frame, null where a frame has none]}}},   metrics of single frames
+ "mean": {method: {metric: float | null}},   over the clips that have one
+ "original": {clip: {metric: float | null}},   of the original itself, metrics that need no other; {} for aigc
+ "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
+}
+and out/results.md, its tables.
 """
 
 import json
+import math
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -20,86 +36,21 @@ from tqdm import tqdm
 from . import metrics, peers, report
 from .checkpoint import parse_config
 from .command_line import plain_errors
-from .data import area_downscale, find_videos, read_video, resize_frames, shrink, to_images, to_video, write_video
-from .files import write_text
-from .model import SimpleGVRDiT, load_dit
-from .sampling import SamplingConfig, scaled_size, super_resolve
-from .upsampler import LatentUpsampler, load_upsampler, resize
-from .vae import TinyVAE, load_tiny_vae
+from .data import resize_frames, to_images, write_video
+from .files import sha256, write_text
+from .measure import versions
+from .methods import METHODS, Models
+from .metrics import METRICS, Reference, Result
+from .model import load_dit
+from .sampling import CELL, SamplingConfig
+from .seams import VIDEO
+from .suites import Clip, Reading, find_clips, read_clip
+from .tiling import WHOLE, aligned_tiling
+from .upsampler import load_upsampler
+from .wan_vae import load_vae
 
 BUNDLE = Path(__file__).resolve().parents[1] / "models"
-
-
-@dataclass(frozen=True)
-class Models:
-    """The networks that methods share, on one device."""
-
-    vae: TinyVAE
-    upsampler: LatentUpsampler
-    dit: SimpleGVRDiT
-    sampling: SamplingConfig
-    seed: int
-
-
-def gvr(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """SimpleGVR: encode, upsample the latent, refine it, decode."""
-    z_lr = models.vae.encode(video_lr)
-    null = torch.zeros(len(z_lr), 1, models.dit.config.text_dim, device=z_lr.device)
-    size = scaled_size(z_lr.shape[3:], scale)
-    z = super_resolve(models.dit, models.upsampler, z_lr, size, models.sampling, null, null, models.seed, models.seed + 1)
-    return models.vae.decode(z)
-
-
-def upsampler(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """The latent upsampler alone: encode, upsample the latent, decode."""
-    z_lr = models.vae.encode(video_lr)
-    return models.vae.decode(models.upsampler(z_lr, scaled_size(z_lr.shape[3:], scale)))
-
-
-def latent_bilinear(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """Encode, resize the latent bilinearly, decode."""
-    z_lr = models.vae.encode(video_lr)
-    return models.vae.decode(resize(z_lr, scaled_size(z_lr.shape[3:], scale)))
-
-
-def decoded_bilinear(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """Encode, decode, bilinear resize of the pixels: what there is to gain over, since the autoencoder costs quality too."""
-    return bilinear(vae(video_lr, 1, models), scale, models)
-
-
-def decoded_bicubic(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """Encode, decode, bicubic resize of the pixels."""
-    return bicubic(vae(video_lr, 1, models), scale, models)
-
-
-def bilinear(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """Bilinear resize of the pixels."""
-    return resize_frames(video_lr, scaled_size(video_lr.shape[3:], scale), "bilinear")
-
-
-def bicubic(video_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """Bicubic resize of the pixels."""
-    return resize_frames(video_lr, scaled_size(video_lr.shape[3:], scale), "bicubic")
-
-
-def vae(video: Tensor, scale: int, models: Models) -> Tensor:
-    """Encode and decode the original: what the autoencoder keeps, which a method in its latents can hardly exceed."""
-    return cut(models.vae.decode(models.vae.encode(video)), video)
-
-
-def vae_linear(video: Tensor, scale: int, models: Models) -> Tensor:
-    """The same with the autoencoder's closed form alone."""
-    return cut(models.vae.linear_decode(models.vae.encode(video)), video)
-
-
-def cut(video: Tensor, original: Tensor) -> Tensor:
-    """Returns video without what the autoencoder's whole blocks have beyond original's frames and size."""
-    return video[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
-
-
-OURS = {method.__name__: method for method in (gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic)}
-RECONSTRUCTIONS = {method.__name__: method for method in (vae, vae_linear)}  # of the original; scale is 1
-METHODS = OURS | RECONSTRUCTIONS | peers.PEERS
+WEIGHTS = ("vae", "upsampler", "model")
 
 
 @dataclass(frozen=True)
@@ -115,111 +66,187 @@ class Evaluate:
     num_frames: int = 17
     """How many frames of each clip, from its start."""
     height: int = 360
-    """Taller clips are made this tall by area averaging."""
+    """Taller clips are made this tall by area averaging; not those that come with their low resolution, or without a truth."""
     steps: int | None = None
     """Sampling steps of gvr; by default what its checkpoint says."""
     seed: int = 0
     device: str = "cpu"
     vae: Path = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+    """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
     upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
     model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
+    suite: Literal["pairs", "aigc"] = "pairs"
+    """pairs: clips with their truth. aigc: low-resolution videos or latents of a text-to-video model."""
+    metrics: str = "all"
+    """Names with commas; all is every one that the suite and this machine have. docs/metrics.md says what they are."""
+    segment: int | None = None
+    """Latent frames that gvr refines at a time; by default all. Then seams are measured."""
+    tile: tuple[int, int] | None = None
+    """Width and height in pixels that gvr refines at a time; by default all. Then seams are measured."""
 
     def run(self) -> dict:
-        """Returns {"clips": {name: {method: {metric: value}}}, "mean": {method: {...}}, "original": {name: {"warping_error"}}}.
-
-        Writes out/results.json and out/results.md, and for each clip out/NAME/METHOD.mp4 and out/NAME/side_by_side.png. The metrics
-        are those of metrics.py and seconds_per_frame. Raises ValueError and FileNotFoundError for arguments and clips of no use.
-        """
+        """Returns what results.json holds, after writing it. Raises ValueError and FileNotFoundError for arguments and clips of no use."""
         methods = self.check()
         models = self.load_models()
-        blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
-        for method in methods:  # loads its network, so that no clip's time includes that
-            self.apply(method, blank, models)
-        results = {"clips": {}, "mean": {}, "original": {}}
-        for name, path in tqdm(name_clips(self.clips).items(), unit="clip"):
-            original, rate = self.read_original(path)
-            results["clips"][name], videos = {}, {}
-            motion = metrics.visible_motions(original)
-            measures = metrics.METRICS | {"warping_error": partial(metrics.warping_error, motion=motion)}
-            for method in methods:
-                videos[method], seconds = self.apply(method, original, models)
-                values = {metric: measure(videos[method], original) for metric, measure in measures.items()}
-                results["clips"][name][method] = values | {"seconds_per_frame": seconds / original.shape[2]}
-            results["original"][name] = {"warping_error": metrics.warping_error(original, original, motion)}
-            self.write_clip(name, original, videos, results["clips"][name], rate)
-        for method in methods:
-            values = [clip[method] for clip in results["clips"].values()]
-            results["mean"][method] = {metric: sum(value[metric] for value in values) / len(values) for metric in values[0]}
+        borders = None if models.tiling == WHOLE else metrics.pixel_borders(models.tiling)
+        if borders:
+            borders.check(VIDEO)
+        self.warm_up(methods, models)
+        run, measured = self.describe(models.sampling), {}
+        for name, path in tqdm(find_clips(self.clips, self.suite).items(), unit="clip"):
+            clip = read_clip(path, self.suite, Reading(self.scale, self.num_frames, self.height), models.vae.decode, borders)
+            measured[name] = self.measured(name, clip, methods, models, run)
+        results = {"suite": self.suite, "run": run, **gather(methods, measured)}
         write_text(self.out / "results.json", json.dumps(results, indent=1))
-        write_text(self.out / "results.md", report.markdown(results, self.describe()))
+        write_text(self.out / "results.md", report.markdown(results))
         return results
 
     def check(self) -> list[str]:
         """Returns the methods' names. Raises ValueError or FileNotFoundError for what would fail later."""
         methods = self.methods.split(",")
-        if unknown := set(methods) - METHODS.keys():
-            raise ValueError(f"--methods has unknown {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
+        for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
+            if unknown := set(names) - known.keys():
+                raise ValueError(f"--{option} has unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
         if self.out.resolve().is_relative_to(self.clips.resolve()):
             raise ValueError(f"--out {self.out} is inside --clips {self.clips}: its videos would be taken for clips")
+        if self.suite == "aigc" and (blind := [method for method in methods if METHODS[method].sees == "original"]):
+            raise ValueError(f"--methods has {', '.join(blind)}, which need an original, and clips of --suite aigc have none")
         for method in set(methods) & peers.PEERS.keys():
             peers.find(method)
         return methods
 
+    def metric_names(self) -> list[str]:
+        return list(METRICS) if self.metrics == "all" else self.metrics.split(",")
+
     def load_models(self) -> Models:
         dit, config = load_dit(self.model)
         sampling = parse_config(SamplingConfig, config, "sampling", self.model)
+        width, height = (-(-pixels // CELL) for pixels in self.tile) if self.tile else (None, None)
+        whole = self.segment is None and self.tile is None
         return Models(
-            load_tiny_vae(self.vae).to(self.device),
+            load_vae(self.vae).to(self.device),
             load_upsampler(self.upsampler).to(self.device),
             dit.to(self.device),
             replace(sampling, steps=self.steps or sampling.steps),
             self.seed,
+            WHOLE if whole else aligned_tiling((self.segment, height, width), dit.attention),
         )
 
-    def read_original(self, path: Path) -> tuple[Tensor, Fraction]:
-        """Returns a clip's video, cut to multiples of scale, and its frame rate. Raises ValueError when it is one frame or tiny."""
-        images, rate = read_video(path, self.num_frames)
-        video = to_video(torch.stack([shrink(image, self.height) for image in images])).to(self.device)
-        height, width = (extent // self.scale * self.scale for extent in video.shape[3:])
-        if len(images) < 2 or min(height, width) < metrics.SMALLEST:
-            raise ValueError(
-                f"{path} has {len(images)} frames of {width} x {height}, wanted at least 2 of {metrics.SMALLEST} x {metrics.SMALLEST}"
-            )
-        return video[..., :height, :width], rate
+    def warm_up(self, methods: list[str], models: Models) -> None:
+        """Runs each method once, on little, so that no clip's time includes loading its network."""
+        blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
+        reference = Reference((40 * self.scale,) * 2, blank, blank[..., :40, :40])
+        for method in methods:
+            self.apply(method, Clip(reference, None, ()), models)
 
-    def apply(self, method: str, original: Tensor, models: Models) -> tuple[Tensor, float]:
-        """Returns the method's video of original's size, and the seconds that it took."""
-        original = original.to(self.device)
-        source, scale = (original, 1) if method in RECONSTRUCTIONS else (area_downscale(original, self.scale), self.scale)
+    def describe(self, sampling: SamplingConfig) -> dict:
+        """Returns what was run, with what."""
+        weights = {name: getattr(self, name) for name in WEIGHTS}
+        return {
+            "command": self.command(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **{name: version for name, version in versions().items() if name in ("commit", "torch")},
+            **{name: getattr(self, name) for name in ("device", "scale", "num_frames", "height", "seed", "segment", "tile")},
+            "sampling": asdict(sampling),
+            "files": {path.name: sha256(path) for path in weights.values()},
+        }
+
+    def command(self) -> str:
+        """Returns the command line, with CLIPS and DIR for the folders."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)[2:] if getattr(self, field.name) != field.default}
+        words = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in given.items()}
+        options = "".join(f" --{name.replace('_', '-')} {getattr(value, 'name', value)}" for name, value in words.items())
+        return f"python3 scripts/run.py -m simplegvr_core.evaluate --clips CLIPS --out DIR{options}"
+
+    def measured(self, name: str, clip: Clip, methods: list[str], models: Models, run: dict) -> dict:
+        """Returns the measurement of a clip: as it was written when the very same was measured before."""
+        path = self.out / name / "measured.json"
+        skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip.reference))}
+        chosen = [metric for metric in self.metric_names() if metric not in skipped]
+        settings = {key: value for key, value in run.items() if key not in ("command", "date", "commit", "torch")}
+        clip_files = {file.name: sha256(file) for file in clip.files}
+        task = json.loads(json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": methods, "skipped": skipped}))
+        if path.exists() and (before := json.loads(path.read_text()))["task"] == task and before["metrics"] == chosen:
+            return before
+        found = {"task": task, "metrics": chosen, "skipped": skipped, **self.measure(name, clip, methods, chosen, models)}
+        write_text(path, json.dumps(found, indent=1))
+        return found
+
+    def measure(self, name: str, clip: Clip, methods: list[str], chosen: list[str], models: Models) -> dict:
+        """Returns the clip's "methods", "curves", "original" and "files", after writing its videos and its picture."""
+        reference = clip.reference
+        images = {"source": to_images(reference.source.cpu())}
+        values, curves, original = {}, {}, {}
+        if reference.original is not None:
+            images["original"] = to_images(reference.original.cpu())
+            alone = [metric for metric in chosen if "original" not in METRICS[metric].needs and metric != "seconds_per_frame"]
+            original, _ = scores(alone, Result(reference.original, reference))
+        for method in methods:
+            video, seconds = self.apply(method, clip, models)
+            values[method], curves[method] = scores(chosen, Result(video, reference, seconds))
+            images[method] = to_images(video.cpu())
+        files = {}
+        for each, frames in images.items():
+            write_video(self.out / name / f"{each}.mp4", frames, reference.rate)
+            files[each] = f"{name}/{each}.mp4"
+        self.draw(name, images, values, reference)
+        return {"methods": values, "curves": curves, "original": original, "files": {**files, "picture": f"{name}/side_by_side.png"}}
+
+    def apply(self, method: str, clip: Clip, models: Models) -> tuple[Tensor, float]:
+        """Returns the method's video of the clip, of its size and frames, and the seconds that it took."""
+        run, sees = METHODS[method].run, METHODS[method].sees
+        shown = clip.reference.original if sees == "original" else clip.reference.source
+        seen = (shown if clip.z_lr is None or sees != "latent" else clip.z_lr).to(self.device)
         start = time.perf_counter()
         with torch.inference_mode():
-            video = METHODS[method](source, scale, models)
+            if sees == "latent" and clip.z_lr is None:
+                seen = models.vae.encode(seen)
+            video = run(seen, 1 if sees == "original" else self.scale, models)
         video.sum().item()  # waits for the device
-        return cut(video, original).clamp(-1, 1), time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        height, width = clip.reference.size
+        return video[:, :, : shown.shape[2], :height, :width].clamp(-1, 1), seconds
 
-    def write_clip(self, name: str, original: Tensor, videos: dict[str, Tensor], values: dict[str, dict], rate: Fraction) -> None:
-        """Writes the clip's videos, the original's too, and a picture of its middle frame."""
-        images = {"original": to_images(original.cpu())} | {method: to_images(video.cpu()) for method, video in videos.items()}
-        for method, frames in images.items():
-            write_video(self.out / name / f"{method}.mp4", frames, rate)
-        labels = {"original": "original"} | {method: f"{method}  ST-LPIPS {value['st_lpips']:.3f}" for method, value in values.items()}
-        middle = original.shape[2] // 2
-        report.side_by_side(self.out / name / "side_by_side.png", {labels[method]: frames[middle] for method, frames in images.items()})
-
-    def describe(self) -> str:
-        """Returns the command and what it left to defaults, for the tables."""
-        command = f"python3 scripts/run.py -m simplegvr_core.evaluate --clips CLIPS --methods {self.methods} --scale {self.scale} --out DIR"
-        steps = f"{self.steps} steps" if self.steps else "the checkpoint's steps"
-        frames = f"the first {self.num_frames} frames of each clip, at most {self.height} lines"
-        return f"```\n{command}\n```\nHere: {frames}, seed {self.seed}, {steps}, on {self.device}."
+    def draw(self, name: str, images: dict[str, Tensor], values: dict[str, dict], reference: Reference) -> None:
+        """Writes the picture of the clip's middle frame: the original, or the source enlarged, and the methods beside it."""
+        title = next((metric for metric in ("st_lpips", "niqe") if values and metric in next(iter(values.values()))), None)
+        first = "original" if "original" in images else "source"
+        enlarged = images | {"source": to_images(resize_frames(reference.source.cpu(), reference.size, "nearest-exact"))}
+        middle = len(images["source"]) // 2
+        labels = {method: f"{method}  {METRICS[title].label} {value[title]:.3f}" if title else method for method, value in values.items()}
+        tiles = {labels.get(each, each): enlarged[each][middle] for each in (first, *values)}
+        report.side_by_side(self.out / name / "side_by_side.png", tiles)
 
 
-def name_clips(folder: Path) -> dict[str, Path]:
-    """Returns {name: path} of a folder's videos: the path in it, without the suffix where that tells all of them apart."""
-    paths = [path.relative_to(folder) for path in find_videos(folder)]
-    count = Counter(path.with_suffix("") for path in paths)
-    unique = max(count.values()) == 1
-    return {(path.with_suffix("") if unique else path).as_posix(): folder / path for path in paths}
+def scores(names: list[str], result: Result) -> tuple[dict, dict]:
+    """Returns {metric: value} of a result, and {metric: numbers of its frames} where frames have one; None where there is none."""
+    measured = {name: metrics.measure(name, result) for name in names}
+    curves = {name: [finite(number) for number in score.curve] for name, score in measured.items() if score.curve}
+    return {name: finite(score.value) for name, score in measured.items()}, curves
+
+
+def finite(number: float | None) -> float | None:
+    """Returns the number, None when it is none: JSON has no NaN."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def gather(methods: list[str], measured: dict[str, dict]) -> dict:
+    """Returns the results of all clips and their means."""
+    names = [name for name in METRICS if any(name in clip["metrics"] for clip in measured.values())]
+
+    def mean(method: str, metric: str) -> float | None:
+        found = [value for clip in measured.values() if (value := clip["methods"][method].get(metric)) is not None]
+        return sum(found) / len(found) if found else None
+
+    return {
+        "metrics": {name: {key: getattr(METRICS[name], key) for key in ("label", "unit", "better", "decimals")} for name in names},
+        "skipped": {metric: f"{why} ({name})" for name, clip in measured.items() for metric, why in clip["skipped"].items()},
+        "clips": {name: clip["methods"] for name, clip in measured.items()},
+        "curves": {name: clip["curves"] for name, clip in measured.items()},
+        "mean": {method: {metric: mean(method, metric) for metric in names} for method in methods},
+        "original": {name: clip["original"] for name, clip in measured.items()},
+        "files": {name: clip["files"] for name, clip in measured.items()},
+    }
 
 
 if __name__ == "__main__":

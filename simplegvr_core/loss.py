@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .flow import clean_from_velocity, interpolate, velocity_target
-from .metrics import st_lpips_network
+from .full_reference import st_lpips_network
 from .model import SimpleGVRDiT
 from .timesteps import Curve
 from .upsampler import LatentUpsampler

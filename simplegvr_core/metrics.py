@@ -1,103 +1,189 @@
-"""Quality of a video against its original.
+"""The metrics as data: evaluation, reports, documents and nodes are driven by METRICS.
 
-B batch, F frames; video, original: (B, 3, F, H, W) in [-1, 1], one shape. Values of video outside are clamped.
+F frames; H, W pixels; video: (1, 3, F, H, W) in [-1, 1]
 """
 
-from collections.abc import Iterator
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Literal
 
-import torch
-import torch.nn.functional as F
-import torchmetrics.functional.image as tm
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from .optical_flow import dis_optical_flow
+from . import full_reference, no_reference
+from .data import resize_frames
+from .full_reference import mean_decibels
+from .motion_metrics import Motion, flicker, motions, tof, video_curves, warping_error
+from .sampling import CELL
+from .seams import VIDEO, Borders, Seams, find_seams
+from .tiling import Tiling
 
-SMALLEST = 32  # pixels a side, for st_lpips
-CHUNK = 4  # frames at a time: keeps the memory of a metric at some hundred MB, whatever the clip's length
-
-
-def psnr(video: Tensor, original: Tensor) -> float:
-    """Returns the peak signal-to-noise ratio in dB over all frames and channels."""
-    return tm.peak_signal_noise_ratio(video.clamp(-1, 1), original, data_range=(-1, 1)).item()
-
-
-def ssim(video: Tensor, original: Tensor) -> float:
-    """Returns the structural similarity, the mean over frames; 1 is equal. Gaussian window, sigma 1.5."""
-    values = [tm.structural_similarity_index_measure(*frames, data_range=(-1, 1), reduction="none") for frames in chunks(video, original)]
-    return torch.cat(values).mean().item()
+SMALLEST = 32  # pixels a side, that most metrics take
 
 
-def st_lpips(video: Tensor, original: Tensor) -> float:
-    """Returns the shift-tolerant learned perceptual distance, the mean over frames; 0 is equal, lower is better.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the results of a clip are compared with, and what is computed of it once for all of them.
 
-    ST-LPIPS (Ghildyal and Liu, ECCV 2022), AlexNet, weights of its package; H, W at least SMALLEST.
+    original: the truth, (1, 3, F, H, W), or None where there is none. source: what was enlarged, (1, 3, F, h, w), pixels also where
+    methods are given its latent; None where it is of no interest. size: (H, W). borders: of the boxes that gvr refines, in pixels.
     """
-    network = st_lpips_network("alex", video.device)
-    with torch.inference_mode():
-        return torch.cat([network(*frames).flatten() for frames in chunks(video, original)]).mean().item()
+
+    size: tuple[int, int]
+    original: Tensor | None = None
+    source: Tensor | None = None
+    rate: Fraction = Fraction(25)
+    borders: Borders | None = None
+
+    @cached_property
+    def guided(self) -> list[Motion]:
+        """The motions of the original, or of the source enlarged by bicubic pixels."""
+        guide = resize_frames(self.source, self.size, "bicubic") if self.original is None else self.original
+        return motions(guide)
 
 
-def warping_error(video: Tensor, original: Tensor, motion: list | None = None) -> float:
-    """Returns the temporal warping error x 1000, lower is better: 1.5 stands for 1.5e-3. F at least 2.
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A method's video of a clip. seconds: what it took, None for what no method made."""
 
-    E_warp (Lai et al., ECCV 2018): for each frame t > 0, the mean over visible pixels and channels of
-    (video_t - warp(video_{t-1}))^2, video in [0, 1]; then the mean over frames. The warp is bilinear, along the optical
-    flow of the original. A pixel is visible when it comes from inside the frame and the optical flow there leads
-    back: |w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5, in pixels (Sundaram et al., ECCV 2010). A frame without any counts as 0.
-    motion: visible_motions(original), which several videos of one original can share.
+    video: Tensor
+    reference: Reference
+    seconds: float | None = None
+
+    @property
+    def original(self) -> Tensor | None:
+        return self.reference.original
+
+    @property
+    def guided(self) -> list[Motion]:
+        return self.reference.guided
+
+    @cached_property
+    def small(self) -> Tensor:
+        """The video made as small as the source by area averaging."""
+        return resize_frames(self.video.clamp(-1, 1), tuple(self.reference.source.shape[3:]), "area")
+
+    @cached_property
+    def seams(self) -> Seams:
+        return find_seams(video_curves(self.video), self.reference.borders, VIDEO)
+
+
+def pixel_borders(tiling: Tiling) -> Borders:
+    """Returns where the boxes of a latent meet in its video: no border along an axis that is not cut."""
+    sizes, shares = (
+        [scale * (cells or 0) for scale, cells in zip((4, CELL, CELL), each, strict=True)] for each in (tiling.size, tiling.overlap)
+    )
+    period, rows, columns = (max(0, size - shared) for size, shared in zip(sizes, shares, strict=True))
+    return Borders(period, (columns, rows), None, shares[0], (shares[2], shares[1]))
+
+
+def lr_consistency(result: Result) -> Tensor:
+    """Returns the PSNR of each frame of the small video against the source, in dB, (F,): whether it is still the same picture."""
+    return full_reference.psnr(result.small, result.reference.source)
+
+
+def seconds_per_frame(result: Result) -> float | None:
+    return result.seconds and result.seconds / result.video.shape[2]
+
+
+def tile_seams(result: Result) -> float | None:
+    """Returns the worse of the jumps at borders of tiles along the width and the height, over those nearby."""
+    return max((seam.ratio for seam in (result.seams.columns, result.seams.rows) if seam), default=None)
+
+
+def segment_seams(result: Result) -> float | None:
+    """Returns the jump at borders of segments over that at other frames nearby."""
+    return result.seams.segments and result.seams.segments.ratio
+
+
+def missing(*packages: str) -> Callable[[], str | None]:
+    """Returns a function that says in a sentence which of these modules is not installed; packages: module or module:package."""
+
+    def say() -> str | None:
+        for module, _, package in (name.partition(":") for name in packages):
+            if find_spec(module) is None:
+                return f"{module} is not installed: python -m pip install {package or module}"
+        return None
+
+    return say
+
+
+def mean(curve: Tensor) -> float:
+    """Returns the mean over the frames that have a number."""
+    return curve.nanmean().item()
+
+
+Need = Literal["original", "source", "frames", "borders"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measure of a video.
+
+    better: which direction is, None for neither. needs: what it takes beside the video: the original, the source, several frames,
+    borders of boxes. measure: returns one number per frame, NaN where one has none, or one number for the whole, None where there
+    is none. pool: of the frames' numbers, that of the clip. smallest: pixels a side. absent: what it wants that is not on this
+    machine, as a sentence. decimals: worth showing.
     """
-    video = (video.clamp(-1, 1) + 1) / 2
-    errors = []
-    for clip, steps in zip(video, motion or visible_motions(original), strict=True):
-        for t, (backward, visible) in enumerate(steps, 1):
-            difference = clip[:, t] - warp(clip[:, t - 1], backward)
-            errors.append((difference.square().mean(0) * visible).sum() / visible.sum().clamp(min=1))
-    return 1000 * torch.stack(errors).mean().item()
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["higher", "lower"] | None
+    needs: tuple[Need, ...]
+    measure: Callable[[Result], Tensor | float | None]
+    decimals: int = 3
+    pool: Callable[[Tensor], float] = mean
+    smallest: int = SMALLEST
+    absent: Callable[[], str | None] = lambda: None
+
+    def obstacle(self, reference: Reference) -> str | None:
+        """Returns why it cannot be measured on a clip, as a sentence, or None."""
+        if "original" in self.needs and reference.original is None:
+            return "it needs an original, which clips of this suite do not have"
+        if "borders" in self.needs and reference.borders is None:
+            return "gvr refined the clip in one piece: give --segment or --tile"
+        if min(reference.size) < self.smallest:
+            height, width = reference.size
+            return f"it needs {self.smallest} pixels a side, and a clip has {width} x {height}"
+        return self.absent()
 
 
-METRICS = {metric.__name__: metric for metric in (psnr, ssim, st_lpips, warping_error)}
+@dataclass(frozen=True)
+class Score:
+    """value: of the clip. curve: of each frame, NaN where one has none; empty for what is measured as a whole."""
+
+    value: float | None
+    curve: tuple[float, ...] = ()
 
 
-def chunks(video: Tensor, original: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields a few frames of both at a time, each (n, 3, H, W) in [-1, 1]."""
-    frames = (rearrange(x, "B C F H W -> (B F) C H W").split(CHUNK) for x in (video.clamp(-1, 1), original))
-    return zip(*frames, strict=True)
+def measure(name: str, result: Result) -> Score:
+    """Returns a metric of a result."""
+    metric = METRICS[name]
+    found = metric.measure(result)
+    return Score(metric.pool(found), tuple(found.tolist())) if isinstance(found, Tensor) else Score(found)
 
 
-@cache
-def st_lpips_network(trunk: str, device: torch.device | str) -> nn.Module:
-    """Returns the network of ST-LPIPS: (n, 3, H, W) in [-1, 1] twice -> (n, 1, 1, 1). trunk: "alex" measures, "vgg" trains."""
-    from stlpips_pytorch.stlpips import LPIPS  # imports IPython, which takes seconds
+TORCHMETRICS, OPENCV = missing("torchmetrics"), missing("cv2:opencv-python-headless")
+ST_LPIPS = missing("stlpips_pytorch:stlpips-pytorch", "IPython:ipython", "torchsummary")
+FFMPEG = missing("ffmpeg_quality_metrics:ffmpeg-quality-metrics", "imageio_ffmpeg:imageio-ffmpeg")
 
-    return LPIPS(net=trunk, variant="shift_tolerant", pnet_rand=True, verbose=False).to(device).requires_grad_(False)
-
-
-def visible_motions(original: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
-    """Returns the visible motion of each video of original from each frame to the next: B lists of F - 1."""
-    return [[visible_motion(*frames) for frames in pairwise(clip.unbind(1))] for clip in original]
-
-
-def visible_motion(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns where each pixel of current was in previous, as its offset (2, H, W), x first; and whether it was visible, (H, W).
-
-    previous, current: (3, H, W) in [-1, 1]. The rule for visible is that of `warping_error`.
-    """
-    backward, forward = dis_optical_flow(current, previous), dis_optical_flow(previous, current)
-    returned = warp(forward, backward)
-    disagreement = (backward + returned).square().sum(0)
-    tolerance = 0.01 * (backward.square().sum(0) + returned.square().sum(0)) + 0.5
-    inside = warp(torch.ones_like(previous[:1]), backward)[0] > 0.999
-    return backward, (disagreement <= tolerance) & inside
-
-
-def warp(image: Tensor, offset: Tensor) -> Tensor:
-    """Returns (C, H, W): image (C, H, W) sampled bilinearly at each pixel plus its offset (2, H, W), x first; 0 outside."""
-    _, height, width = image.shape
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    position = torch.stack((columns, rows)).to(offset) + offset
-    extent = torch.tensor([width, height]).to(offset)[:, None, None]
-    grid = rearrange((2 * position + 1) / extent - 1, "C H W -> 1 H W C")
-    return F.grid_sample(image[None], grid, align_corners=False)[0]
+ORIGINAL, FRAMES = ("original",), ("frames",)
+ROWS = (
+    Metric("psnr", "PSNR", "dB", "higher", ORIGINAL, lambda r: full_reference.psnr(r.video, r.original), 2, mean_decibels),
+    Metric("ssim", "SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ssim(r.video, r.original), absent=TORCHMETRICS),
+    Metric("ms_ssim", "MS-SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ms_ssim(r.video, r.original), 3, mean, 161, TORCHMETRICS),
+    Metric("st_lpips", "ST-LPIPS", "", "lower", ORIGINAL, lambda r: full_reference.st_lpips(r.video, r.original), absent=ST_LPIPS),
+    Metric("vmaf", "VMAF", "", "higher", ORIGINAL, lambda r: full_reference.vmaf(r.video, r.original, r.reference.rate), 1, absent=FFMPEG),
+    Metric("niqe", "NIQE", "", "lower", (), lambda r: no_reference.niqe(r.video), 2, smallest=192),
+    Metric("warping_error", "warping error", "1e-3", "lower", FRAMES, lambda r: warping_error(r.video, r.guided), 2, absent=OPENCV),
+    Metric("tof", "tOF", "pixels", "lower", FRAMES, lambda r: tof(r.video, r.guided), absent=OPENCV),
+    Metric("flicker", "flicker", "levels", "lower", ("source", "frames"), lambda r: flicker(r.small, r.reference.source)),
+    Metric("lr_consistency", "LR-consistency", "dB", "higher", ("source",), lr_consistency, 2, mean_decibels),
+    Metric("segment_seams", "seams of segments", "", "lower", ("frames", "borders"), segment_seams),
+    Metric("tile_seams", "seams of tiles", "", "lower", ("borders",), tile_seams),
+    Metric("seconds_per_frame", "seconds a frame", "", "lower", (), seconds_per_frame, 2),
+)
+METRICS = {metric.name: metric for metric in ROWS}

@@ -13,13 +13,6 @@ from torch import Tensor
 
 from .files import whole
 
-HEADINGS = {  # of a metric: its name, decimals, whether more is better
-    "psnr": ("PSNR, dB", 2, True),
-    "ssim": ("SSIM", 3, True),
-    "st_lpips": ("ST-LPIPS", 3, False),
-    "warping_error": ("warping error, 1e-3", 2, False),
-    "seconds_per_frame": ("seconds a frame", 2, False),
-}
 ZOOM = 3  # of the pictures' crops, which are 1 / ZOOM of the frame's sides
 COLUMNS = 3
 METHOD = """Each clip is the truth; area averaging makes the low-resolution input of it, from which every method makes a video of the
@@ -31,37 +24,47 @@ made for x4: their result is area-averaged to the size wanted."""
 LABEL = 36  # height of a label in pixels
 
 
-def markdown(results: dict, description: str) -> str:
+def markdown(results: dict) -> str:
     """Returns the results as a document of tables: the means, every clip, and how often gvr is better than another method."""
-    clips, mean = results["clips"], results["mean"]
-    direction = {metric: "higher is better" if more else "lower is better" for metric, (_, _, more) in HEADINGS.items()}
-    lines = ["# Results", "", METHOD, "", description, "", f"## Mean of {len(clips)} clips", ""]
+    clips, mean, metrics = results["clips"], results["mean"], results["metrics"]
+    headings = {name: f"{metric['label']}, {metric['unit']}" if metric["unit"] else metric["label"] for name, metric in metrics.items()}
+    direction = {name: f" ({metric['better']} is better)" if metric["better"] else "" for name, metric in metrics.items()}
+
+    def number(metric: str, values: dict) -> str:
+        value = values.get(metric)
+        return "-" if value is None else f"{value:.{metrics[metric]['decimals']}f}"
+
+    lines = ["# Results", "", METHOD, "", describe(results["run"]), "", f"## Mean of {len(clips)} clips", ""]
     lines += table(
-        ["method", *(f"{heading} ({direction[metric]})" for metric, (heading, _, _) in HEADINGS.items())],
-        [[method, *(number(metric, mean[method][metric]) for metric in HEADINGS)] for method in mean],
+        ["method", *(headings[metric] + direction[metric] for metric in metrics)],
+        [[method, *(number(metric, values) for metric in metrics)] for method, values in mean.items()],
     )
-    for metric in ("st_lpips", "psnr", "ssim", "warping_error"):
-        truth = {"original": results["original"]} if metric == "warping_error" else {}
-        lines += ["", f"## {HEADINGS[metric][0]} of each clip ({direction[metric]})", ""]
+    for metric in (name for name in metrics if name != "seconds_per_frame"):
+        truth = results["original"] if any(metric in values for values in results["original"].values()) else {}
+        lines += ["", f"## {headings[metric]} of each clip{direction[metric]}", ""]
         lines += table(
-            ["clip", *mean, *truth],
+            ["clip", *mean, *(["original"] if truth else [])],
             [
-                [
-                    name,
-                    *(number(metric, clip[method][metric]) for method in mean),
-                    *(number(metric, x[name][metric]) for x in truth.values()),
-                ]
+                [name, *(number(metric, clip[method]) for method in mean), *([number(metric, truth[name])] if truth else [])]
                 for name, clip in clips.items()
             ],
         )
     if others := [method for method in mean if method != "gvr" and "gvr" in mean]:
         lines += ["", "## Clips on which gvr is better", ""]
-        quality = [metric for metric in HEADINGS if metric != "seconds_per_frame"]
+        quality = [name for name, metric in metrics.items() if metric["better"] and name != "seconds_per_frame"]
         lines += table(
-            ["than", *(HEADINGS[metric][0] for metric in quality)],
-            [[method, *(f"{wins(clips, method, metric)} of {len(clips)}" for metric in quality)] for method in others],
+            ["than", *(headings[metric] for metric in quality)],
+            [[method, *(wins(clips, method, metric, metrics[metric]["better"]) for metric in quality)] for method in others],
         )
+    if results["skipped"]:
+        lines += ["", "## Not measured", "", *(f"- {metric}: {why}." for metric, why in results["skipped"].items())]
     return "\n".join(lines) + "\n"
+
+
+def describe(run: dict) -> str:
+    """Returns the command and what it left to defaults."""
+    frames = f"the first {run['num_frames']} frames of each clip, at most {run['height']} lines"
+    return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {run['sampling']['steps']} steps, on {run['device']}."
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -69,14 +72,12 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
 
 
-def number(metric: str, value: float) -> str:
-    return f"{value:.{HEADINGS[metric][1]}f}"
-
-
-def wins(clips: dict[str, dict], method: str, metric: str) -> int:
-    """Returns on how many clips gvr is better than method."""
-    sign = 1 if HEADINGS[metric][2] else -1
-    return sum(sign * clip["gvr"][metric] > sign * clip[method][metric] for clip in clips.values())
+def wins(clips: dict[str, dict], method: str, metric: str, better: str) -> str:
+    """Returns on how many clips gvr is better than method, of those on which both have a value."""
+    sign = 1 if better == "higher" else -1
+    both = [(clip["gvr"].get(metric), clip[method].get(metric)) for clip in clips.values()]
+    both = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    return f"{sum(sign * ours > sign * theirs for ours, theirs in both)} of {len(both)}"
 
 
 def side_by_side(path: Path, images: dict[str, Tensor]) -> None:

@@ -141,22 +141,32 @@ def measure(frames: Iterable[Tensor], borders: Borders, medium: Medium) -> tuple
     """
     borders.check(medium)
     curves = draw_curves(frames, medium)
-    segments = borders.segments(len(curves.luma), medium)
-    columns, rows = (borders.tiles(axis, len(curve)) for axis, curve in enumerate((curves.columns, curves.rows)))
-    seams = Seams(
-        flicker(curves.changes, segments, medium.grid[0]),
-        periodicity(curves.changes, borders.period, medium.grid[0]),
-        seam(curves.frames, segments, medium.grid[0]),
-        seam(curves.columns, columns, medium.grid[1]),
-        seam(curves.rows, rows, medium.grid[1]),
-    )
+    segments, columns, rows = border_lines(curves, borders, medium)
     panels = [
         Panel("brightness of each frame, levels of 255 (red: segment borders)", curves.luma, [*chain(*segments)]),
         Panel("jumps from frame to frame", curves.frames, [*chain(*segments)]),
         Panel("jumps from column to column (red: tile borders)", curves.columns, [*chain(*columns)]),
         Panel("jumps from row to row", curves.rows, [*chain(*rows)]),
     ]
-    return seams, panels
+    return find_seams(curves, borders, medium), panels
+
+
+def border_lines(curves: Curves, borders: Borders, medium: Medium) -> tuple[Ends, Ends, Ends]:
+    """Returns the ends of segments among the frames, and of tiles among the columns and the rows."""
+    columns, rows = (borders.tiles(axis, len(curve)) for axis, curve in enumerate((curves.columns, curves.rows)))
+    return borders.segments(len(curves.luma), medium), columns, rows
+
+
+def find_seams(curves: Curves, borders: Borders, medium: Medium) -> Seams:
+    """Returns what the curves show at the borders, which borders.check has let pass."""
+    segments, columns, rows = border_lines(curves, borders, medium)
+    return Seams(
+        flicker(curves.changes, segments, medium.grid[0]),
+        periodicity(curves.changes, borders.period, medium.grid[0]),
+        seam(curves.frames, segments, medium.grid[0]),
+        seam(curves.columns, columns, medium.grid[1]),
+        seam(curves.rows, rows, medium.grid[1]),
+    )
 
 
 def draw_curves(frames: Iterable[Tensor], medium: Medium) -> Curves:

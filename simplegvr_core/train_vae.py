@@ -15,7 +15,7 @@ from .clips import load_clips
 from .command_line import plain_errors
 from .data import random_crops
 from .fit import LoopConfig, fit
-from .metrics import st_lpips_network
+from .full_reference import st_lpips_network
 from .vae import TinyVAE, TinyVAEConfig
 
 

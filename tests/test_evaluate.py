@@ -4,16 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
 import pytest
 import torch
 from conftest import REPO
+from safetensors.torch import save_file
 
-from simplegvr_core import metrics, report
-from simplegvr_core.data import area_downscale, read_video, write_video
-from simplegvr_core.evaluate import Evaluate, bicubic, name_clips
+from simplegvr_core import report
+from simplegvr_core.data import area_downscale, read_video, to_images, to_video, write_video
+from simplegvr_core.evaluate import Evaluate
+from simplegvr_core.files import sha256
+from simplegvr_core.methods import bicubic
+from simplegvr_core.metrics import METRICS, Result, measure
+from simplegvr_core.suites import WAN_MEAN, WAN_STD, Reading, find_clips, read_clip
+from simplegvr_core.upsampler import load_upsampler
+from simplegvr_core.vae import load_tiny_vae
 
 CLIP = REPO / "tests" / "clips" / "held_out_12s.mp4"
 
@@ -23,7 +31,7 @@ def results(tmp_path_factory):
     clips = tmp_path_factory.mktemp("clips")
     for path in [*(REPO / "tests" / "clips").glob("*.mp4"), REPO / "assets" / "demo_original.mp4"]:
         shutil.copy(path, clips)
-    return Evaluate(clips, tmp_path_factory.mktemp("out"), "gvr,upsampler,latent_bilinear", num_frames=9, height=216).run()
+    return Evaluate(clips, tmp_path_factory.mktemp("out"), "gvr,upsampler,latent_bilinear", num_frames=9, height=216, metrics="psnr").run()
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +65,40 @@ def test_command_prints_the_tables_it_wrote_and_ends_with_json(command):
     document = (out / "results.md").read_text()
     assert "\n".join(lines).startswith(document)
     assert json.loads(lines[-1]) == json.loads((out / "results.json").read_text())
-    values = json.loads(lines[-1])["mean"]["bicubic"]
-    assert values.keys() == {"psnr", "ssim", "st_lpips", "warping_error", "seconds_per_frame"}
+    results = json.loads(lines[-1])
+    values = results["mean"]["bicubic"]
     assert f"| bicubic | {values['psnr']:.2f} | {values['ssim']:.3f} | {values['st_lpips']:.3f} |" in document
+
+
+def test_results_hold_what_reports_are_made_of(command):
+    lines, out = command
+    results = json.loads(lines[-1])
+    assert results.keys() == {"suite", "run", "metrics", "skipped", "clips", "curves", "mean", "original", "files"}
+    assert results["suite"] == "pairs" and results["run"]["files"]["gvr_tiny.safetensors"] == sha256(Evaluate.model)
+    skipped = {"ms_ssim", "niqe", "segment_seams", "tile_seams"}  # 96 lines, in one piece
+    assert results["skipped"].keys() == skipped and "161 pixels a side" in results["skipped"]["ms_ssim"]
+    assert results["metrics"].keys() == METRICS.keys() - skipped == results["mean"]["vae"].keys()
+    assert results["metrics"]["psnr"] == {"label": "PSNR", "unit": "dB", "better": "higher", "decimals": 2}
+    for clip in ("here/one", "there/one"):
+        assert results["original"][clip].keys() == {"warping_error", "tof", "flicker", "lr_consistency"}
+        assert all((out / file).is_file() for file in results["files"][clip].values())
+        curves = results["curves"][clip]["bicubic"]
+        assert all(len(curve) == 5 for curve in curves.values()) and curves["tof"][0] is None and None not in curves["psnr"]
+        assert results["clips"][clip]["bicubic"]["vmaf"] == pytest.approx(sum(curves["vmaf"]) / 5)
 
 
 def test_every_clip_has_its_own_videos_and_picture_and_nothing_is_left_half_written(command):
     _, out = command
-    names = {"original.mp4", "vae.mp4", "vae_linear.mp4", "decoded_bicubic.mp4", "bicubic.mp4", "side_by_side.png"}
+    names = {
+        "measured.json",
+        "source.mp4",
+        "original.mp4",
+        "vae.mp4",
+        "vae_linear.mp4",
+        "decoded_bicubic.mp4",
+        "bicubic.mp4",
+        "side_by_side.png",
+    }
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert there == {"results.json", "results.md"} | {f"{folder}/one/{name}" for folder in ("here", "there") for name in names}
 
@@ -87,9 +121,8 @@ def test_reconstructions_are_of_the_original_and_methods_of_the_small_input(comm
 
 def test_bicubic_is_measured_on_what_area_averaging_left(command):
     lines, _ = command
-    evaluate = Evaluate(CLIP.parent, CLIP.parents[1] / "out", num_frames=5, height=96)
-    original, _ = evaluate.read_original(CLIP)
-    expected = metrics.psnr(bicubic(area_downscale(original, 3), 3, None), original)
+    reference = read_clip(CLIP, "pairs", Reading(3, 5, 96), None, None).reference
+    expected = measure("psnr", Result(bicubic(area_downscale(reference.original, 3), 3, None), reference)).value
     assert json.loads(lines[-1])["clips"]["there/one"]["bicubic"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -97,9 +130,9 @@ def test_clips_of_one_name_in_different_formats_keep_apart(tmp_path):
     for name in ("a/b.mp4", "b.mp4", "b.mov"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(name_clips(tmp_path)) == ["a/b.mp4", "b.mov", "b.mp4"]
+    assert list(find_clips(tmp_path, "pairs")) == ["a/b.mp4", "b.mov", "b.mp4"]
     (tmp_path / "b.mov").unlink()
-    assert list(name_clips(tmp_path)) == ["a/b", "b"]
+    assert list(find_clips(tmp_path, "pairs")) == ["a/b", "b"]
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 64, 96), (5, 24, 96)])
@@ -120,19 +153,124 @@ def test_an_unknown_method_is_named(tmp_path):
         Evaluate(tmp_path, tmp_path, "gvr,lanczos").run()
 
 
+def test_a_clip_that_is_done_is_not_measured_again(tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    shutil.copy(CLIP, clips / "first.mp4")
+    evaluate = Evaluate(clips, tmp_path / "out", "bicubic", num_frames=3, height=96, metrics="psnr,seconds_per_frame")
+    before = evaluate.run()
+    shutil.copy(CLIP, clips / "second.mp4")
+    after = evaluate.run()
+    assert after["clips"]["first"] == before["clips"]["first"]  # its seconds too
+    assert after["clips"].keys() == {"first", "second"}
+    other = replace(evaluate, methods="bilinear").run()
+    assert other["clips"]["first"].keys() == {"bilinear"}
+    shutil.copy(REPO / "assets" / "demo_original.mp4", clips / "first.mp4")
+    assert replace(evaluate, methods="bilinear").run()["clips"]["first"] != other["clips"]["first"]
+
+
+def test_pairs_that_come_with_their_low_resolution_are_measured_on_it(tmp_path):
+    original = to_video(read_video(CLIP, 3)[0])[..., :96, :144]
+    source = 0.5 * area_downscale(original, 2)
+    for folder, video in (("hr", original), ("lr", source)):
+        write_video(tmp_path / "pairs" / folder / "one.mp4", to_images(video), Fraction(25))
+    run = Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2, metrics="psnr,lr_consistency").run()
+    values = run["clips"]["one"]["bicubic"]
+    assert values["psnr"] < 20 and values["lr_consistency"] > 35  # of the given low resolution, of half the contrast
+    assert read_video(tmp_path / "out" / "one" / "source.mp4")[0].shape == (3, 48, 72, 3)
+    with pytest.raises(ValueError, match=r"one.mp4 has 3 frames of 144 x 96 and .*one.mp4 3 frames of 72 x 48: wanted .* 3 times"):
+        Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=3).run()
+    (tmp_path / "pairs" / "lr" / "one.mp4").rename(tmp_path / "pairs" / "lr" / "other.mp4")
+    with pytest.raises(ValueError, match="no low resolution"):
+        Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2).run()
+
+
+def save_latent(path, key: str, shape: tuple[int, ...] = (1, 16, 2, 6, 8)) -> torch.Tensor:
+    """Returns z, normalised, after writing it as ComfyUI's Save Latent does."""
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
+    save_file({key: z * std + mean, "latent_format_version_0": torch.tensor([])}, path)
+    return z
+
+
+def test_generated_clips_are_latents_or_videos_and_get_metrics_without_an_original(tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    z = save_latent(clips / "made_00001_.latent", "latent_tensor")
+    save_latent(clips / "same.safetensors", "samples")
+    write_video(clips / "video.mp4", read_video(CLIP, 5)[0][:, :72, :96], Fraction(25))
+    run = Evaluate(
+        clips, tmp_path / "out", "upsampler,latent_bilinear,bicubic", scale=2, suite="aigc", metrics="psnr,tof,lr_consistency"
+    ).run()
+    assert run["suite"] == "aigc" and run["metrics"].keys() == {"tof", "lr_consistency"} and "original" in run["skipped"]["psnr"]
+    assert run["original"] == {name: {} for name in ("made_00001_", "same", "video")}
+    assert run["clips"]["made_00001_"] == run["clips"]["same"]
+    assert all(value is not None for clip in run["clips"].values() for values in clip.values() for value in values.values())
+    vae, upsampler = load_tiny_vae(Evaluate.vae), load_upsampler(Evaluate.upsampler)
+    expected = to_images(vae.decode(upsampler(z, (12, 16))))
+    found, rate = read_video(tmp_path / "out" / "same" / "upsampler.mp4")
+    assert rate == 16 and found.shape == expected.shape == (5, 96, 128, 3)
+    assert (found.float() - expected.float()).abs().mean() < 4  # H.264 in between
+    assert cv2.imread(str(tmp_path / "out" / "video" / "side_by_side.png")) is not None
+
+
+def test_latents_are_those_of_wan_as_comfyui_normalises_them(comfy):
+    from comfy.latent_formats import Wan21
+
+    latent = Wan21()
+    assert latent.latents_mean.flatten().tolist() == pytest.approx(WAN_MEAN) and latent.latents_std.flatten().tolist() == pytest.approx(
+        WAN_STD
+    )
+
+
+@pytest.mark.parametrize(("key", "shape"), [("weight", (1, 16, 2, 6, 8)), ("samples", (1, 4, 6, 8))])
+def test_a_file_without_a_latent_of_wan_is_named(tmp_path, key, shape):
+    save_file({key: torch.zeros(shape)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"odd.safetensors holds no latent of Wan 2.1"):
+        read_clip(tmp_path / "odd.safetensors", "aigc", Reading(2, 5, 96), None, None)
+
+
+def test_methods_that_need_an_original_are_named_where_there_is_none(tmp_path):
+    with pytest.raises(ValueError, match="vae_linear, which need an original"):
+        Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,vae_linear", suite="aigc").run()
+
+
+def test_boxes_that_gvr_refines_are_measured_at_their_borders(tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    shutil.copy(CLIP, clips / "one.mp4")
+    evaluate = Evaluate(clips, tmp_path / "out", "gvr,bicubic", num_frames=5, height=216, tile=(288, 216), metrics="tile_seams")
+    values = evaluate.run()["clips"]["one"]
+    assert 0.5 < values["gvr"]["tile_seams"] < 2 and 0.5 < values["bicubic"]["tile_seams"] < 2
+
+
+def measured(metric: str, better: str) -> dict:
+    return {"label": metric.upper(), "unit": "", "better": better, "decimals": 2}
+
+
 def test_document_counts_wins_and_losses_alike():
     def values(**changed) -> dict:
-        return {"psnr": 30, "ssim": 0.9, "st_lpips": 0.2, "warping_error": 1, "seconds_per_frame": 1} | changed
+        return {"psnr": 30, "st_lpips": 0.2, "warping_error": 1, "seconds_per_frame": 1} | changed
 
     clips = {
         "first": {"gvr": values(), "bicubic": values(psnr=29, st_lpips=0.1)},
         "second": {"gvr": values(), "bicubic": values(psnr=31, st_lpips=0.3, warping_error=2)},
-        "third": {"gvr": values(), "bicubic": values(psnr=32, ssim=0.8, st_lpips=0.4)},
+        "third": {"gvr": values(), "bicubic": values(psnr=None, st_lpips=0.4)},
     }
-    original = {name: {"warping_error": 0.25} for name in clips}
-    document = report.markdown({"clips": clips, "mean": clips["first"], "original": original}, "How.")
-    assert "| bicubic | 1 of 3 | 1 of 3 | 2 of 3 | 1 of 3 |" in document
-    assert "| second | 1.00 | 2.00 | 0.25 |" in document
+    better = {"psnr": "higher", "st_lpips": "lower", "warping_error": "lower", "seconds_per_frame": "lower"}
+    run = {"command": "evaluate", "num_frames": 9, "height": 96, "seed": 0, "sampling": {"steps": 2}, "device": "cpu"}
+    results = {
+        "run": run,
+        "metrics": {name: measured(name, direction) for name, direction in better.items()},
+        "skipped": {"vmaf": "ffmpeg is not here (first)"},
+        "clips": clips,
+        "mean": clips["first"],
+        "original": {name: {"warping_error": 0.25} for name in clips},
+    }
+    document = report.markdown(results)
+    assert "| bicubic | 1 of 2 | 2 of 3 | 1 of 3 |" in document
+    assert "| second | 1.00 | 2.00 | 0.25 |" in document and "| third | 30.00 | - |" in document
+    assert "- vmaf: ffmpeg is not here (first)." in document
 
 
 def test_picture_enlarges_where_the_original_has_most_detail(tmp_path):
