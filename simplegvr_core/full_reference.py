@@ -39,22 +39,23 @@ def mean_decibels(curve: Tensor) -> float:
 
 
 def ssim(video: Tensor, original: Tensor) -> Tensor:
-    """Returns the structural similarity (Wang et al., 2004); 1 is equal. Gaussian window, sigma 1.5, each channel alone."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    """Returns the structural similarity (Wang et al., 2004) of values in [0, 1]; 1 is equal. Each channel alone, Gaussian window of
+    11 x 11, sigma 1.5, where it lies whole inside the frame."""
+    from kornia.metrics import ssim
 
-    return frame_by_frame(structural_similarity_index_measure, video, original)
+    return frame_by_frame(lambda *frames: ssim(*frames, window_size=11, padding="valid").mean((1, 2, 3)), video, original)
 
 
 def ms_ssim(video: Tensor, original: Tensor) -> Tensor:
-    """Returns the structural similarity over five scales (Wang et al., 2003); 1 is equal. H, W at least 161."""
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+    """Returns the structural similarity over five scales (Wang et al., 2003) of values in [0, 1]; 1 is equal. H, W at least 161."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as multiscale
 
-    return frame_by_frame(multiscale_structural_similarity_index_measure, video, original)
+    return frame_by_frame(lambda *frames: multiscale(*frames, data_range=1.0, reduction="none").flatten(), video, original)
 
 
 def frame_by_frame(similarity: Callable, video: Tensor, original: Tensor) -> Tensor:
-    """Returns a similarity of torchmetrics for each frame."""
-    return torch.cat([similarity(*frames, data_range=(-1, 1), reduction="none").flatten() for frames in chunks(video, original)])
+    """Returns a similarity of each frame. similarity: of some frames (n, 3, H, W) in [0, 1] and others, (n,)."""
+    return torch.cat([similarity(*((x + 1) / 2 for x in frames)) for frames in chunks(video, original)])
 
 
 def st_lpips(video: Tensor, original: Tensor) -> Tensor:

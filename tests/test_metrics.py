@@ -65,6 +65,18 @@ def test_ssim_of_equal_videos_is_one_and_falls_with_noise():
     assert score("ssim", original + 0.3 * torch.randn_like(original), original) < 0.95
 
 
+def test_ssim_is_what_its_paper_defines(video):
+    """Of values in [0, 1]: in [-1, 1] its brightness term would be another."""
+    x, y = ((each[0].transpose(0, 1).double() + 1) / 2 for each in (blurred(video, 1) * 0.8 + 0.1, video))
+    line = torch.exp(-((torch.arange(11).double() - 5) ** 2) / (2 * 1.5**2))
+    window = (torch.outer(line, line) / line.sum() ** 2).expand(3, 1, 11, 11)
+    means = [torch.nn.functional.conv2d(each, window, groups=3) for each in (x, y, x * x, y * y, x * y)]
+    mx, my, vx, vy, vxy = *means[:2], means[2] - means[0] ** 2, means[3] - means[1] ** 2, means[4] - means[0] * means[1]
+    expected = (2 * mx * my + 0.01**2) * (2 * vxy + 0.03**2) / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2))
+    found = full_reference.ssim(blurred(video, 1) * 0.8 + 0.1, video)
+    torch.testing.assert_close(found.double(), expected.mean((1, 2, 3)), atol=1e-5, rtol=0)
+
+
 def test_ms_ssim_forgives_what_is_lost_at_the_finest_scale_and_is_the_product_over_scales():
     """Wang et al. 2003: contrast and structure at each of five scales, luminance at the coarsest, with their published weights."""
     original = panning(texture(240, 280), 2, 1, 1, 192, 208)
@@ -73,9 +85,9 @@ def test_ms_ssim_forgives_what_is_lost_at_the_finest_scale_and_is_the_product_ov
     assert 1 > score("ms_ssim", video, original) > score("ssim", video, original)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    product, pair = 1.0, [original[0, :, [0]].transpose(0, 1), video[0, :, [0]].transpose(0, 1)]
+    product, pair = 1.0, [(each[0, :, [0]].transpose(0, 1) + 1) / 2 for each in (original, video)]
     for i, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
-        both, contrast = structural_similarity_index_measure(*pair[::-1], data_range=(-1, 1), return_contrast_sensitivity=True)
+        both, contrast = structural_similarity_index_measure(*pair[::-1], data_range=1.0, return_contrast_sensitivity=True)
         product *= (both if i == 4 else contrast).item() ** weight
         pair = [torch.nn.functional.avg_pool2d(x, 2) for x in pair]
     assert full_reference.ms_ssim(video, original)[0].item() == pytest.approx(product, abs=1e-4)
