@@ -157,16 +157,17 @@ def say(message: str) -> None:
 
 @contextmanager
 def server(
-    base: Path, port: int | None = None, log: Path | None = None, beside: tuple[Path, ...] = ()
+    base: Path, port: int | None = None, log: Path | None = None, beside: tuple[Path, ...] = (), pack: Path = REPO
 ) -> Iterator[tuple[str, subprocess.Popen]]:
     """Yields the address and process of a running ComfyUI server with only this pack, stopped at the end.
 
-    base: folder for its models, input, output; custom_nodes gets a link to this repository. port: a free one by default.
-    beside: folders of other custom nodes to load.
+    base: folder for its models, input, output; custom_nodes gets a link to the pack. port: a free one by default.
+    beside: folders of other custom nodes to load. pack: this repository, or where else the pack is.
     Raises SetupError when the port is in use or the server does not start.
     """
     comfyui = find_comfyui(HOME)
-    link_pack(base)
+    name = PACK_NAME if pack == REPO else pack.name
+    link_pack(base, pack, name)
     for folder in beside:
         link_pack(base, folder, folder.name)
     port = free_port() if port is None else port
@@ -174,7 +175,7 @@ def server(
         raise SetupError(f"port {port} is in use by another program: stop it, or choose another port")
     log = log or base / "server.log"
     command = [sys.executable, comfyui / "main.py", "--port", port, "--base-directory", base, "--database-url", "sqlite:///:memory:"]
-    command += ["--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME]
+    command += ["--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", name]
     command += [folder.name for folder in beside]
     command += ["--preview-method", "latent2rgb"] + ([] if has_accelerator() else ["--cpu"])
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(HOME / "pycache")}  # a ComfyUI of the user's stays untouched

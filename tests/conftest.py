@@ -71,6 +71,7 @@ def comfy(checkpoints, tmp_path_factory):
     comfy.cli_args.args.cpu = True
     comfy.cli_args.args.use_pytorch_cross_attention = True
     import folder_paths
+    import utils.extra_config  # noqa: F401 - as main.py does: an older ComfyUI's nodes.py puts another utils first
 
     import nodes
 

@@ -64,7 +64,7 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     (tmp_path / "comfy").mkdir()
     (tmp_path / "main.py").write_text("raise SystemExit('no module named what it needs')")
-    monkeypatch.setattr(setup, "link_pack", lambda base: None)
+    monkeypatch.setattr(setup, "link_pack", lambda *arguments: None)
     with pytest.raises(setup.SetupError, match="no module named what it needs"), setup.server(tmp_path):
         pass
 
