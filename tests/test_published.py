@@ -44,7 +44,8 @@ def test_the_zip_holds_what_runs_and_not_what_tests_it(published):
     for folder in ("nodes", "simplegvr_core", "models", "workflows", "web", "locales", "subgraphs", "assets", "scripts"):
         assert any(name.startswith(f"{folder}/") for name in names) or not (REPO / folder).exists(), folder
     assert {"__init__.py", "pyproject.toml", "README.md", "LICENSE"} <= names
-    assert {name.removesuffix(".json") + ".jpg" for name in names if name.count("/") == 1 and name.startswith("workflows/")} <= names
+    templates = [name for name in names if re.fullmatch(r"workflows/\w+\.json", name)]
+    assert templates and {name.removesuffix(".json") + ".jpg" for name in templates} <= names
 
 
 def test_the_zip_is_small(published):
