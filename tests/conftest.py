@@ -99,7 +99,7 @@ def server(checkpoints, tmp_path_factory):
     """The address of a real ComfyUI server with the pack and the test checkpoints."""
     base = tmp_path_factory.mktemp("server")
     (base / "models").rmdir() if (base / "models").exists() else None
-    os.symlink(checkpoints, base / "models", target_is_directory=True)
+    setup.link_folder(base / "models", checkpoints)
     with setup.server(base) as (address, _):
         yield SimpleNamespace(address=address, base=base)
 

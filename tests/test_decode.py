@@ -4,13 +4,13 @@ import asyncio
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import psutil
 import pytest
 import torch
 from client import output_files, run_workflow
@@ -353,7 +353,7 @@ def test_progress_without_its_parts_begins_anew(tiny, save, stop, short_parts, o
 def test_a_killed_process_leaves_parts_that_another_goes_on_from(tmp_path):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPO / folder) for folder in (".", "scripts", "tests"))}
     killed = subprocess.run([sys.executable, __file__, str(tmp_path)], env=env, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.returncode not in (0, 1)  # neither done nor failed
     path, went_on = decode_in_parts(tmp_path, lambda latent_frames: None)
     assert went_on == 3  # chunks of 1, 2 and 2 latent frames were whole, that of the next 2 was not
     unbroken, _ = decode_in_parts(tmp_path / "unbroken", lambda latent_frames: None)
@@ -533,4 +533,4 @@ def test_a_server_shows_the_file_and_gives_it_to_stock_video_nodes(server):
 
 
 if __name__ == "__main__":  # the process of test_a_killed_process_leaves_parts_that_another_goes_on_from
-    decode_in_parts(Path(sys.argv[1]), lambda stop: os.kill(os.getpid(), signal.SIGKILL) if stop == 7 else None)
+    decode_in_parts(Path(sys.argv[1]), lambda stop: psutil.Process().kill() if stop == 7 else None)

@@ -1,7 +1,6 @@
 """Files appear whole or not at all."""
 
 import hashlib
-import resource
 from fractions import Fraction
 
 import pytest
@@ -17,6 +16,7 @@ from simplegvr_core.latent_file import write_latent
 @pytest.fixture
 def small_disk():
     """No file may become longer than 20 000 bytes."""
+    resource = pytest.importorskip("resource", reason="only POSIX limits the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     yield

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -131,8 +128,8 @@ def test_a_killed_run_ends_in_the_bytes_of_an_unbroken_one(build, tmp_path):
     child = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while child.poll() is None and not (killed.out / "shard_00003.safetensors").exists():
         time.sleep(0.002)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child.kill()
+    assert child.wait() != 0
     kept = digests(killed.out)
     assert "pairs.json" not in kept
     written = (killed.out / "shard_00003.safetensors").stat().st_mtime_ns
@@ -158,6 +155,7 @@ def test_a_folder_goes_on_with_the_options_it_was_begun_with(build):
 
 
 def test_a_full_disk_leaves_nothing_half_written(build, tmp_path):
+    resource = pytest.importorskip("resource", reason="only POSIX limits the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:

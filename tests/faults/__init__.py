@@ -6,13 +6,12 @@ included) fail; kill_at, the call that kills the process; seconds, the sleep bef
 """
 
 import json
-import os
-import signal
 import time
 from itertools import count
 from pathlib import Path
 
 import folder_paths
+import psutil
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
@@ -39,7 +38,7 @@ class SimpleGVRTestFaults(io.ComfyNode):
             call, cells = next(calls), x[:, 0].numel()
             time.sleep(faults["seconds"])
             if call == faults["kill_at"]:
-                os.kill(os.getpid(), signal.SIGKILL)
+                psutil.Process().kill()
             if call in faults["out_of_memory_at"] or cells > faults["most_cells"]:
                 raise torch.OutOfMemoryError(f"simulated at call {call} of the model, {cells} latent cells")
             return executor(x, *args, **kwargs)
