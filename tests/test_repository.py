@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from comfyui import OLDEST
 from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
@@ -124,6 +125,12 @@ def test_ruff_is_clean():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=REPO, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout
+
+
+def test_the_oldest_comfyui_is_the_same_everywhere():
+    oldest = ".".join(map(str, OLDEST))
+    assert f'requires-comfyui = ">={oldest}.0"' in (REPO / "pyproject.toml").read_text()
+    assert f"comfyui: v{oldest}.0" in (REPO / ".github" / "workflows" / "ci.yml").read_text()
 
 
 def test_comfy_node_validate_is_clean(tmp_path):
