@@ -74,7 +74,11 @@ def size_input() -> io.DynamicCombo.Input:
         options=[
             io.DynamicCombo.Option(
                 "scale",
-                [io.Float.Input("scale", default=3.0, min=1.0, max=8.0, step=0.01, tooltip="Target width and height over the source's.")],
+                [
+                    io.Float.Input(
+                        "scale", default=3.0, min=1.0, max=8.0, step=0.01, tooltip="Target width and height divided by the source's."
+                    )
+                ],
             ),
             io.DynamicCombo.Option(
                 "width x height",

@@ -42,7 +42,7 @@ class SimpleGVRDecodeSave(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or Load SimpleGVR Tiny VAE: the one whose latent it is."),
+                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or that of Load TinyVAE (SimpleGVR): the one whose latent it is."),
                 io.Latent.Input("latent", tooltip="Video latent, for example of SimpleGVR Sampler. Each of a batch becomes a file."),
                 io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second of the video."),
                 io.String.Input(
@@ -165,7 +165,7 @@ def chunk_decoder(vae) -> Callable:
         return wan_chunk
     raise ValueError(
         f"SimpleGVR Decode and Save: the VAE is a {type(network).__name__}, which it cannot decode a few frames at a time: connect "
-        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors) or Load SimpleGVR Tiny VAE; for others use VAE Decode and Save Video"
+        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors) or that of Load TinyVAE (SimpleGVR); for others use VAE Decode and Save Video"
     )
 
 

@@ -39,7 +39,9 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
             search_aliases=["motion blur", "degrade video", "training pairs", "AIGC degradation", "optical flow"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The video. At the size that a text-to-video model makes it looks most like one."),
+                io.Image.Input(
+                    "images", tooltip="The video. The faults look most real at the size that text-to-video models make, 480 lines or so."
+                ),
                 seed_input(),
                 io.Float.Input(
                     "color_bleeding",
@@ -47,16 +49,16 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Weight of the colour of the frame before in the middle of an ellipse, at most; at least half of it. 0: none.",
+                    tooltip="Greatest weight of the previous frame's colour in the middle of an ellipse; the least is half of it. 0: none.",
                 ),
-                io.Int.Input("ellipses", default=32, min=1, max=256, tooltip="Ellipses in a frame, at most; at least half as many."),
+                io.Int.Input("ellipses", default=32, min=1, max=256, tooltip="Most ellipses in a frame; the fewest are half as many."),
                 io.Float.Input(
                     "motion_blur",
                     default=1.5,
                     min=0.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Length of the blur over that of the motion from frame to frame, at most; at least half of it. 0: none.",
+                    tooltip="Longest blur, in lengths of the motion from frame to frame; the shortest is half of it. 0: none.",
                 ),
                 io.Float.Input(
                     "min_motion",
@@ -125,14 +127,14 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
                     step=0.1,
                     tooltip="Times the published strengths of the noise: up to 30 levels of 255 in the first pass, 25 in the second.",
                 ),
-                io.Int.Input("jpeg_quality", default=30, min=1, max=95, tooltip="Quality of JPEG, at least; at most 95."),
+                io.Int.Input("jpeg_quality", default=30, min=1, max=95, tooltip="Lowest quality of JPEG; the highest is 95."),
                 io.Float.Input(
                     "kilobits",
                     default=10.0,
                     min=0.5,
                     max=1000.0,
                     step=0.5,
-                    tooltip="Kilobits that the video codec has for a frame, at least; at most ten times as many. Large frames need more.",
+                    tooltip="Fewest kilobits that the video codec has for a frame; the most are ten times as many. Large frames need more.",
                 ),
             ],
             outputs=picture_outputs(),
@@ -271,7 +273,7 @@ def picture_outputs() -> list:
             display_name="optical_flow",
             tooltip="Where each pixel was in the frame before: the hue is the direction, the brightness the distance; black stood still.",
         ),
-        io.Mask.Output(display_name="motion_mask", tooltip="What moves."),
+        io.Mask.Output(display_name="motion_mask", tooltip="White where something moves."),
     ]
 
 

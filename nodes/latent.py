@@ -77,7 +77,7 @@ class SimpleGVRNullPrompt(io.ComfyNode):
             description="A conditioning that says nothing, without loading a text encoder. SimpleGVR models are trained with it.",
             search_aliases=["empty prompt", "no prompt", "unconditional"],
             inputs=[],
-            outputs=[io.Conditioning.Output(tooltip="For positive and negative.")],
+            outputs=[io.Conditioning.Output(tooltip="The null prompt, for positive and negative alike.")],
         )
 
     @classmethod

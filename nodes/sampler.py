@@ -198,7 +198,8 @@ def tiling_input() -> io.DynamicCombo.Input:
                         default=20,
                         min=0,
                         max=4096,
-                        tooltip="Latent frames at a time; 0 is the whole video. 20 are 77 frames. Rounded up to whole units, at least 2.",
+                        tooltip="Latent frames at a time; 0 is the whole video. 20 are 77 frames. Rounded up to whole temporal units, "
+                        "at least 2.",
                     ),
                     io.Int.Input(
                         "tile_width",

@@ -39,7 +39,10 @@ class SimpleGVRSeamMeter(io.ComfyNode):
                     "tile_width",
                     "Pixels from one tile's start to the next's along the width, so its width - overlap; cells of a latent. 0: no tiles.",
                 ),
-                border("tile_height", "The same along the height."),
+                border(
+                    "tile_height",
+                    "Pixels from one tile's start to the next's along the height, so its height - overlap; cells of a latent. 0: no tiles.",
+                ),
                 border("first_border", "The second segment's first frame. 0: as SimpleGVR Sampler's segments have it.", advanced=True),
                 border(
                     "overlap",
@@ -51,20 +54,31 @@ class SimpleGVRSeamMeter(io.ComfyNode):
                     "Pixels that tiles share along the width: 144 for SimpleGVR Sampler's, one window of its attention (18 cells of a "
                     "latent). 0: tiles that are cut hard.",
                 ),
-                border("tile_overlap_height", "The same along the height: 192 for SimpleGVR Sampler's (24 cells of a latent)."),
+                border(
+                    "tile_overlap_height",
+                    "Pixels that tiles share along the height: 192 for SimpleGVR Sampler's, one window of its attention (24 cells of a "
+                    "latent). 0: tiles that are cut hard.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="plot", tooltip="Brightness over time and the jumps over frames, columns and rows."),
                 io.String.Output(display_name="report", tooltip="The numbers in words."),
                 io.Float.Output(
-                    display_name="flicker", tooltip="Change of brightness at segment borders over that elsewhere. Not a number: no border."
+                    display_name="flicker",
+                    tooltip="Change of brightness at segment borders divided by that elsewhere: 1 is none. Not a number: no border.",
                 ),
                 io.Float.Output(
                     display_name="periodicity", tooltip="Autocorrelation of these changes at the period less that at half of it; 0 is none."
                 ),
-                io.Float.Output(display_name="segment_seam", tooltip="Jumps from frame to frame at segment borders over those nearby."),
-                io.Float.Output(display_name="tile_seam_width", tooltip="Jumps at tile borders along the width over those nearby."),
-                io.Float.Output(display_name="tile_seam_height", tooltip="Jumps at tile borders along the height over those nearby."),
+                io.Float.Output(
+                    display_name="segment_seam", tooltip="Jumps from frame to frame at segment borders divided by those nearby: 1 is none."
+                ),
+                io.Float.Output(
+                    display_name="tile_seam_width", tooltip="Jumps at tile borders along the width divided by those nearby: 1 is none."
+                ),
+                io.Float.Output(
+                    display_name="tile_seam_height", tooltip="Jumps at tile borders along the height divided by those nearby: 1 is none."
+                ),
             ],
         )
 
