@@ -217,7 +217,7 @@ def link_pack(base: Path, folder: Path = REPO, name: str = PACK_NAME) -> None:
     for subfolder in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / subfolder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / name
-    if os.path.lexists(link) and link.resolve() != folder:  # this folder was moved
+    if os.path.lexists(link) and link.resolve() != folder.resolve():  # this folder was moved
         os.rmdir(link) if os.name == "nt" else link.unlink()
     if not link.exists():
         link_folder(link, folder)

@@ -45,7 +45,7 @@ def is_of_writing(error: OSError | SafetensorError, places: set[Path]) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all. Raises what whole raises."""
     with whole(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

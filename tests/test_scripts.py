@@ -25,6 +25,7 @@ def test_a_wrong_comfyui_path_is_named(monkeypatch, tmp_path):
         setup.find_comfyui(setup.HOME)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script is no command there")
 def test_comfy_clis_workspace_comes_before_the_download(monkeypatch, tmp_path):
     """A stand-in for the command, that answers as comfy-cli 1.23 does."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
