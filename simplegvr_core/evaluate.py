@@ -165,10 +165,10 @@ class Evaluate:
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
         settings = {key: value for key, value in run.items() if key not in ("command", "date", "commit", "torch")}
         clip_files = {file.name: sha256(file) for file in clip.files}
-        task = json.loads(json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": methods, "skipped": skipped}))
-        if path.exists() and (before := json.loads(path.read_text()))["task"] == task and before["metrics"] == chosen:
-            return before
-        found = {"task": task, "metrics": chosen, "skipped": skipped, **self.measure(name, clip, methods, chosen, models)}
+        task = json.loads(json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": methods, "metrics": chosen}))
+        if path.exists() and (before := json.loads(path.read_text()))["task"] == task:
+            return {**before, "skipped": skipped}
+        found = {"task": task, "skipped": skipped, **self.measure(name, clip, methods, chosen, models)}
         write_text(path, json.dumps(found, indent=1))
         return found
 
@@ -232,7 +232,7 @@ def finite(number: float | None) -> float | None:
 
 def gather(methods: list[str], measured: dict[str, dict]) -> dict:
     """Returns the results of all clips and their means."""
-    names = [name for name in METRICS if any(name in clip["metrics"] for clip in measured.values())]
+    names = [name for name in METRICS if any(name in clip["task"]["metrics"] for clip in measured.values())]
 
     def mean(method: str, metric: str) -> float | None:
         found = [value for clip in measured.values() if (value := clip["methods"][method].get(metric)) is not None]

@@ -5,14 +5,14 @@ and extremes of brightness, for which it gives no numbers.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+from .learned_metrics import iqa_absent, iqa_network
 
 JUDGED_FRAMES = 10
 
@@ -78,11 +78,6 @@ def load_musiq() -> tuple[nn.Module | None, str]:
 
     MUSIQ takes images (N, 3, H, W) in [0, 1] and gives scores (N, 1) up to 100.
     """
-    weights = Path(torch.hub.get_dir()) / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth"
-    if find_spec("pyiqa") is None:
-        return None, "not applied: the package pyiqa is not installed"
-    if not weights.is_file():
-        return None, f"not applied: there are no weights at {weights}"
-    from pyiqa import create_metric  # optional, and not free for commercial use
-
-    return create_metric("musiq", device="cpu", pretrained_model_path=str(weights)), "applied"
+    if why := iqa_absent("musiq"):
+        return None, f"not applied: {why}"
+    return iqa_network("musiq", "cpu"), "applied"

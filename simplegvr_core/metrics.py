@@ -6,13 +6,14 @@ F frames; H, W pixels; video: (1, 3, F, H, W) in [-1, 1]
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Literal
 
 from torch import Tensor
 
 from . import full_reference, no_reference
+from . import learned_metrics as learned
 from .data import resize_frames
 from .full_reference import mean_decibels
 from .motion_metrics import Motion, flicker, motions, tof, video_curves, warping_error
@@ -98,6 +99,14 @@ def segment_seams(result: Result) -> float | None:
     return result.seams.segments and result.seams.segments.ratio
 
 
+def iqa(name: str, result: Result) -> Tensor:
+    return learned.iqa(name, result.video)
+
+
+def vbench(dimension: str, result: Result) -> float:
+    return learned.vbench(dimension, result.video, result.reference.rate)
+
+
 def missing(*packages: str) -> Callable[[], str | None]:
     """Returns a function that says in a sentence which of these modules is not installed; packages: module or module:package."""
 
@@ -178,6 +187,15 @@ ROWS = (
     Metric("st_lpips", "ST-LPIPS", "", "lower", ORIGINAL, lambda r: full_reference.st_lpips(r.video, r.original), absent=ST_LPIPS),
     Metric("vmaf", "VMAF", "", "higher", ORIGINAL, lambda r: full_reference.vmaf(r.video, r.original, r.reference.rate), 1, absent=FFMPEG),
     Metric("niqe", "NIQE", "", "lower", (), lambda r: no_reference.niqe(r.video), 2, smallest=192),
+    *(
+        Metric(name, label, "", "higher", (), partial(iqa, name), digits, absent=partial(learned.iqa_absent, name))
+        for name, label, digits in (("musiq", "MUSIQ", 1), ("clipiqa", "CLIP-IQA", 3), ("maniqa", "MANIQA", 3))
+    ),
+    Metric("dover", "DOVER", "", "higher", FRAMES, lambda r: learned.dover(r.video, r.reference.rate), 1, absent=learned.dover_absent),
+    *(
+        Metric(f"vbench_{name}", label, "", "higher", FRAMES, partial(vbench, name), absent=partial(learned.vbench_absent, name))
+        for name, label in ((name, f"VBench {name.replace('_', ' ')}") for name in learned.VBENCH)
+    ),
     Metric("warping_error", "warping error", "1e-3", "lower", FRAMES, lambda r: warping_error(r.video, r.guided), 2, absent=OPENCV),
     Metric("tof", "tOF", "pixels", "lower", FRAMES, lambda r: tof(r.video, r.guided), absent=OPENCV),
     Metric("flicker", "flicker", "levels", "lower", ("source", "frames"), lambda r: flicker(r.small, r.reference.source)),

@@ -76,6 +76,7 @@ def test_results_hold_what_reports_are_made_of(command):
     assert results.keys() == {"suite", "run", "metrics", "skipped", "clips", "curves", "mean", "original", "files"}
     assert results["suite"] == "pairs" and results["run"]["files"]["gvr_tiny.safetensors"] == sha256(Evaluate.model)
     skipped = {"ms_ssim", "niqe", "segment_seams", "tile_seams"}  # 96 lines, in one piece
+    skipped |= {name for name, metric in METRICS.items() if metric.absent()}
     assert results["skipped"].keys() == skipped and "161 pixels a side" in results["skipped"]["ms_ssim"]
     assert results["metrics"].keys() == METRICS.keys() - skipped == results["mean"]["vae"].keys()
     assert results["metrics"]["psnr"] == {"label": "PSNR", "unit": "dB", "better": "higher", "decimals": 2}

@@ -13,8 +13,9 @@ from conftest import REPO
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
     {"optical_flow", "files", "command_line", "crops"},
-    {"flow", "noise", "colour", "seam_plot", "layers", "no_reference", "temporal", "checkpoint", "data", "filters", "timesteps", "memory"},
-    {"baselines", "video_file", "measure", "peers", "report", "fit", "full_reference"},
+    {"flow", "noise", "colour", "seam_plot", "layers", "no_reference", "temporal", "checkpoint", "data", "timesteps", "memory"},
+    {"baselines", "video_file", "measure", "peers", "report", "fit", "full_reference", "learned_metrics"},
+    {"filters"},
     {"clips", "photos"},
     {"degradations.randomness", "degradations.opencv"},
     {"degradations.blur", "degradations.codecs", "degradations.motion"},
