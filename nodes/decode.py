@@ -12,7 +12,6 @@ import comfy.utils
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
-from PIL import Image
 from torch import Tensor
 
 from ..simplegvr_core.decode_to_file import decode_to_parts, first_frame, latent_frames
@@ -26,7 +25,6 @@ from .working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
 WITHOUT_PAST = 0.65  # of ComfyUI's estimate is what decoding a chunk takes (measured) when the past is on the host: both VAEs
-PREVIEW_SIDE = 512  # pixels
 
 
 class SimpleGVRDecodeSave(io.ComfyNode):
@@ -218,16 +216,19 @@ def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, past: Past) -> tuple
     return video, {name: torch.empty(0) if isinstance(values, str) else values for name, values in kept.items()}
 
 
-def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[int, int, Tensor], None]:
-    """Returns what is to be called after each chunk: it shows where the run is and its last frame, and stops it when asked to."""
+def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[int, int], None]:
+    """Returns what is to be called after each chunk: it shows where the run is, and stops it when asked to.
+
+    It shows no frame: ComfyUI's page goes on showing a node's last preview when the result, here the video, has come.
+    """
     bar, seen = comfy.utils.ProgressBar(items * total), []
 
-    def on_chunk(start: int, stop: int, image: Tensor) -> None:
+    def on_chunk(start: int, stop: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if start and not seen:
             report.append(f"Went on at frame {first_frame(start)}, where an earlier run had stopped.")
         seen.append(start)
-        bar.update_absolute(item * total + stop, preview=("JPEG", Image.fromarray(image.numpy()), PREVIEW_SIDE))
+        bar.update_absolute(item * total + stop)
 
     return on_chunk
 

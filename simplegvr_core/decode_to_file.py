@@ -29,13 +29,12 @@ def decode_to_parts(
     encoding: Encoding,
     folder: Path,
     part_length: int | None = None,
-    on_chunk: Callable[[int, int, Tensor], None] = lambda start, stop, image: None,
+    on_chunk: Callable[[int, int], None] = lambda start, stop: None,
 ) -> list[Path]:
     """Returns the files in folder that hold the clip's first frames, in order, cut to the encoding's size at the top left.
 
     Each holds part_length chunks, or all. Parts that folder has from an earlier run with the same arguments are kept, and the
-    decoder goes on from there. on_chunk(start, stop, image): called after the chunk of
-    those latent frames with its last image, (H, W, 3) uint8.
+    decoder goes on from there. on_chunk(start, stop): called after the chunk of those latent frames.
     Raises ValueError for a latent that is not finite, and what files.whole raises.
     """
     schedule = chunks(latent_frames(frames))
@@ -50,9 +49,8 @@ def decode_to_parts(
                         f"latent frames {start} to {stop - 1} contain NaN or infinite values: look for the cause in the sampler"
                     )
                 wanted = (..., slice(frames - first_frame(start)), slice(encoding.height), slice(encoding.width))
-                images = to_images(decoder(chunk)[wanted]).cpu()
-                add(images)
-                on_chunk(start, stop, images[-1])
+                add(to_images(decoder(chunk)[wanted]).cpu())
+                on_chunk(start, stop)
         save_progress(folder, i + 1, decoder.tiles if path != paths[-1] else [])
     return paths
 

@@ -262,6 +262,7 @@ def stop(comfy, monkeypatch):
                 monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
                 raise error
 
+        monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0)
         monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
 
     return at
@@ -370,7 +371,7 @@ def decode_in_parts(folder: Path, on_latent_frames) -> tuple[Path, int]:
     there = resume(folder / "parts", decoder)
     encoding = Encoding(40, 24, Fraction(24), 0.0)
     z = latent(9, (3, 5))["samples"]
-    parts = decode_to_parts(z, decoder, 33, encoding, folder / "parts", 1, lambda start, stop, image: on_latent_frames(stop))
+    parts = decode_to_parts(z, decoder, 33, encoding, folder / "parts", 1, lambda start, stop: on_latent_frames(stop))
     join(folder / "out.mp4", parts, encoding.rate)
     return folder / "out.mp4", there
 
