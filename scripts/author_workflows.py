@@ -1,14 +1,17 @@
-"""Writes workflows/*.json and their thumbnails from workflows/api/*.json, through ComfyUI's own front end.
+"""Writes workflows/*.json from workflows/api/*.json, through ComfyUI's own front end.
 
 `python3 scripts/author_workflows.py [NAME ...]`, after a change to an API workflow or to a node's inputs.
 """
 
-import io
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from comfyui import HOME, REPO, enter, say, server
+from comfyui import REPO, enter, say, server
 
 WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 DOWNLOADS = {
@@ -66,7 +69,10 @@ def author(page, name: str) -> dict:
             app.graph.arrange()
             for (const node of app.graph._nodes) {
                 const [width, height] = node.computeSize()
-                const room = {CLIPTextEncode: 160, LoadVideo: 320, SimpleGVRFlowDegrade: 420, SimpleGVRClassicalDegrade: 460}[node.type]
+                const room = { // for what it shows when it has run
+                    CLIPTextEncode: 160, LoadVideo: 320, SaveVideo: 420, SimpleGVRClassicalDegrade: 460, SimpleGVRDecodeSave: 400,
+                    SimpleGVRFlowDegrade: 420, SimpleGVRPlan: 520, SimpleGVRSampler: 620,
+                }[node.type]
                 node.setSize([Math.max(width, 280), Math.max(height, room ?? 0)])
                 for (const widget of node.widgets ?? []) {
                     if (widget.name === 'control_after_generate') widget.value = 'fixed'
@@ -86,28 +92,30 @@ def author(page, name: str) -> dict:
     )
 
 
-def main() -> None:
-    from browser import comfyui_page, install_chromium, show_graph
-    from PIL import Image
+@contextmanager
+def authoring() -> Iterator[tuple]:
+    """Yields the front end's page on a server that lists every file that the workflows name, and the server's base folder."""
+    from browser import comfyui_page, install_chromium
+    from stand_ins import place_stand_ins
 
     install_chromium()
-    base = HOME / "authoring"
-    listed = {**DOWNLOADS, "gvr_wan21_1.3b.safetensors": "diffusion_models", "gvr_wan21_upsampler.safetensors": "latent_upscale_models"}
-    for file, folder in listed.items():  # empty: they are listed, so that their nodes are not drawn as missing, never loaded
-        (base / "models" / folder).mkdir(parents=True, exist_ok=True)
-        (base / "models" / folder / file).touch()
-    (base / "input").mkdir(exist_ok=True)
-    shutil.copy(REPO / "assets" / "demo.mp4", base / "input")
-    with server(base) as (address, _), comfyui_page(address) as page:
+    with TemporaryDirectory() as folder:
+        base = Path(folder)
+        place_stand_ins(base / "models")
+        (base / "input").mkdir()
+        shutil.copy(REPO / "assets" / "demo.mp4", base / "input")
+        with server(base) as (address, _), comfyui_page(address) as page:
+            yield page, base
+
+
+def main() -> None:
+    with authoring() as (page, _):
         for name in sys.argv[1:] or NOTES:
             say(f"authoring {name}")
             graph = author(page, name)
             for key in ("id", "revision"):
                 graph.pop(key, None)
             (REPO / "workflows" / f"{name}.json").write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n")
-            show_graph(page)
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((60, 60, 1800, 880))
-            picture.save(REPO / "workflows" / f"{name}.jpg", quality=85)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""A headless Chromium that shows ComfyUI's own front end; used to author the workflows and to test them."""
+"""A headless Chromium that shows ComfyUI's own front end, and what a person does in it; used to author workflows and to test them."""
 
+import base64
 import json
+import mimetypes
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from comfyui import SetupError, say
 from playwright.sync_api import Page, sync_playwright
@@ -14,6 +17,18 @@ from playwright.sync_api import Page, sync_playwright
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "chrome")
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingModelsWarning": False}
 LOADED = "window.app && app.graph && app.extensionManager"
+PATIENCE = 180_000  # milliseconds; a busy machine is no failure
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+RESULT = """type => {
+    const failure = document.querySelector('[data-testid="error-overlay"]')?.innerText
+    if (failure) return { failure }
+    const node = app.graph._nodes.find(node => node.type === type)
+    const file = app.nodeOutputs[node.id]?.images?.at(-1)
+    if (file?.type !== 'output') return null
+    const shown = [...document.querySelectorAll('video')].find(video => video.src.includes(file.filename))
+    if (!(shown?.readyState >= 2)) return null
+    return { file: `${file.subfolder}/${file.filename}`, width: shown.videoWidth, height: shown.videoHeight }
+}"""
 
 
 def find_chromium() -> str | None:
@@ -50,9 +65,59 @@ def comfyui_page(address: str) -> Iterator[Page]:
         for setting, value in SETTINGS.items():
             page.request.post(f"{address}/settings/{setting}", data=json.dumps(value))
         page.goto(address)
-        page.wait_for_function(LOADED, timeout=120_000)
+        page.set_default_timeout(PATIENCE)
+        page.wait_for_function(LOADED)
         yield page
         browser.close()
+
+
+def drop_file(page: Page, path: Path) -> None:
+    """Drops a file on the canvas, as a person does from a file manager; returns when the page has opened what is in it."""
+    tab = "app.extensionManager.workflow.activeWorkflow?.path"
+    before = page.evaluate(tab)
+    page.evaluate(
+        """([name, type, content]) => {
+            const dataTransfer = new DataTransfer()
+            dataTransfer.items.add(new File([Uint8Array.from(atob(content), c => c.charCodeAt(0))], name, { type }))
+            const canvas = document.getElementById('graph-canvas')
+            const { x, y, width, height } = canvas.getBoundingClientRect()
+            const where = { clientX: x + width / 2, clientY: y + height / 2, bubbles: true, cancelable: true, dataTransfer }
+            for (const kind of ['dragenter', 'dragover', 'drop']) canvas.dispatchEvent(new DragEvent(kind, where))
+        }""",
+        [path.name, mimetypes.guess_type(path.name)[0], base64.b64encode(path.read_bytes()).decode()],
+    )
+    opened = f"{tab} !== before && app.graph._nodes.length > 0 && !document.querySelector('.p-blockui-mask')"
+    page.wait_for_function(f"before => {opened}", arg=before)
+
+
+def set_widgets(page: Page, node_type: str, values: dict) -> None:
+    """Sets widgets of the node of a type, in order: one may bring forth the next. Raises playwright.Error when one is not there."""
+    page.evaluate(
+        """([type, values]) => {
+            const node = app.graph._nodes.find(node => node.type === type)
+            for (const [name, value] of Object.entries(values)) {
+                const widget = node.widgets.find(widget => widget.name === name)
+                widget.value = value
+                widget.callback?.(value)
+            }
+        }""",
+        [node_type, values],
+    )
+
+
+def press_run(page: Page) -> None:
+    """Presses the page's own Run button."""
+    page.get_by_test_id("queue-button").click()
+
+
+def shown_result(page: Page, node_type: str) -> dict:
+    """Returns the video that the page shows on the node of a type once it has run: file below the output folder, width, height.
+
+    The node must be in sight. Raises AssertionError with what the page says when it shows an error instead.
+    """
+    result = page.wait_for_function(RESULT, arg=node_type).json_value()
+    assert "failure" not in result, result["failure"]
+    return result
 
 
 def show_graph(page: Page) -> None:
@@ -68,4 +133,4 @@ def show_graph(page: Page) -> None:
         canvas.ds.offset = [80 / scale - left, 90 / scale - top]
         canvas.draw(true, true)
     }""")
-    page.wait_for_timeout(1500)
+    page.evaluate(DRAWN)

@@ -104,6 +104,28 @@ def server(checkpoints, tmp_path_factory):
         yield SimpleNamespace(address=address, base=base)
 
 
+@pytest.fixture(scope="session")
+def stocked(server):
+    """The server, with gvr_tiny under the names of the large files that workflows ask for, and a short demo.mp4."""
+    from stand_ins import place_stand_ins
+
+    from simplegvr_core.data import read_video, write_video
+
+    place_stand_ins(server.base / "models")
+    images, rate = read_video(REPO / "assets" / "demo.mp4", 9)
+    write_video(server.base / "input" / "demo.mp4", images[:, 26:82, 48:144], rate)
+    return server
+
+
+@pytest.fixture(scope="session")
+def page(stocked):
+    """ComfyUI's own front end in a browser, of that server."""
+    from browser import comfyui_page
+
+    with comfyui_page(stocked.address) as page:
+        yield page
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Loops over tiny tensors: a second thread only waits for the first, for long where other programs run."""

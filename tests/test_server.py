@@ -155,40 +155,6 @@ def test_training_free_chain_from_a_text_to_video_sampler(server):
     assert saved["latent_tensor"].shape == (1, 16, 3, 25, 41)
 
 
-def test_text_to_video_and_super_resolution_run_on_the_bundle(server):
-    workflow = json.loads((API / "quickstart_t2v.json").read_text())
-    nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
-    nodes["EmptyHunyuanLatentVideo"].update(width=80, height=48, length=9)
-    nodes["KSampler"]["steps"] = 2
-    images, _ = read_video(output_files(run(server, workflow), server.base / "output")[0])
-    assert images.shape == (9, 3 * 48, 3 * 80, 3)
-
-
-def test_a_long_video_is_planned_sampled_and_saved_as_it_is_decoded(server, clip):
-    shutil.copy(clip, server.base / "input" / clip.name)
-    workflow = json.loads((API / "long_video.json").read_text())
-    nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
-    nodes["LoadVideo"]["file"] = clip.name
-    nodes["SimpleGVRSampler"].update({"tiling": "custom", "tiling.segment": 10, "tiling.tile_width": 0, "tiling.tile_height": 0})
-    outputs = run(server, workflow)
-    images, rate = read_video(output_files(outputs, server.base / "output")[-1])
-    assert images.shape == (9, 3 * 64, 3 * 72, 3)
-    assert rate == 24
-    assert "Bytes are counted" in next(output["text"][0] for output in outputs.values() if "Boxes:" in str(output.get("text")))
-    assert not [path for path in (server.base / "output").rglob("*simplegvr_*") if path.is_dir()]
-
-
-def test_every_degradation_is_shown(server, clip):
-    workflow = json.loads((API / "degradation_preview.json").read_text())
-    shutil.copy(clip, server.base / "input" / clip.name)
-    next(node for node in workflow.values() if node["class_type"] == "LoadVideo")["inputs"]["file"] = clip.name
-    outputs = run(server, workflow)
-    images, _ = read_video(output_files(outputs, server.base / "output")[0])
-    assert images.shape[:2] == (7, 58)
-    before, *degraded = images[..., : 70 * 3, :].split(70, dim=2)
-    assert all((before.float() - other.float()).abs().mean() > 1 for other in degraded)
-
-
 def test_object_info_describes_every_input_and_output(server):
     with urllib.request.urlopen(f"{server.address}/object_info") as response:
         info = {name: node for name, node in json.load(response).items() if node["python_module"].endswith("ComfyUI-SimpleGVR")}
