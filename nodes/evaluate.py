@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 
 import comfy.model_management
 import comfy.utils
@@ -9,9 +10,12 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.crops import most_different, side_by_side
+from ..simplegvr_core.crops import most_detailed, most_different, side_by_side
+from ..simplegvr_core.metrics import METRICS, Metric, Reference, Result, measure
+from ..simplegvr_core.seam_plot import Panel, draw_panels
 from .bridge import CATEGORY
 
 QUALITY = ("psnr", "ssim", "ms_ssim", "st_lpips", "vmaf", "niqe", "lr_consistency")
@@ -22,6 +26,8 @@ GROUPS = {
     "steadiness": STEADINESS,
     "all": QUALITY + STEADINESS,
 }
+WHOLE = "vmaf"  # no frame's value is its own: it looks at the frames before and after
+BLOCK = 8  # frames at a time, for memory, progress and interrupt
 
 
 class SimpleGVREvaluate(io.ComfyNode):
@@ -69,24 +75,150 @@ class SimpleGVREvaluate(io.ComfyNode):
 
     @classmethod
     def execute(cls, result: Tensor, metrics: str, original: Tensor | None = None, source: Tensor | None = None) -> io.NodeOutput:
-        if original is None or original.shape[:3] != result.shape[:3]:
-            raise ValueError("SimpleGVR Evaluate: wanted an original of the result's frames and size: SimpleGVR Trim cuts the result to it")
-        from ..simplegvr_core.metrics import METRICS
+        clip = Clip(result, original, source)
+        skipped = {name: why for name in GROUPS[metrics] if (why := clip.obstacle(METRICS[name]))}
+        names = [name for name in GROUPS[metrics] if name not in skipped]
+        if not names:
+            reasons = "\n".join(f"{METRICS[name].label}: {why}" for name, why in skipped.items())
+            raise ValueError(f"SimpleGVR Evaluate: none of {metrics} can be measured:\n{reasons}")
+        curves = clip.curves(names)
+        values = {name: METRICS[name].pool(curve) for name, curve in curves.items()}
+        picture = torch.from_numpy(np.array(draw(clip, curves))).float()[None] / 255
+        numbers = {name: {"value": none_of_nan(values[name]), "curve": list(map(none_of_nan, curves[name].tolist()))} for name in names}
+        report = describe(clip, values, curves, skipped)
+        return io.NodeOutput(
+            report,
+            picture,
+            json.dumps({"metrics": numbers, "skipped": skipped}, indent=1),
+            *(values.get(name, math.nan) for name in ("psnr", "ssim")),
+            ui=ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(report).as_dict(),
+        )
 
-        video, truth = (rearrange(x[..., :3], "F H W C -> 1 C F H W").float() * 2 - 1 for x in (result, original))
-        values, bar = {}, comfy.utils.ProgressBar(len(GROUPS[metrics]))
-        for name in GROUPS[metrics]:
+
+class Clip:
+    """The videos of one evaluation, (F, H, W, C) in [0, 1]; original and source may be None. source: (F, h, w, C), smaller."""
+
+    def __init__(self, result: Tensor, original: Tensor | None, source: Tensor | None):
+        """Raises ValueError that names the input and the cure when they do not fit."""
+        self.result, self.original, self.source = result, original, source
+        self.frames, self.height, self.width = result.shape[:3]
+        if original is not None and original.shape[:3] != result.shape[:3]:
+            raise ValueError(
+                f"SimpleGVR Evaluate: result has {measures(result)} and original {measures(original)}, wanted the same: cut the result "
+                "with SimpleGVR Trim (source: the original, scale 1, even off), which takes off what whole latent cells and frames add"
+            )
+        if source is not None and len(source) != len(result):
+            raise ValueError(
+                f"SimpleGVR Evaluate: result has {measures(result)} and source {measures(source)}, wanted as many frames: cut the "
+                "longer one with SimpleGVR Trim"
+            )
+        if source is not None and (source.shape[1] > self.height or source.shape[2] > self.width):
+            raise ValueError(
+                f"SimpleGVR Evaluate: source has {measures(source)}, more than the result's {measures(result)}: connect the small video "
+                "that was upscaled to source, and the truth to original"
+            )
+
+    def obstacle(self, metric: Metric) -> str | None:
+        """Returns why a metric cannot be measured, as a sentence with the cure, or None."""
+        if "original" in metric.needs and self.original is None:
+            return "connect original"
+        if "source" in metric.needs and self.source is None:
+            return "connect source"
+        if metric.name in STEADINESS and self.original is None and self.source is None:
+            return "connect original or source"
+        if metric.name in STEADINESS and self.frames < 2:
+            return "a single frame does not move"
+        return metric.obstacle(Reference((self.height, self.width), self.original, self.source))
+
+    def curves(self, names: list[str]) -> dict[str, Tensor]:
+        """Returns the metrics of each frame, {name: (F,)}, with ComfyUI's progress and interrupt. NaN: it has none."""
+        bar = comfy.utils.ProgressBar(self.frames)
+        parts = {name: [] for name in names}
+        for frames in blocks(self.frames):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            if name in METRICS:
-                values[name] = METRICS[name](video, truth)
-            bar.update(1)
-        report = "\n".join(f"{name}: {value:.4g}" for name, value in values.items())
-        worst = int((video - truth).square().mean((0, 1, 3, 4)).argmax())
-        images = {"result": to_image(result[worst]), "original": to_image(original[worst])}
-        picture = side_by_side(images, most_different(*images.values()))
-        image = torch.from_numpy(np.array(picture)).float()[None] / 255
-        numbers = (values.get(name, math.nan) for name in ("psnr", "ssim"))
-        return io.NodeOutput(report, image, json.dumps(values), *numbers, ui=ui.PreviewImage(image, cls=cls))
+            before = min(frames.start, 1)  # a frame more, for what compares a frame with that before
+            part = self.part(slice(frames.start - before, frames.stop))
+            for name in parts.keys() - {WHOLE}:
+                parts[name].append(torch.tensor(measure(name, part).curve)[before:])
+            bar.update(frames.stop - frames.start)
+        if WHOLE in names:
+            parts[WHOLE] = [torch.tensor(measure(WHOLE, self.part(slice(None))).curve)]
+        return {name: torch.cat(part) for name, part in parts.items()}
+
+    def part(self, frames: slice) -> Result:
+        """Returns some frames as the core measures them."""
+        original, source = (None if x is None else to_video(x[frames]) for x in (self.original, self.source))
+        return Result(to_video(self.result[frames]), Reference((self.height, self.width), original, source))
+
+
+def blocks(frames: int) -> Iterator[slice]:
+    """Yields the frames, a few at a time."""
+    for start in range(0, frames, BLOCK):
+        yield slice(start, min(start + BLOCK, frames))
+
+
+def to_video(images: Tensor) -> Tensor:
+    """Returns video (1, 3, F, H, W) in [-1, 1] of images (F, H, W, 3 or more) in [0, 1]."""
+    return rearrange(images[..., :3], "F H W C -> 1 C F H W").float() * 2 - 1
+
+
+def measures(images: Tensor) -> str:
+    return f"{images.shape[0]} frames of {images.shape[2]} x {images.shape[1]}"
+
+
+def none_of_nan(value: float) -> float | None:
+    """Returns a value as JSON knows it."""
+    return None if math.isnan(value) else value
+
+
+def worst_frame(name: str, curve: Tensor) -> int:
+    """Returns the number of the frame with the worst value; 0 when none has any."""
+    lowest = METRICS[name].better == "higher"
+    return int(curve.nan_to_num(nan=math.inf if lowest else -math.inf).mul(1 if lowest else -1).argmin())
+
+
+def describe(clip: Clip, values: dict[str, float], curves: dict[str, Tensor], skipped: dict[str, str]) -> str:
+    """Returns the report in words."""
+    lines = [f"{measures(clip.result)}"]
+    for name, value in values.items():
+        metric, worst = METRICS[name], worst_frame(name, curves[name])
+        unit = f" {metric.unit}" if metric.unit else ""
+        lines.append(
+            f"{metric.label}: {value:.{metric.decimals}f}{unit} ({metric.better} is better), "
+            f"worst {curves[name][worst]:.{metric.decimals}f} in frame {worst}"
+        )
+    return "\n".join([*lines, *(f"{METRICS[name].label} was not measured: {why}" for name, why in skipped.items())])
+
+
+def draw(clip: Clip, curves: dict[str, Tensor]) -> Image.Image:
+    """Returns the picture: the frame that the first metric finds worst, and below it a panel for each metric, its worst frame marked."""
+    worst = {name: worst_frame(name, curve) for name, curve in curves.items()}
+    panels = draw_panels([Panel(title(name), curve.numpy(), [worst[name]]) for name, curve in curves.items()])
+    first = next(iter(curves))
+    crops = worst_place(clip, worst[first], METRICS[first].label)
+    picture = Image.new("RGB", (max(panels.width, crops.width), panels.height + crops.height), "white")
+    picture.paste(crops, (0, 0))
+    picture.paste(panels, (0, crops.height))
+    return picture
+
+
+def title(name: str) -> str:
+    metric = METRICS[name]
+    return f"{metric.label}{', ' + metric.unit if metric.unit else ''} of each frame, {metric.better} is better (red: the worst)"
+
+
+def worst_place(clip: Clip, frame: int, label: str) -> Image.Image:
+    """Returns a frame of the videos side by side, enlarged where the result is farthest from the original, else most detailed."""
+    result = to_image(clip.result[frame])
+    images = {f"result, frame {frame}, worst in {label}": result}
+    box = most_detailed(result)
+    if clip.original is not None:
+        images["original"] = to_image(clip.original[frame])
+        box = most_different(result, images["original"])
+    if clip.source is not None:
+        source = Image.fromarray(to_image(clip.source[frame]).numpy())
+        images["source"] = torch.from_numpy(np.array(source.resize((clip.width, clip.height), Image.Resampling.NEAREST)))
+    return side_by_side(images, box)
 
 
 def to_image(image: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def busiest(energy: Tensor, size: tuple[int, int]) -> Box:
     """Returns the crop for a frame of size (H, W) with the most energy (about H, W)."""
     factor = max(ZOOM, ZOOM * max(size) / LONGEST)
     height, width = (max(1, int(extent / factor)) for extent in size)
-    pooled = F.avg_pool2d(energy[None, None], (height, width), stride=1)[0, 0]
+    pooled = F.avg_pool2d(F.avg_pool2d(energy[None, None], (height, 1), stride=1), (1, width), stride=1)[0, 0]
     top, left = divmod(int(pooled.argmax()), pooled.shape[1])
     return top, left, height, width
 

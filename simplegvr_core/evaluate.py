@@ -9,7 +9,8 @@ A clip that is done is not measured again when the same command is run again; ea
  "suite": "pairs" | "aigc",
  "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
          "files": {name: sha256 of the weights}},
- "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals"}},   those that were measured on some clip
+ "reconstructions": [METHOD],   those that are given the original
+ "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals", "meaning"}},   those that were measured on some clip
  "skipped": {metric: sentence why it was not measured, or not on every clip},
  "clips": {clip: {method: {metric: float | null}}},
  "curves": {clip: {method: {metric: [one number per frame, null where a frame has none]}}},   metrics of single frames
@@ -17,7 +18,7 @@ A clip that is done is not measured again when the same command is run again; ea
  "original": {clip: {metric: float | null}},   of the original itself, metrics that need no other; {} for aigc
  "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
 }
-and out/results.md, its tables.
+and report.html and results.md, made from it by report.py.
 """
 
 import json
@@ -36,11 +37,12 @@ from tqdm import tqdm
 from . import metrics, peers, report
 from .checkpoint import parse_config
 from .command_line import plain_errors
+from .crops import side_by_side
 from .data import resize_frames, to_images, write_video
-from .files import sha256, write_text
+from .files import sha256, whole, write_text
 from .measure import versions
 from .methods import METHODS, Models
-from .metrics import METRICS, Reference, Result
+from .metrics import MEANINGS, METRICS, Reference, Result
 from .model import load_dit
 from .sampling import CELL, SamplingConfig
 from .seams import VIDEO
@@ -96,9 +98,10 @@ class Evaluate:
         for name, path in tqdm(find_clips(self.clips, self.suite).items(), unit="clip"):
             clip = read_clip(path, self.suite, Reading(self.scale, self.num_frames, self.height), models.vae.decode, borders)
             measured[name] = self.measured(name, clip, methods, models, run)
-        results = {"suite": self.suite, "run": run, **gather(methods, measured)}
+        reconstructions = [method for method in methods if METHODS[method].sees == "original"]
+        results = {"suite": self.suite, "run": run, "reconstructions": reconstructions, **gather(methods, measured)}
         write_text(self.out / "results.json", json.dumps(results, indent=1))
-        write_text(self.out / "results.md", report.markdown(results))
+        report.write(self.out)
         return results
 
     def check(self) -> list[str]:
@@ -215,7 +218,8 @@ class Evaluate:
         middle = len(images["source"]) // 2
         labels = {method: f"{method}  {METRICS[title].label} {value[title]:.3f}" if title else method for method, value in values.items()}
         tiles = {labels.get(each, each): enlarged[each][middle] for each in (first, *values)}
-        report.side_by_side(self.out / name / "side_by_side.png", tiles)
+        with whole(self.out / name / "side_by_side.png") as partial:
+            side_by_side(tiles).save(partial)
 
 
 def scores(names: list[str], result: Result) -> tuple[dict, dict]:
@@ -238,8 +242,12 @@ def gather(methods: list[str], measured: dict[str, dict]) -> dict:
         found = [value for clip in measured.values() if (value := clip["methods"][method].get(metric)) is not None]
         return sum(found) / len(found) if found else None
 
+    def described(metric: str) -> dict:
+        shown = {key: getattr(METRICS[metric], key) for key in ("label", "unit", "better", "decimals")}
+        return {**shown, "meaning": MEANINGS[metric]}
+
     return {
-        "metrics": {name: {key: getattr(METRICS[name], key) for key in ("label", "unit", "better", "decimals")} for name in names},
+        "metrics": {name: described(name) for name in names},
         "skipped": {metric: f"{why} ({name})" for name, clip in measured.items() for metric, why in clip["skipped"].items()},
         "clips": {name: clip["methods"] for name, clip in measured.items()},
         "curves": {name: clip["curves"] for name, clip in measured.items()},

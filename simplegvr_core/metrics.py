@@ -175,14 +175,14 @@ def measure(name: str, result: Result) -> Score:
     return Score(metric.pool(found), tuple(found.tolist())) if isinstance(found, Tensor) else Score(found)
 
 
-TORCHMETRICS, OPENCV = missing("torchmetrics"), missing("cv2:opencv-python-headless")
+KORNIA, TORCHMETRICS, OPENCV = missing("kornia"), missing("torchmetrics"), missing("cv2:opencv-python-headless")
 ST_LPIPS = missing("stlpips_pytorch:stlpips-pytorch", "IPython:ipython", "torchsummary")
 FFMPEG = missing("ffmpeg_quality_metrics:ffmpeg-quality-metrics", "imageio_ffmpeg:imageio-ffmpeg")
 
 ORIGINAL, FRAMES = ("original",), ("frames",)
 ROWS = (
     Metric("psnr", "PSNR", "dB", "higher", ORIGINAL, lambda r: full_reference.psnr(r.video, r.original), 2, mean_decibels),
-    Metric("ssim", "SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ssim(r.video, r.original), absent=TORCHMETRICS),
+    Metric("ssim", "SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ssim(r.video, r.original), absent=KORNIA),
     Metric("ms_ssim", "MS-SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ms_ssim(r.video, r.original), 3, mean, 161, TORCHMETRICS),
     Metric("st_lpips", "ST-LPIPS", "", "lower", ORIGINAL, lambda r: full_reference.st_lpips(r.video, r.original), absent=ST_LPIPS),
     Metric("vmaf", "VMAF", "", "higher", ORIGINAL, lambda r: full_reference.vmaf(r.video, r.original, r.reference.rate), 1, absent=FFMPEG),
@@ -205,3 +205,25 @@ ROWS = (
     Metric("seconds_per_frame", "seconds a frame", "", "lower", (), seconds_per_frame, 2),
 )
 METRICS = {metric.name: metric for metric in ROWS}
+MEANINGS = {
+    "psnr": "Mean square difference from the original over all pixels and channels, in decibels.",
+    "ssim": "Likeness with the original in brightness, contrast and structure, place by place; 1 is equal.",
+    "ms_ssim": "SSIM over five scales; 1 is equal.",
+    "st_lpips": "Difference from the original as a trained network sees it, hardly changed by a shift of a pixel; 0 is equal. Any texture "
+    "counts as detail, even a grid.",
+    "vmaf": "Netflix's forecast of what viewers would say beside the original, 0 to 100, from the brightness alone.",
+    "niqe": "How far the statistics of the picture are from those of pristine photographs. Sharpening and grain lower it.",
+    "musiq": "Quality as people rated photographs online, 0 to 100, learned (MUSIQ, KonIQ-10k).",
+    "clipiqa": "How near CLIP finds the picture to a good photo rather than a bad one, 0 to 1.",
+    "maniqa": "Quality as people rated photographs online, 0 to 1, learned (MANIQA, KonIQ-10k).",
+    "dover": "Quality of the video as people rated it online, technical and aesthetic, learned (DOVER).",
+    **{f"vbench_{name}": f"VBench's {name.replace('_', ' ')}, 0 to 1." for name in learned.VBENCH},
+    "warping_error": "What differs from the frame before, moved along the optical flow of the original, or of the source where there is "
+    "none. Blur lowers it: read it beside the original's own.",
+    "tof": "How far the optical flow is from that of the original, or of the source where there is none.",
+    "flicker": "How much the brightness of the whole frame changes by what the source's does not, in levels of 255.",
+    "lr_consistency": "PSNR against the source, after the result is made as small: whether it is still the same picture.",
+    "segment_seams": "Jumps from frame to frame where segments meet, over those nearby; 1 is none.",
+    "tile_seams": "Jumps between pixels where tiles meet, over those nearby; 1 is none.",
+    "seconds_per_frame": "Time of the method on this machine, loading left out.",
+}

@@ -1,27 +1,52 @@
-"""What an evaluation looks like: its tables, and its methods side by side.
+"""The report of an evaluation: `python scripts/run.py -m simplegvr_core.report DIR`, which evaluation ends with by itself.
 
-H, W pixels; image uint8 (H, W, 3); results as Evaluate.run returns them.
+Makes report.html and results.md in DIR from its results.json and its videos. The page needs no network; move the folder as a whole.
 """
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor
+import tyro
 
-from .files import whole
+from .command_line import plain_errors
+from .files import write_text
+from .report_page import Page
 
-ZOOM = 3  # of the pictures' crops, which are 1 / ZOOM of the frame's sides
-COLUMNS = 3
-METHOD = """Each clip is the truth; area averaging makes the low-resolution input of it, from which every method makes a video of the
-truth's size. `vae` and `vae_linear` are the truth itself, encoded and decoded: what a method in those latents can hardly exceed.
-PSNR and SSIM over RGB; ST-LPIPS with AlexNet; the warping error moves the frame before along the optical flow of the
-truth and takes the mean square of what differs where nothing is covered (`simplegvr_core/metrics.py`). Blur lowers the warping
-error, so read it beside the truth's own. The learned peers (`simplegvr_core/peers.py`) get the pixels, not the latent, and are
-made for x4: their result is area-averaged to the size wanted."""
-LABEL = 36  # height of a label in pixels
+HOW = {
+    "pairs": "Each clip is the truth; its low resolution is made by area averaging, unless it came with one. From that every method makes "
+    "a video of the truth's size. vae and vae_linear are the truth itself, encoded and decoded: what a method in those latents can hardly "
+    "exceed. The learned peers (basicvsr, animesr, span, animevideo) get the pixels, not the latent, and are made for x4: their result is "
+    "area-averaged to the size wanted.",
+    "aigc": "Each clip was made by a text-to-video model, as a latent or as a video of low resolution. There is no truth: what can be "
+    "measured is how natural and how steady a result is, and whether it is still the picture that it was made from.",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Makes report.html and results.md again from what an evaluation left in a folder."""
+
+    folder: tyro.conf.Positional[Path]
+
+    def run(self) -> Path:
+        """Returns the page's path. Raises ValueError when the folder holds no results."""
+        if not (self.folder / "results.json").is_file():
+            raise ValueError(f"{self.folder} holds no results.json: give the --out of simplegvr_core.evaluate")
+        return write(self.folder)
+
+
+def write(folder: Path) -> Path:
+    """Returns the path of report.html, after making it and results.md from the results.json in folder, see evaluate.py.
+
+    Raises ValueError when that was written by an older version.
+    """
+    results = json.loads((folder / "results.json").read_text())
+    if "reconstructions" not in results:
+        raise ValueError(f"{folder / 'results.json'} is from an older version: run the evaluation again")
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "report.html", Page(folder, results).html(HOW[results["suite"]]))
+    return folder / "report.html"
 
 
 def markdown(results: dict) -> str:
@@ -34,7 +59,7 @@ def markdown(results: dict) -> str:
         value = values.get(metric)
         return "-" if value is None else f"{value:.{metrics[metric]['decimals']}f}"
 
-    lines = ["# Results", "", METHOD, "", describe(results["run"]), "", f"## Mean of {len(clips)} clips", ""]
+    lines = ["# Results", "", HOW[results["suite"]], "", describe(results["run"]), "", f"## Mean of {len(clips)} clips", ""]
     lines += table(
         ["method", *(headings[metric] + direction[metric] for metric in metrics)],
         [[method, *(number(metric, values) for metric in metrics)] for method, values in mean.items()],
@@ -80,40 +105,6 @@ def wins(clips: dict[str, dict], method: str, metric: str, better: str) -> str:
     return f"{sum(sign * ours > sign * theirs for ours, theirs in both)} of {len(both)}"
 
 
-def side_by_side(path: Path, images: dict[str, Tensor]) -> None:
-    """Writes a PNG of labelled images, the first of them the original: where it has most detail, every pixel ZOOM times as large.
-
-    The original whole, with that place marked, comes first. The file appears whole or not at all.
-    """
-    original = next(iter(images.values()))
-    top, left, height, width = most_detailed(original)
-    frame = original.numpy().copy()
-    cv2.rectangle(frame, (left, top), (left + width - 1, top + height - 1), (255, 255, 0), 2)
-    tiles = [labelled("the whole frame", cv2.resize(frame, (width * ZOOM, height * ZOOM), interpolation=cv2.INTER_AREA))]
-    for label, image in images.items():
-        crop = image[top : top + height, left : left + width].numpy()
-        tiles.append(labelled(label, crop.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)))
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
-    picture = rearrange(np.stack(tiles), "(row column) H W C -> (row H) (column W) C", column=COLUMNS)
-    _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with whole(path) as partial:
-        partial.write_bytes(png)
-
-
-def most_detailed(image: Tensor) -> tuple[int, int, int, int]:
-    """Returns top, left, height, width of the crop of 1 / ZOOM of the image's sides with the largest squared differences."""
-    grey = image.float().mean(2)
-    detail = (grey.diff(dim=0)[:, 1:].square() + grey.diff(dim=1)[1:].square())[None, None]
-    height, width = (extent // ZOOM for extent in image.shape[:2])
-    energy = F.avg_pool2d(detail, (height, width), stride=1)[0, 0]
-    top, left = divmod(int(energy.argmax()), energy.shape[1])
-    return top, left, height, width
-
-
-def labelled(text: str, image: np.ndarray) -> np.ndarray:
-    """Returns image under a white strip with text, which is made small enough for the width."""
-    strip = np.full((LABEL, image.shape[1], 3), 255, np.uint8)
-    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.8, 2)
-    size = 0.8 * min(1, (image.shape[1] - 12) / width)
-    cv2.putText(strip, text, (6, 25), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 2, cv2.LINE_AA)
-    return np.concatenate((strip, image))
+if __name__ == "__main__":
+    with plain_errors():
+        print(tyro.cli(Report).run())

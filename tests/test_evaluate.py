@@ -18,7 +18,7 @@ from simplegvr_core.data import area_downscale, read_video, to_images, to_video,
 from simplegvr_core.evaluate import Evaluate
 from simplegvr_core.files import sha256
 from simplegvr_core.methods import bicubic
-from simplegvr_core.metrics import METRICS, Result, measure
+from simplegvr_core.metrics import MEANINGS, METRICS, Result, measure
 from simplegvr_core.suites import WAN_MEAN, WAN_STD, Reading, find_clips, read_clip
 from simplegvr_core.upsampler import load_upsampler
 from simplegvr_core.vae import load_tiny_vae
@@ -73,13 +73,15 @@ def test_command_prints_the_tables_it_wrote_and_ends_with_json(command):
 def test_results_hold_what_reports_are_made_of(command):
     lines, out = command
     results = json.loads(lines[-1])
-    assert results.keys() == {"suite", "run", "metrics", "skipped", "clips", "curves", "mean", "original", "files"}
+    assert results.keys() == {"suite", "run", "reconstructions", "metrics", "skipped", "clips", "curves", "mean", "original", "files"}
+    assert results["reconstructions"] == ["vae", "vae_linear"]
     assert results["suite"] == "pairs" and results["run"]["files"]["gvr_tiny.safetensors"] == sha256(Evaluate.model)
     skipped = {"ms_ssim", "niqe", "segment_seams", "tile_seams"}  # 96 lines, in one piece
     skipped |= {name for name, metric in METRICS.items() if metric.absent()}
     assert results["skipped"].keys() == skipped and "161 pixels a side" in results["skipped"]["ms_ssim"]
     assert results["metrics"].keys() == METRICS.keys() - skipped == results["mean"]["vae"].keys()
-    assert results["metrics"]["psnr"] == {"label": "PSNR", "unit": "dB", "better": "higher", "decimals": 2}
+    psnr = {"label": "PSNR", "unit": "dB", "better": "higher", "decimals": 2}
+    assert results["metrics"]["psnr"] == {**psnr, "meaning": MEANINGS["psnr"]} and MEANINGS.keys() == METRICS.keys()
     for clip in ("here/one", "there/one"):
         assert results["original"][clip].keys() == {"warping_error", "tof", "flicker", "lr_consistency"}
         assert all((out / file).is_file() for file in results["files"][clip].values())
@@ -100,8 +102,11 @@ def test_every_clip_has_its_own_videos_and_picture_and_nothing_is_left_half_writ
         "bicubic.mp4",
         "side_by_side.png",
     }
+    crops = ("the_whole_frame", "source", "original", "vae", "vae_linear", "decoded_bicubic", "bicubic")
+    names |= {f"frames/{kind}_{crop}.png" for kind in ("worst", "best") for crop in crops}
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert there == {"results.json", "results.md"} | {f"{folder}/one/{name}" for folder in ("here", "there") for name in names}
+    documents = {"results.json", "results.md", "report.html"}
+    assert there == documents | {f"{folder}/one/{name}" for folder in ("here", "there") for name in names}
 
 
 def test_figures_are_those_of_the_videos_written(command):
@@ -261,6 +266,7 @@ def test_document_counts_wins_and_losses_alike():
     better = {"psnr": "higher", "st_lpips": "lower", "warping_error": "lower", "seconds_per_frame": "lower"}
     run = {"command": "evaluate", "num_frames": 9, "height": 96, "seed": 0, "sampling": {"steps": 2}, "device": "cpu"}
     results = {
+        "suite": "pairs",
         "run": run,
         "metrics": {name: measured(name, direction) for name, direction in better.items()},
         "skipped": {"vmaf": "ffmpeg is not here (first)"},
@@ -272,21 +278,3 @@ def test_document_counts_wins_and_losses_alike():
     assert "| bicubic | 1 of 2 | 2 of 3 | 1 of 3 |" in document
     assert "| second | 1.00 | 2.00 | 0.25 |" in document and "| third | 30.00 | - |" in document
     assert "- vmaf: ffmpeg is not here (first)." in document
-
-
-def test_picture_enlarges_where_the_original_has_most_detail(tmp_path):
-    original = torch.full((54, 72, 3), 100, dtype=torch.uint8)
-    original[36:54:2, 2:26:2] = 255
-    method = original.flip(2).clone()
-    method[..., 0] = 7
-    report.side_by_side(tmp_path / "new" / "picture.png", {"original": original, "a method": method})
-    picture = torch.from_numpy(cv2.imread(str(tmp_path / "new" / "picture.png"))[..., ::-1].copy())
-    assert picture.shape == (54 + report.LABEL, 3 * 72, 3)
-    tile = picture[report.LABEL :, 72:144]
-    top, left, *size = report.most_detailed(original)
-    assert abs(top - 36) <= 1 and abs(left - 2) <= 1 and size == [18, 24]
-    crop = original[top : top + 18, left : left + 24]
-    assert crop.any() and torch.equal(tile[::3, ::3], crop) and torch.equal(tile[1::3, 2::3], crop)
-    assert original.unique().tolist() == [100, 255]  # untouched
-    assert (picture[report.LABEL :, 144:, 0] == 7).all()
-    assert (picture[: report.LABEL, 144:] < 100).any()  # its label

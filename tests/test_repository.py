@@ -12,11 +12,11 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 LAYERS = [
-    {"optical_flow", "files", "command_line", "crops"},
+    {"optical_flow", "files", "command_line", "crops", "report_plots"},
     {"flow", "noise", "colour", "seam_plot", "layers", "no_reference", "temporal", "checkpoint", "data", "timesteps", "memory"},
-    {"baselines", "video_file", "measure", "peers", "report", "fit", "full_reference", "learned_metrics"},
+    {"baselines", "video_file", "measure", "peers", "report_page", "fit", "full_reference", "learned_metrics"},
     {"filters"},
-    {"clips", "photos"},
+    {"clips", "photos", "report"},
     {"degradations.randomness", "degradations.opencv"},
     {"degradations.blur", "degradations.codecs", "degradations.motion"},
     {"degradations.classical", "degradations.flow_based"},
