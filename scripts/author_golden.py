@@ -12,7 +12,7 @@ from pathlib import Path
 from comfyui import REPO, SetupError, enter, server
 
 GOLDEN = REPO / "tests" / "golden" / "object_info.json"
-FREE = {"tooltip", "display_name", "advanced"}  # what a release may change
+HELD = ("default", "min", "max", "step", "round", "options", "multiselect", "multiline", "forceInput", "control_after_generate")
 
 
 def interface(object_info: dict) -> dict:
@@ -34,7 +34,7 @@ def inputs(groups: dict) -> list[dict]:
     for group in ("required", "optional"):
         for name, (kind, options) in groups.get(group, {}).items():
             described = {"name": name, "type": kind, "optional": group == "optional"}
-            described |= {key: value for key, value in options.items() if key not in FREE}
+            described |= {key: options[key] for key in HELD if key in options}
             if "options" in described:
                 described["options"] = [
                     {"key": option["key"], "inputs": inputs(option["inputs"])} if isinstance(option, dict) else option
