@@ -117,9 +117,9 @@ def stocked(server):
     return server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(stocked):
-    """ComfyUI's own front end in a browser, of that server."""
+    """ComfyUI's own front end in a browser, of that server; closed after each file, as its event loop lets no other run meanwhile."""
     from browser import comfyui_page
 
     with comfyui_page(stocked.address) as page:
