@@ -25,7 +25,7 @@ from ..simplegvr_core.model import DiTConfig, SimpleGVRDiT, parse_dit_config
 from ..simplegvr_core.network_memory import coding_bytes, dit_bytes, implementation
 from ..simplegvr_core.sampling import SamplingConfig
 from ..simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig
-from ..simplegvr_core.vae import TinyVAE, TinyVAEConfig
+from ..simplegvr_core.vae import PreviewColours, TinyVAE, TinyVAEConfig
 from .attention import ATTENTION_OPTION, RunAttention
 
 
@@ -74,13 +74,26 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) 
 
 
 class SimpleGVRModel(comfy.model_base.WAN21):
-    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT. sampling: what its checkpoint recommends."""
+    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT. sampling: what its checkpoint recommends.
 
-    def __init__(self, model_config, dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, device=None):
+    colours: of previews of its latents, where they are not those of Wan's.
+    """
+
+    def __init__(
+        self,
+        model_config,
+        dit: DiTConfig,
+        attention: AttentionConfig,
+        sampling: SamplingConfig,
+        colours: PreviewColours | None = None,
+        device=None,
+    ):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=partial(ComfyDiT, dit, attention)
         )
         self.image_to_video, self.sampling = False, sampling
+        if colours is not None:
+            self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = colours.factors, colours.bias
 
     def concat_cond(self, **kwargs) -> Tensor:
         """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
@@ -106,14 +119,14 @@ class SimpleGVRModel(comfy.model_base.WAN21):
 
 
 @contextmanager
-def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig):
+def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, colours: PreviewColours | None):
     """While open, ComfyUI's loader builds our model for a text-to-video Wan state dict."""
 
     class SimpleGVRConfig(comfy.supported_models.WAN21_T2V):
         sampling_settings = {"shift": sampling.shift}
 
         def get_model(self, state_dict, prefix="", device=None):
-            return SimpleGVRModel(self, dit, attention, sampling, device)
+            return SimpleGVRModel(self, dit, attention, sampling, colours, device)
 
     comfy.supported_models.models.insert(0, SimpleGVRConfig)
     try:
@@ -131,7 +144,8 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     dit, attention = parse_dit_config(config, Path(path))
     checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), state_dict, Path(path))
     sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
-    with detect_as_simplegvr(dit, attention, sampling):
+    colours = checkpoint.parse_config(PreviewColours, config, "preview", Path(path)) if "preview" in config else None
+    with detect_as_simplegvr(dit, attention, sampling, colours):
         model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, disable_dynamic=disable_dynamic)
     model.cached_patcher_init = (load_model, (path, model_options))
     return model

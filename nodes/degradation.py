@@ -7,12 +7,12 @@ import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..simplegvr_core.data import area_downscale, shrink, to_images
+from ..simplegvr_core.data import area_downscale
 from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, degrade_classical
 from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
@@ -21,10 +21,10 @@ from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.noise import draw_noise
 from ..simplegvr_core.sampling import sample_euler
 from .bridge import CATEGORY, to_latent
+from .compare import comparison
 from .latent import null_prompt
 
-PREVIEW_HEIGHT = 480  # pixels
-PREVIEW_RATE = 12  # frames a second
+PLAYED = 12.0  # frames a second, before and after
 
 
 class SimpleGVRFlowDegrade(io.ComfyNode):
@@ -85,7 +85,7 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
         degraded = degrade_flow_based(video, motion, config, torch.Generator().manual_seed(seed))
         moving = torch.from_numpy(motion.moving)
         out = torch.where(moving[..., None], images_of(degraded), images[..., :3].cpu())  # bit-identical where nothing moves
-        return pictures(video, degraded, motion, out, cls)
+        return pictures(video, degraded, motion, out)
 
 
 class SimpleGVRClassicalDegrade(io.ComfyNode):
@@ -150,7 +150,7 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
             )
         degraded = degrade_classical(video, scale, config, torch.Generator().manual_seed(seed))
         video = area_downscale(video, scale)
-        return pictures(video, degraded, estimate_motion(video, MotionConfig()), images_of(degraded), cls)
+        return pictures(video, degraded, estimate_motion(video, MotionConfig()), images_of(degraded))
 
 
 class SimpleGVRModelDegrade(io.ComfyNode):
@@ -277,27 +277,16 @@ def picture_outputs() -> list:
     ]
 
 
-def pictures(before: Tensor, after: Tensor, motion: Motion, degraded: Tensor, node: type[io.ComfyNode]) -> io.NodeOutput:
-    """Returns the outputs, with before and after side by side, animated, as the node's preview.
+def pictures(before: Tensor, after: Tensor, motion: Motion, degraded: Tensor) -> io.NodeOutput:
+    """Returns the outputs, with before and after to compare in the node.
 
     before, after: video (1, 3, F, H, W) in [-1, 1]. degraded: the IMAGE to give out.
     """
-    pairs = torch.cat((to_images(before), to_images(after)), dim=2)
-    preview = ui.ImageSaveHelper.save_animated_webp(
-        [shrink(frame, PREVIEW_HEIGHT) / 255 for frame in pairs],
-        filename_prefix="SimpleGVR_preview",
-        folder_type=io.FolderType.temp,
-        cls=node,
-        fps=PREVIEW_RATE,
-        lossless=False,
-        quality=90,
-        method=0,
-    )
     return io.NodeOutput(
         degraded,
         optical_flow_picture(motion.optical_flow) / 255,
         torch.from_numpy(motion.moving).float(),
-        ui=ui.SavedImages([preview], is_animated=len(pairs) > 1),
+        ui=comparison(images_of(before), images_of(after), PLAYED),
     )
 
 

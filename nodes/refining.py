@@ -9,7 +9,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import node_helpers
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ..simplegvr_core.refine import STATE, BoxedVelocity, finished_steps, refine
 from ..simplegvr_core.sampling import pixels
 from ..simplegvr_core.tiling import Box, Tiling, padded
 from .bridge import is_out_of_memory
+from .preview import ClipPreview
 
 
 @dataclass
@@ -51,7 +51,8 @@ class Run:
         done = finished_steps(self.folder)
         if done:
             self.events.append(f"Went on after step {done}, where an earlier run had stopped.")
-        progress = Progress(model, len(self.sigmas) - 1, done, [box.size for box in self.boxes])
+        preview = ClipPreview(model, self.upsampled.shape[2])
+        progress = Progress(preview, len(self.sigmas) - 1, done, [box.size for box in self.boxes])
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
             with progress.shown(disable):
@@ -104,11 +105,11 @@ def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:
 class Progress:
     """ComfyUI's progress bar and previews, and a bar on the console, in boxes."""
 
-    def __init__(self, model, steps: int, done: int, sizes: list[tuple[int, int, int]]):
+    def __init__(self, preview: ClipPreview, steps: int, done: int, sizes: list[tuple[int, int, int]]):
         """steps, done: all of them, and those of an earlier run. sizes: of a step's boxes."""
         cells = sum(t * h * w for t, h, w in sizes)
         self.cells, self.cells_per_box = done * cells, cells / len(sizes)
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.clip = preview
         self.bar = comfy.utils.ProgressBar(steps * len(sizes))
 
     @contextmanager
@@ -122,10 +123,11 @@ class Progress:
         self.cells += cells
         self.update(min(round(self.cells / self.cells_per_box), self.bar.total))
 
-    def preview(self, step: int, z: Tensor, z_0: Tensor) -> None:
-        """Shows the first of the frames whose velocity is known."""
-        if self.previewer:
-            self.update(self.console.n, self.previewer.decode_latent_to_preview_image("JPEG", z_0))
+    def preview(self, step: int, first: int, z_0: Tensor) -> None:
+        """Shows the clip as it stands, with the frames of the predicted clean latent from first on."""
+        self.clip.add(first, z_0)
+        if picture := self.clip.image(last=self.console.n == self.bar.total):
+            self.update(self.console.n, picture)
 
     def update(self, done: int, picture=None) -> None:
         self.console.update(done - self.console.n)

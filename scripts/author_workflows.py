@@ -44,7 +44,7 @@ what moves, and it blurs along its motion. **SimpleGVR Classical Degrade** is Re
 
 **SimpleGVR Model Degrade** lets a text-to-video model redraw the latent. Here it is the bundled toy; use your own.
 
-Two nodes play before and after side by side. The saved video shows, from left to right: before, flow-based, classical,
+Two nodes compare before and after in a player. The saved video shows, from left to right: before, flow-based, classical,
 optical flow (hue: direction, brightness: speed), what moves, and model-guided. Another **seed** draws anew.""",
     "wan21_t2v_to_1080p": """## Wan 2.1 to 1080p with SimpleGVR
 The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decoded in between.

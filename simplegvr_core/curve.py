@@ -67,7 +67,7 @@ class MeasureCurve:
         null = torch.zeros(1, 1, dit.config.text_dim, device=self.device)
         sigma, energy = shifted_sigmas(self.steps, sampling.shift)[:-1], np.zeros(self.steps)
 
-        def record(step: int, z: Tensor, z_0: Tensor) -> None:
+        def record(step: int, first_frame: int, z_0: Tensor) -> None:
             energy[step] += high_frequency_energy(z_0) / clips
 
         for i in tqdm(range(clips), unit="clip"):

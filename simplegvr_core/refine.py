@@ -85,14 +85,14 @@ def refine(
     sigmas: Tensor,
     seed: int,
     folder: Path,
-    on_segment: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
+    on_segment: Callable[[int, int, Tensor], None] = lambda step, first_frame, z_0: None,
     finish: Callable[[Tensor, int], Tensor] = lambda z, first_frame: z,
 ) -> LatentFile:
     """Returns the latent integrated from noise level sigmas[0] down to the last, by Euler's method (equation 2).
 
     It starts from upsampled, noised by a noise that seed draws by position; and from the last whole step where folder
-    holds the file of one. condition: None for a network without one. on_segment(i, z_t, z_0): called in
-    step i with a segment of the noised latent and the clean one that its velocity points to. finish(z, first_frame):
+    holds the file of one. condition: None for a network without one. on_segment(i, first_frame, z_0): called in
+    step i with frames first_frame and on of the clean latent that their velocity points to. finish(z, first_frame):
     applied to frames of the result.
     """
 
@@ -109,7 +109,7 @@ def refine(
     for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[finished_steps(folder) :]:
         with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
             for first, z, v in fused_segments(velocity, stepped if i else noised, condition, upsampled.shape[2], sigma):
-                on_segment(i, z, clean_from_velocity(z, v, sigma))
+                on_segment(i, first, clean_from_velocity(z, v, sigma))
                 z_next = z + (sigma_next - sigma) * v
                 append(finish(z_next, first) if i == len(sigmas) - 2 else z_next)
     return LatentFile(path)

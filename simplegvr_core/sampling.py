@@ -64,7 +64,7 @@ def super_resolve_in(
     noise_seed: int,
     tiling: Tiling | None = None,
     colour_match: float = 1.0,
-    on_segment: Callable[[int, Tensor, Tensor], None] = lambda step, z, z_0: None,
+    on_segment: Callable[[int, int, Tensor], None] = lambda step, first_frame, z_0: None,
 ) -> LatentFile:
     """Returns the file, in folder, of the super-resolved latent (B, 16, T, *size).
 

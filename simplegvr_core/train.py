@@ -101,7 +101,7 @@ class Train:
         losses = read_losses(self.out / "losses.jsonl")
         tenth = max(1, len(losses) // 10)
         means = {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
-        return self.save(model, trained, curve) | means | {"steps": len(losses)}
+        return self.save(model, trained, curve, vae) | means | {"steps": len(losses)}
 
     def lasting_options(self) -> dict[str, str]:
         """Returns the options that a resumed run must share with its beginning, by name."""
@@ -176,8 +176,8 @@ class Train:
 
         return show
 
-    def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None) -> dict:
-        """Returns the files written: both networks as float16, or the LoRA."""
+    def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None, vae: TinyVAE | WanVAE | None) -> dict:
+        """Returns the files written: both networks as float16, or the LoRA. vae: whose latents they are; TinyVAE's have own colours."""
         if self.lora_rank:
             path = self.out / "lora.safetensors"
             checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling)
@@ -185,6 +185,8 @@ class Train:
         noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs]}
         configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
+        if isinstance(vae, TinyVAE):
+            configs["preview"] = vae.preview_colours()
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
         checkpoint.save(dit, "dit", checkpoint.half(checkpoint.part(trained, "dit.")), **configs)
         checkpoint.save(upsampler, "upsampler", checkpoint.half(checkpoint.part(trained, "upsampler.")), model=model.upsampler.config)

@@ -23,7 +23,7 @@ from .layers import LATENT_CHANNELS, CausalConv3d, Past, ResidualBlock3d, name_c
 BLOCK = 3 * 4 * 8 * 8
 
 # How ComfyUI turns a normalised Wan 2.1 latent into preview colours (R, G, B for each channel).
-# The latent is rotated to agree with it, so previews of this autoencoder's latents show true colours.
+# The latent is rotated to agree with it, so its previews show true hues; preview_colours has their strength, too.
 PREVIEW_FACTORS = (
     (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
     (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
@@ -41,6 +41,14 @@ class TinyVAEConfig:
     fine_width: int = 64
     fine_blocks: int = 3
     pixel_width: int = 48
+
+
+@dataclass(frozen=True)
+class PreviewColours:
+    """A latent's rough colours: z (16 values) times factors (16, 3), plus bias (3), are R, G, B in [-1, 1]."""
+
+    factors: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
 
 
 class TinyVAE(nn.Module):
@@ -101,6 +109,12 @@ class TinyVAE(nn.Module):
     def encode(self, video: Tensor) -> Tensor:
         """Returns z (B, 16, T, H, W) of a video of any size: edges and last frame are repeated up to whole blocks."""
         return self.encoder(to_blocks(pad_to_blocks(video)))
+
+    def preview_colours(self) -> PreviewColours:
+        """Returns the colours of its latents: the mean of each cell's pixels, by the linear decoder."""
+        weight, bias = (x.detach().float().flatten(1) for x in (self.linear_decoder.weight, self.linear_decoder.bias[:, None]))
+        factors, bias = (rearrange(x, "(c p) z -> z c p", c=3).mean(2).tolist() for x in (weight, bias))
+        return PreviewColours(tuple(map(tuple, factors)), tuple(bias[0]))
 
     @staticmethod
     def latent_shape(video_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,16 +1,19 @@
 """What people look at while and after it runs: previews in motion, videos compared, the attention map."""
 
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from conftest import REPO
+from PIL import Image, ImageSequence
 
 from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.attention_map import map_attention
 from simplegvr_core.data import read_frames
 from simplegvr_core.tiling import Box
+from simplegvr_core.vae import load_tiny_vae
 
 GRID, CONFIG = (2, 8, 5), AttentionConfig(window=(1, 4, 3), top_k=2, unit=None)
 
@@ -104,6 +107,13 @@ def test_attention_map_node_shows_what_the_network_selects(comfy, request, laten
     assert ui["text"] == (report,)
 
 
+def test_previews_of_the_bundled_model_have_its_colours(comfy):
+    model = comfy.run("SimpleGVRLoadModel", model_name="gvr_tiny.safetensors", weight_dtype="default")[0].model
+    colours = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors").preview_colours()
+    torch.testing.assert_close(torch.tensor(model.latent_format.latent_rgb_factors), torch.tensor(colours.factors))
+    assert type(model.latent_format)().latent_rgb_factors != model.latent_format.latent_rgb_factors  # other models keep Wan's
+
+
 def test_attention_map_draws_on_the_decoded_video_of_any_size(comfy, gvr, latent):
     images = torch.zeros(13, 68, 72, 3)
     picture, _, mask = comfy.run("SimpleGVRAttentionMap", model=gvr, latent=latent, block=0, head=1, images=images, **PLACE)
@@ -148,3 +158,62 @@ def test_compare_puts_before_over_after_in_one_file(comfy, frames):
         assert frame.shape == (224, 190, 3)
         torch.testing.assert_close(frame[:111, :189], ramp(111, 189), atol=0.05, rtol=0)
         torch.testing.assert_close(frame[112:223, :189], after[0], atol=0.05, rtol=0)
+
+
+class Still:
+    """A previewer that counts what it is asked for: a picture's grey is its frame's mean."""
+
+    asked = 0
+
+    def decode_latent_to_preview_image(self, preview_format, z_0):
+        self.asked += 1
+        assert z_0.shape[2] == 1
+        return preview_format, Image.new("RGB", (80, 40), (int(z_0.mean()),) * 3), 64
+
+
+@pytest.fixture
+def clip_preview(comfy, gvr, monkeypatch):
+    """Returns (makes a ClipPreview of so many latent frames, its previewer)."""
+    import latent_preview
+
+    still = Still()
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: still)
+    return (lambda frames: sys.modules[f"{comfy.pack.__name__}.nodes.preview"].ClipPreview(gvr, frames)), still
+
+
+def greys(image: Image.Image) -> list[int]:
+    """Returns the grey of each picture that the client gets."""
+    file = BytesIO()
+    image.save(file, format="PNG", quality=95, compress_level=1)  # as ComfyUI's server does
+    return [picture.convert("RGB").getpixel((0, 0))[0] for picture in ImageSequence.Iterator(Image.open(file))]
+
+
+def test_a_preview_is_some_frames_of_what_is_done_so_far(clip_preview):
+    make, still = clip_preview
+    preview = make(45)
+    z = torch.arange(45.0).view(1, 1, 45, 1, 1).expand(1, 16, -1, 2, 2)
+    preview.add(0, z[:, :, :20])
+    kind, image, side = preview.image(last=False)
+    assert (kind, image.size, side) == ("PNG", (32, 16), None)  # half of what a still may have
+    assert greys(image) == [0, 4, 8, 12, 16]
+    preview.add(20, z[:, :, 20:])
+    assert preview.image(last=False) is None  # the one before is still being looked at
+    assert greys(preview.image(last=True)[1]) == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44]
+    preview.add(0, z[:, :, :20] + 100)
+    assert greys(preview.image(last=True)[1])[4:6] == [116, 20]
+    assert still.asked == 17
+
+
+def test_the_preview_of_one_frame_is_a_still(clip_preview):
+    preview = clip_preview[0](1)
+    preview.add(0, torch.full((1, 16, 1, 2, 2), 7.0))
+    kind, image, side = preview.image(last=True)
+    assert (kind, image.size, image.getpixel((0, 0)), side) == ("JPEG", (80, 40), (7, 7, 7), 64)
+
+
+def test_a_previewer_that_shows_frames_itself_is_left_to_it(clip_preview, monkeypatch):
+    make, still = clip_preview
+    monkeypatch.setattr(still, "decode_latent_to_preview_image", lambda preview_format, z_0: None)
+    preview = make(3)
+    preview.add(0, torch.zeros(1, 16, 3, 2, 2))
+    assert preview.image(last=True) is None

@@ -180,7 +180,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_last_step(model, tmp_path):
     expected = resolve(model)
     steps = []
 
-    def stop(step, z, z_0):
+    def stop(step, first_frame, z_0):
         steps.append(step)
         if step == 2:
             raise KeyboardInterrupt
@@ -189,7 +189,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_last_step(model, tmp_path):
         resolve(model, tmp_path, on_segment=stop)
     assert LatentFile(tmp_path / "z.safetensors").metadata == {"step": "2"}
     steps.clear()
-    assert torch.equal(resolve(model, tmp_path, on_segment=lambda step, z, z_0: steps.append(step)), expected)
+    assert torch.equal(resolve(model, tmp_path, on_segment=lambda step, first_frame, z_0: steps.append(step)), expected)
     assert set(steps) == {2}
 
 

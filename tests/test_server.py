@@ -61,8 +61,9 @@ def test_quickstart_resembles_its_source(server, clip):
     assert (shrunk - source[0].transpose(0, 1)).abs().mean() < 0.12
 
 
-def test_preview_frames_reach_the_client(server, clip):
-    """The sampler sends ComfyUI's own latent previews, and they look like the video."""
+@pytest.mark.parametrize("method", ["latent2rgb", "none"])
+def test_previews_in_motion_reach_the_client(server, clip, method):
+    """The sampler sends the clip as ComfyUI's preview setting asks: several frames that differ, and look like the video."""
     import io
 
     import aiohttp
@@ -71,22 +72,29 @@ def test_preview_frames_reach_the_client(server, clip):
     async def watch():
         async with aiohttp.ClientSession(server.address) as session, session.ws_connect("/ws?clientId=preview", max_msg_size=0) as socket:
             workflow = quickstart(server, clip, 2.0, steps=8, seed=11)
-            await session.post("/prompt", json={"prompt": workflow, "client_id": "preview"})
+            prompt = {"prompt": workflow, "client_id": "preview", "extra_data": {"preview_method": method}}
+            await session.post("/prompt", json=prompt)
             pictures = []
             async for message in socket:
-                if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == b"\0\0\0\1":
+                if message.type == aiohttp.WSMsgType.BINARY and message.data[:8] == b"\0\0\0\1\0\0\0\2":  # a preview, a PNG
                     pictures.append(Image.open(io.BytesIO(message.data[8:])))
                 elif message.type == aiohttp.WSMsgType.TEXT and json.loads(message.data)["type"] == "execution_success":
                     return pictures
 
     pictures = asyncio.run(watch())
-    assert len(pictures) >= 2
-    width, height = pictures[-1].size
-    shown = pictures[-1].convert("RGB").crop((0, 0, width * 70 // 72, height * 58 // 64))  # without the padding to whole cells
-    source = Image.fromarray(read_video(clip)[0][0].numpy())
-    pair = np.stack([np.array(picture.resize((14, 12), Image.Resampling.BOX)) for picture in (shown, source)])
-    for channel in range(3):
-        assert np.corrcoef(pair[..., channel].reshape(2, -1))[0, 1] > 0.6
+    assert (len(pictures) >= 2) == (method != "none")
+    images = read_video(clip)[0]
+    for number, latent_frame in enumerate((0, 4) if pictures else ()):
+        pictures[-1].seek(number)
+        width, height = pictures[-1].size
+        shown = pictures[-1].convert("RGB").crop((0, 0, width * 70 // 72, height * 58 // 64))  # without the padding to whole cells
+        pair = [
+            np.array(picture.resize((14, 12), Image.Resampling.BOX)) for picture in (shown, Image.fromarray(images[latent_frame].numpy()))
+        ]
+        for channel in range(3):
+            assert np.corrcoef(*(values[..., channel].flatten() for values in pair))[0, 1] > 0.6
+    frames = [picture.n_frames for picture in pictures]
+    assert frames == [3] * len(frames)  # of nine frames' three latent frames, none like the one before
 
 
 def test_an_interrupt_stops_and_the_next_prompt_runs_clean(server, clip):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import REPO, random_weights
 
+from simplegvr_core.checkpoint import read_config
 from simplegvr_core.data import read_video, resize_frames, to_video
 from simplegvr_core.vae import PREVIEW_FACTORS, TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
 
@@ -72,3 +73,13 @@ def test_bundled_latents_have_unit_scale_and_previews_of_true_colours(video):
     for channel in range(3):
         pair = torch.stack((preview[:, channel].flatten(), shown[:, channel].flatten()))
         assert torch.corrcoef(pair)[0, 1] > 0.8
+
+
+def test_its_own_preview_colours_are_those_of_the_video(video):
+    vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
+    colours, z = vae.preview_colours(), vae.encode(video)
+    preview = torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(colours.factors)) + torch.tensor(colours.bias).view(3, 1, 1, 1)
+    shown = resize_frames(video[:, :, ::4], z.shape[3:], "area")
+    assert (preview - shown).abs().mean() < 0.5 * (shown - shown.mean((2, 3, 4), keepdim=True)).abs().mean()
+    config = read_config(REPO / "models" / "diffusion_models" / "gvr_tiny.safetensors", "dit")
+    torch.testing.assert_close(torch.tensor(config["preview"]["factors"]), torch.tensor(colours.factors))
