@@ -12,6 +12,10 @@ class WorkflowError(Exception):
     """The server rejected or failed a workflow; the message is its own."""
 
 
+class WorkflowRejectedError(WorkflowError):
+    """The server cannot run the workflow: a model or a node is missing, an input is wrong."""
+
+
 @dataclass(frozen=True)
 class Event:
     """What the server says while it works. kind: "executing" (a node starts; node is None at the end) or "progress"."""
@@ -29,7 +33,7 @@ async def run_workflow(address: str, workflow: dict, on_event: Callable[[Event],
         async with session.post("/prompt", json={"prompt": workflow, "client_id": client_id}) as response:
             answer = await response.json()
         if "prompt_id" not in answer:
-            raise WorkflowError(f"the server rejected the workflow: {json.dumps(answer, indent=1)}")
+            raise WorkflowRejectedError(f"the server rejected the workflow: {json.dumps(answer, indent=1)}")
         prompt_id = answer["prompt_id"]
         async for message in socket:
             if message.type != aiohttp.WSMsgType.TEXT:
@@ -62,3 +66,9 @@ def output_files(outputs: dict, folder: Path) -> list[Path]:
         for file in output.get("images", [])
         if file["type"] == "output"
     ]
+
+
+async def download(address: str, file: dict) -> bytes:
+    """Returns the content of a file that a workflow's outputs name, from a server anywhere."""
+    async with aiohttp.ClientSession(address, raise_for_status=True) as session, session.get("/view", params=file) as response:
+        return await response.read()
