@@ -6,6 +6,7 @@
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -22,6 +23,7 @@ myst_heading_anchors = 3
 
 default_role = "code"  # docstrings are plain English; their backticks mean what Markdown's do
 autosummary_generate = True
+autodoc_mock_imports = [] if find_spec("triton") else ["triton"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

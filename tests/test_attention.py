@@ -262,6 +262,7 @@ def test_windows_cut_in_inference_serve_training():
 
 
 def test_what_keeps_triton_away_is_logged_once_and_the_windows_stay(monkeypatch, caplog):
+    pytest.importorskip("triton")
     asked = []
 
     def broken(*question):
@@ -282,6 +283,7 @@ def test_what_keeps_triton_away_is_logged_once_and_the_windows_stay(monkeypatch,
 
 
 def test_a_full_gpu_is_no_verdict_on_triton(monkeypatch):
+    pytest.importorskip("triton")
     kernels.fastest.cache_clear()
     monkeypatch.setattr(kernels.load("triton"), "check", lambda *case: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def tracked() -> list[str]:
 
 def test_core_never_imports_comfyui():
     modules = [".".join(path.with_suffix("").parts) for path in CORE if path.stem != "__init__"]
+    if find_spec("triton") is None:
+        modules.remove("simplegvr_core.kernels.sparse_local_triton")
     code = f"import sys\nfor m in {modules}: __import__(m)\nprint({{'comfy', 'comfy_api', 'folder_paths', 'nodes'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout == "set()\n"
 

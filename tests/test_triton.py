@@ -13,6 +13,7 @@ from simplegvr_core.attention import AttentionConfig, attend, select_windows
 from simplegvr_core.kernels import reference, sdpa
 from simplegvr_core.windows import cut_windows
 
+pytest.importorskip("triton", reason="there is no Triton for this system")
 pytestmark = pytest.mark.usefixtures("one_thread")
 triton = kernels.load("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
