@@ -95,8 +95,8 @@ class Evaluate:
             borders.check(VIDEO)
         self.warm_up(methods, models)
         run, measured = self.describe(models.sampling), {}
-        for name, path in tqdm(find_clips(self.clips, self.suite).items(), unit="clip"):
-            clip = read_clip(path, self.suite, Reading(self.scale, self.num_frames, self.height), models.vae.decode, borders)
+        for name, files in tqdm(find_clips(self.clips, self.suite).items(), unit="clip"):
+            clip = read_clip(files, self.suite, Reading(self.scale, self.num_frames, self.height), models.vae.decode, borders)
             measured[name] = self.measured(name, clip, methods, models, run)
         reconstructions = [method for method in methods if METHODS[method].sees == "original"]
         results = {"suite": self.suite, "run": run, "reconstructions": reconstructions, **gather(methods, measured)}

@@ -45,63 +45,59 @@ class Reading:
     height: int
 
 
-def find_clips(folder: Path, suite: str) -> dict[str, Path]:
-    """Returns {name: path} of a suite's clips: the path in folder, without the suffix where that tells all of them apart.
+def find_clips(folder: Path, suite: str) -> dict[str, tuple[Path, ...]]:
+    """Returns {name: files} of a suite's clips: the path in folder, without the suffix where that tells all of them apart.
 
-    pairs: the originals, which are in folder/hr where there is also a folder/lr. aigc: videos and latents.
-    Raises ValueError when there is none.
+    pairs: originals; with their low resolution where folder holds both, as hr/NAME and lr/NAME. aigc: videos and latents.
+    Raises ValueError when there is none, or the low resolution of one is missing.
     """
-    if suite == "pairs" and is_paired(folder):
-        folder = folder / "hr"
-    paths = [path.relative_to(folder) for path in find_videos(folder, VIDEO_SUFFIXES | (LATENT_SUFFIXES if suite == "aigc" else set()))]
+    paired = suite == "pairs" and (folder / "hr").is_dir() and (folder / "lr").is_dir()
+    home = folder / "hr" if paired else folder
+    paths = [path.relative_to(home) for path in find_videos(home, VIDEO_SUFFIXES | (LATENT_SUFFIXES if suite == "aigc" else set()))]
     unique = max(Counter(path.with_suffix("") for path in paths).values()) == 1
-    return {(path.with_suffix("") if unique else path).as_posix(): folder / path for path in paths}
+    files = {(path.with_suffix("") if unique else path).as_posix(): (home / path,) for path in paths}
+    return {name: (*path, partner(folder / "lr", *path, home)) for name, path in files.items()} if paired else files
 
 
-def is_paired(folder: Path) -> bool:
-    """Returns whether a folder holds originals and their low resolution, as hr/NAME and lr/NAME."""
-    return (folder / "hr").is_dir() and (folder / "lr").is_dir()
+def partner(folder: Path, original: Path, home: Path) -> Path:
+    """Returns the low resolution in folder of an original in home: of its name, with any suffix. Raises ValueError without one."""
+    wanted = folder / original.relative_to(home)
+    found = [path for path in sorted(wanted.parent.glob("*")) if path.stem == wanted.stem and path.suffix.lower() in VIDEO_SUFFIXES]
+    if not found:
+        raise ValueError(f"{original} has no low resolution: {wanted} is not there")
+    return found[0]
 
 
-def read_clip(path: Path, suite: str, reading: Reading, decode: Callable[[Tensor], Tensor], borders: Borders | None) -> Clip:
-    """Returns the clip of a path of find_clips. decode: turns a latent into video. borders: of the boxes that gvr refines.
+def read_clip(
+    files: tuple[Path, ...], suite: str, reading: Reading, decode: Callable[[Tensor], Tensor], borders: Borders | None = None
+) -> Clip:
+    """Returns the clip of files as of find_clips. decode: turns a latent into video. borders: of the boxes that gvr refines.
 
     Raises ValueError that names the file when it is damaged, too short or too small.
     """
-    files, z_lr, original = (path,), None, None
-    if suite == "aigc" and path.suffix in LATENT_SUFFIXES:
-        z_lr = read_latent(path)[:, :, : (reading.num_frames - 1) // 4 + 1]
+    z_lr, original = None, None
+    if suite == "aigc" and files[0].suffix in LATENT_SUFFIXES:
+        z_lr = read_latent(files[0])[:, :, : (reading.num_frames - 1) // 4 + 1]
         source, rate = decode(z_lr).clamp(-1, 1), LATENT_RATE
-    elif suite == "aigc":
-        images, rate = read_video(path, reading.num_frames)
-        source = to_video(images)
-    elif path.parts[-2:-1] == ("hr",) and is_paired(path.parents[1]):
-        files = (path, partner(path))
-        (images, rate), (small, _) = (read_video(file, reading.num_frames) for file in files)
-        source, original = to_video(small), to_video(images)
-        check_pair(files, original, source, reading.scale)
     else:
-        images, rate = read_video(path, reading.num_frames)
-        original = to_video(torch.stack([shrink(image, reading.height) for image in images]))
-        source = area_downscale(original, reading.scale)
+        (images, rate), *small = (read_video(file, reading.num_frames) for file in files)
+        if suite == "aigc":
+            source = to_video(images)
+        elif small:
+            original, source = to_video(images), to_video(small[0][0])
+            check_pair(files, original, source, reading.scale)
+        else:
+            original = to_video(torch.stack([shrink(image, reading.height) for image in images]))
+            source = area_downscale(original, reading.scale)
     height, width = (reading.scale * extent for extent in source.shape[3:])
     if source.shape[2] < 2 or min(height, width) < SMALLEST:
-        raise ValueError(f"{path} has {source.shape[2]} frames of {width} x {height}, wanted at least 2 of {SMALLEST} x {SMALLEST}")
+        raise ValueError(f"{files[0]} has {source.shape[2]} frames of {width} x {height}, wanted at least 2 of {SMALLEST} x {SMALLEST}")
     if original is not None:
         original = original[..., :height, :width]
     return Clip(Reference((height, width), original, source, rate, borders), z_lr, files)
 
 
-def partner(path: Path) -> Path:
-    """Returns the low resolution of an original, lr/NAME with any suffix. Raises ValueError when there is none."""
-    folder = path.parents[1] / "lr"
-    found = [other for other in sorted(folder.iterdir()) if other.stem == path.stem and other.suffix.lower() in VIDEO_SUFFIXES]
-    if not found:
-        raise ValueError(f"{path} has no low resolution: {folder / path.name} is not there")
-    return found[0]
-
-
-def check_pair(files: tuple[Path, Path], original: Tensor, source: Tensor, scale: int) -> None:
+def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, scale: int) -> None:
     """Raises ValueError unless original has as many frames as source and scale times its size, or up to a low-resolution pixel more."""
     shapes = [f"{video.shape[2]} frames of {video.shape[4]} x {video.shape[3]}" for video in (original, source)]
     fits = all(large // scale == small for large, small in zip(original.shape[3:], source.shape[3:], strict=True))

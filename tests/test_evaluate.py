@@ -127,7 +127,7 @@ def test_reconstructions_are_of_the_original_and_methods_of_the_small_input(comm
 
 def test_bicubic_is_measured_on_what_area_averaging_left(command):
     lines, _ = command
-    reference = read_clip(CLIP, "pairs", Reading(3, 5, 96), None, None).reference
+    reference = read_clip((CLIP,), "pairs", Reading(3, 5, 96), None).reference
     expected = measure("psnr", Result(bicubic(area_downscale(reference.original, 3), 3, None), reference)).value
     assert json.loads(lines[-1])["clips"]["there/one"]["bicubic"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
@@ -179,14 +179,14 @@ def test_pairs_that_come_with_their_low_resolution_are_measured_on_it(tmp_path):
     original = to_video(read_video(CLIP, 3)[0])[..., :96, :144]
     source = 0.5 * area_downscale(original, 2)
     for folder, video in (("hr", original), ("lr", source)):
-        write_video(tmp_path / "pairs" / folder / "one.mp4", to_images(video), Fraction(25))
+        write_video(tmp_path / "pairs" / folder / "set" / "one.mp4", to_images(video), Fraction(25))
     run = Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2, metrics="psnr,lr_consistency").run()
-    values = run["clips"]["one"]["bicubic"]
+    values = run["clips"]["set/one"]["bicubic"]
     assert values["psnr"] < 20 and values["lr_consistency"] > 35  # of the given low resolution, of half the contrast
-    assert read_video(tmp_path / "out" / "one" / "source.mp4")[0].shape == (3, 48, 72, 3)
+    assert read_video(tmp_path / "out" / "set" / "one" / "source.mp4")[0].shape == (3, 48, 72, 3)
     with pytest.raises(ValueError, match=r"one.mp4 has 3 frames of 144 x 96 and .*one.mp4 3 frames of 72 x 48: wanted .* 3 times"):
         Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=3).run()
-    (tmp_path / "pairs" / "lr" / "one.mp4").rename(tmp_path / "pairs" / "lr" / "other.mp4")
+    (tmp_path / "pairs" / "lr" / "set" / "one.mp4").rename(tmp_path / "pairs" / "lr" / "set" / "other.mp4")
     with pytest.raises(ValueError, match="no low resolution"):
         Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2).run()
 
@@ -233,7 +233,7 @@ def test_latents_are_those_of_wan_as_comfyui_normalises_them(comfy):
 def test_a_file_without_a_latent_of_wan_is_named(tmp_path, key, shape):
     save_file({key: torch.zeros(shape)}, tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match=r"odd.safetensors holds no latent of Wan 2.1"):
-        read_clip(tmp_path / "odd.safetensors", "aigc", Reading(2, 5, 96), None, None)
+        read_clip((tmp_path / "odd.safetensors",), "aigc", Reading(2, 5, 96), None)
 
 
 def test_methods_that_need_an_original_are_named_where_there_is_none(tmp_path):

@@ -1,5 +1,6 @@
 """Metrics have known answers."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -258,6 +259,13 @@ def test_what_a_metric_needs_and_a_clip_lacks_is_said():
     assert "original" in METRICS["vmaf"].obstacle(replace(small, original=None))
     absent = replace(METRICS["psnr"], absent=lambda: "no_such_thing is not installed")
     assert absent.obstacle(small) == "no_such_thing is not installed"
+
+
+def test_the_document_has_a_row_for_every_metric():
+    text = (REPO / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?)\| (\w+) \|", text, re.M)
+    expected = [(name, metric.label, metric.unit, metric.better) for name, metric in METRICS.items()]
+    assert [(name, label, unit.strip(), better) for name, label, unit, better in rows] == expected
 
 
 @pytest.mark.parametrize("name", ["psnr", "ssim", "st_lpips", "warping_error", "tof", "flicker", "lr_consistency"])
