@@ -166,6 +166,7 @@ def test_halving_is_that_of_matlab_on_a_ramp_and_keeps_the_mean():
     small = no_reference.halved(ramp)
     assert small.shape == (16, 20)
     assert torch.allclose(small[:, 4:16], torch.arange(0.5, 40, 2).double()[4:16].expand(16, 12), atol=1e-9)
+    assert small[:, 0].tolist() == pytest.approx([0.44921875] * 16)  # the cubic's weights by hand, columns 2, 1, 0 before column 0
     assert small.mean().item() == pytest.approx(ramp.mean().item())
 
 
