@@ -106,7 +106,7 @@ class SimpleGVRAttentionMap(io.ComfyNode):
         side = TOKEN / CELL * height / samples.shape[3], TOKEN / CELL * width / samples.shape[4]
         drawn = [draw_map(found, picture, number, side) for picture, number in zip(pictures, numbers, strict=True)]
         mask = torch.stack([share_map(found, number, (height, width), side) for number in numbers])
-        report = f"Block {block}, noise level {sigma:.2f}.\n{found.describe()}"
+        report = f"Block {block}, noise level {sigma:.2f}.\n{found.describe((CELL * samples.shape[3], CELL * samples.shape[4]))}"
         shown = {**ui.PreviewText(report).as_dict(), **preview(drawn, cls).as_dict()}
         return io.NodeOutput(torch.stack([to_image(picture) for picture in drawn]), report, mask, ui=shown)
 

@@ -46,15 +46,17 @@ class AttentionMap:
     others: int
     scope: tuple[int, int]
 
-    def describe(self) -> str:
-        """Returns it in words, a line for each window."""
+    def describe(self, size: tuple[int, int]) -> str:
+        """Returns it in words, a line for each window. size: height and width of the video in pixels."""
         lines = [
-            f"The window at {place(self.box)} attends to itself and, of {self.others} others in latent frames "
+            f"The window at {place(self.box, size)} attends to itself and, of {self.others} others in latent frames "
             f"{self.scope[0]} to {self.scope[1] - 1}, to:"
         ]
         for number, window in enumerate(self.selected, 1):
             heads = round(window.share * self.heads)
-            lines.append(f"{number}. {place(window.box)}: {heads} of {self.heads} heads, rank {window.rank:.1f}, score {window.score:.2f}")
+            lines.append(
+                f"{number}. {place(window.box, size)}: {heads} of {self.heads} heads, rank {window.rank:.1f}, score {window.score:.2f}"
+            )
         return "\n".join(lines if self.selected else [*lines, "none."])
 
 
@@ -74,10 +76,9 @@ def map_attention(
     only one to ask, from 0; None asks all.
     """
     kernel, windows, selection = choose(q, k, grid, config, block, ordered, q.shape[1] - math.prod(grid), None)
-    raster = windows.table
+    raster = windows.table[: windows.num_windows]
     if ordered:
         raster = torch.where(raster >= 0, config.token_order(grid, q.device)[raster.clamp(min=0)], -1)
-    raster = raster[: windows.num_windows]
     number = (token[0] * grid[1] + token[1]) * grid[2] + token[2]
     chosen = int((raster == number).any(1).nonzero())
     q_mean, k_mean = (kernel.window_mean(x, windows)[0] for x in (q, k))
@@ -114,12 +115,13 @@ def box_of(tokens: Tensor, grid: tuple[int, int, int]) -> Box:
     return Box(tuple(places.amin(1).tolist()), tuple((places.amax(1) + 1).tolist()))
 
 
-def place(box: Box) -> str:
-    """Returns in words where a box is, in frames and pixels of the video."""
+def place(box: Box, size: tuple[int, int]) -> str:
+    """Returns in words where a box is, in frames and pixels of a video of that height and width."""
     (t, top, left), (t_stop, bottom, right) = box.start, box.stop
     first, last = first_frame(t), first_frame(t_stop) - 1
     frames = f"frame {first}" if first == last else f"frames {first} to {last}"
-    return f"{frames}, x {TOKEN * left} to {TOKEN * right}, y {TOKEN * top} to {TOKEN * bottom}"
+    right, bottom = min(TOKEN * right, size[1]), min(TOKEN * bottom, size[0])  # the last tokens of an odd latent reach beyond
+    return f"{frames}, x {TOKEN * left} to {right}, y {TOKEN * top} to {bottom}"
 
 
 def draw_map(attention_map: AttentionMap, picture: Image.Image, frame: int, token: tuple[float, float]) -> Image.Image:

@@ -18,8 +18,9 @@ from simplegvr_core.vae import load_tiny_vae
 GRID, CONFIG = (2, 8, 5), AttentionConfig(window=(1, 4, 3), top_k=2, unit=None)
 
 
+@pytest.mark.parametrize("references", [0, 7])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_the_map_finds_the_windows_that_queries_point_to(ordered):
+def test_the_map_finds_the_windows_that_queries_point_to(ordered, references):
     """Head 0 of the window at (1, :4, 3:) looks at (0, 4:, :3), then (0, :4, 3:), head 1 at the first of them alone."""
     q, k = torch.zeros(1, 80, 2, 4), torch.zeros(1, 80, 2, 4)
     frames_q, frames_k = (x.view(1, *GRID, 2, 4) for x in (q, k))
@@ -29,6 +30,7 @@ def test_the_map_finds_the_windows_that_queries_point_to(ordered):
     frames_k[:, 1, 4:, 3:, 1, 0] = 0.5
     if ordered:
         q, k = (x[:, CONFIG.token_order(GRID)] for x in (q, k))
+    q, k = (torch.cat((x, torch.ones(1, references, 2, 4)), dim=1) for x in (q, k))
     found = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), ordered=ordered)
     assert found.box == Box((1, 0, 3), (2, 4, 5))
     assert (found.heads, found.others, found.scope) == (2, 7, (0, 2))
@@ -36,7 +38,8 @@ def test_the_map_finds_the_windows_that_queries_point_to(ordered):
     assert (first.box, first.share, first.rank, first.score) == (Box((0, 4, 0), (1, 8, 3)), 1.0, 1.0, 3.0)
     assert (second.box, second.share, second.rank, second.score) == (Box((0, 0, 3), (1, 4, 5)), 0.5, 2.0, 1.5)
     assert (third.box, third.share, third.rank, third.score) == (Box((1, 4, 3), (2, 8, 5)), 0.5, 2.0, 0.75)
-    assert "1. frame 0, x 0 to 48, y 64 to 128: 2 of 2 heads, rank 1.0, score 3.00" in found.describe()
+    assert "1. frame 0, x 0 to 48, y 64 to 128: 2 of 2 heads, rank 1.0, score 3.00" in found.describe((128, 72))
+    assert "3. frames 1 to 4, x 48 to 72, y 64 to 128: 1 of 2 heads, rank 2.0, score 0.75" in found.describe((128, 72))
     (only, last) = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), head=1, ordered=ordered).selected
     assert (only, last.box) == (first, third.box)
 
