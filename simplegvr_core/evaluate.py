@@ -25,7 +25,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
@@ -147,7 +147,7 @@ class Evaluate:
         weights = {name: getattr(self, name) for name in WEIGHTS}
         return {
             "command": self.command(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **{name: version for name, version in versions().items() if name in ("commit", "torch")},
             **{name: getattr(self, name) for name in ("device", "scale", "num_frames", "height", "seed", "segment", "tile")},
             "sampling": asdict(sampling),
