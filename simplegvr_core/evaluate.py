@@ -4,20 +4,22 @@ Suites. pairs: videos that are the truth, of which area averaging makes the low 
 truth and low resolution as they are. aigc: what a text-to-video model made, low-resolution videos or latents (ComfyUI's Save Latent,
 or safetensors with `samples`), without a truth: only metrics that need none.
 
-A clip that is done is not measured again when the same command is run again; each has its measured.json. At the end out/results.json:
-{
- "suite": "pairs" | "aigc",
- "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
-         "files": {name: sha256 of the weights}},
- "reconstructions": [METHOD],   those that are given the original
- "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals", "meaning"}},   those that were measured on some clip
- "skipped": {metric: sentence why it was not measured, or not on every clip},
- "clips": {clip: {method: {metric: float | null}}},
- "curves": {clip: {method: {metric: [one number per frame, null where a frame has none]}}},   metrics of single frames
- "mean": {method: {metric: float | null}},   over the clips that have one
- "original": {clip: {metric: float | null}},   of the original itself, metrics that need no other; {} for aigc
- "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
-}
+A clip that is done is not measured again when the same command is run again; each has its measured.json. At the end out/results.json::
+
+    {
+    "suite": "pairs" | "aigc",
+    "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
+            "files": {name: sha256 of the weights}},
+    "reconstructions": [METHOD],   those that are given the original
+    "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals", "meaning"}},   those measured on some clip
+    "skipped": {metric: sentence why it was not measured, or not on every clip},
+    "clips": {clip: {method: {metric: float | null}}},
+    "curves": {clip: {method: {metric: [one number per frame, null where a frame has none]}}},   metrics of single frames
+    "mean": {method: {metric: float | null}},   over the clips that have one
+    "original": {clip: {metric: float | null}},   of the original itself, metrics that need no other; {} for aigc
+    "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
+    }
+
 and report.html and results.md, made from it by report.py.
 """
 
@@ -248,7 +250,11 @@ def gather(methods: list[str], measured: dict[str, dict]) -> dict:
 
     return {
         "metrics": {name: described(name) for name in names},
-        "skipped": {metric: f"{why} ({name})" for name, clip in measured.items() for metric, why in clip["skipped"].items()},
+        "skipped": {
+            metric: f"{why} ({clip})" if metric in names else why
+            for clip, each in measured.items()
+            for metric, why in each["skipped"].items()
+        },
         "clips": {name: clip["methods"] for name, clip in measured.items()},
         "curves": {name: clip["curves"] for name, clip in measured.items()},
         "mean": {method: {metric: mean(method, metric) for metric in names} for method in methods},
