@@ -133,14 +133,14 @@ class SimpleGVRSampler(io.ComfyNode):
         name = None
         if resume:
             run_of = ancestry(cls.hidden.dynprompt.get_node, cls.hidden.unique_id)
-            name = fingerprint(run_of, samples, model.model.diffusion_model, upsampler.model)
+            name = fingerprint(run_of, samples, model, upsampler)
         with working_folder(name) as folder:
             upsampled = upsample(upsampler, samples, target, folder, cls)
             condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
             def finish(z: Tensor, first_frame: int) -> Tensor:
                 z_lr = to_core(samples[:, :, first_frame : first_frame + z.shape[2]])
-                return LATENT_FORMAT.process_out(match_source(z, z_lr, colour_match))
+                return LATENT_FORMAT.process_out(match_source(z, z_lr, upsampler.model.config.latents, colour_match))
 
             run = Run(
                 upsampled,

@@ -34,7 +34,7 @@ BASE = replace(
     PRESETS["tiny_stage1"],
     dit=DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=2),
     attention=AttentionConfig(window=(1, 3, 3)),
-    upsampler=replace(VARIANTS["simplegvr"], width=16),
+    upsampler=replace(VARIANTS["simplegvr"], width=16, latents="tiny_vae"),
     sampling=SamplingConfig(steps=6, shift=3.0, noise_augmentation=0.45),
     noise_range=(0.3, 0.6),
     upsampler_loss=0.0,
@@ -48,8 +48,8 @@ SWIN, FULL = AttentionConfig(kind="swin", window=(1, 3, 3)), AttentionConfig(kin
 AXES = {
     "upsampler": {
         "temporal expansion": {},
-        "channel expansion": {"upsampler": replace(VARIANTS["channel_expansion"], width=16)},
-        "bilinear": {"upsampler": VARIANTS["bilinear"]},
+        "channel expansion": {"upsampler": replace(VARIANTS["channel_expansion"], width=16, latents="tiny_vae")},
+        "bilinear": {"upsampler": replace(VARIANTS["bilinear"], latents="tiny_vae")},
     },
     "timesteps": {"detail-aware": {"curve": "curve"}, "uniform": {}},
     "noise range": {

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from .colour import match_low_frequencies
+from .colour import match_colours
 from .flow import clean_from_velocity, interpolate, shifted_sigmas
 from .latent_file import LatentFile, write_latent
 from .layers import LATENT_CHANNELS
@@ -85,7 +85,7 @@ def super_resolve_in(
     condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
     def finish(z: Tensor, first_frame: int) -> Tensor:
-        return match_source(z, z_lr[:, :, first_frame : first_frame + z.shape[2]], colour_match)
+        return match_source(z, z_lr[:, :, first_frame : first_frame + z.shape[2]], upsampler.config.latents, colour_match)
 
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
     tiling = tiling or aligned_tiling((None, None, None), model.attention)
@@ -143,14 +143,14 @@ def write_condition(upsampled: LatentFile, noise_augmentation: float, noise_seed
     return LatentFile(path)
 
 
-def match_source(z: Tensor, z_lr: Tensor, strength: float) -> Tensor:
-    """Returns z (B, 16, T, H, W) with the low spatial frequencies of z_lr (B, 16, T, h, w), resized, at that strength.
+def match_source(z: Tensor, z_lr: Tensor, latents: str, strength: float) -> Tensor:
+    """Returns z (B, 16, T, H, W) with the colours of large areas of z_lr (B, 16, T, h, w), resized, at that strength.
 
-    Low is what four source cells and more share; see match_low_frequencies.
+    latents: whose they are, as the upsampler's configuration says. Large is what four source cells and more share; see match_colours.
     """
     size = tuple(z.shape[3:])
     width = tuple(4 * large / small for large, small in zip(size, z_lr.shape[3:], strict=True))
-    return match_low_frequencies(z, resize(z_lr.to(z), size), strength, width)
+    return match_colours(z, resize(z_lr.to(z), size), latents, strength, width)
 
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:

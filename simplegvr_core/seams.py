@@ -22,12 +22,12 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from .colour import PREVIEW_FACTORS
 from .command_line import plain_errors
 from .data import VIDEO_SUFFIXES, read_frames
 from .files import whole
 from .latent_file import LatentFile
 from .seam_plot import Panel, draw_panels
-from .vae import PREVIEW_FACTORS
 
 BT709 = (0.2126, 0.7152, 0.0722)  # of red, green, blue in the brightness
 DARK, STILL = 0.1, 0.01  # what a change of brightness, in levels, and a jump count at least: nothing changes in a still clip

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .attention import AttentionConfig
+from .colour import PREVIEW_FACTORS
 from .command_line import plain_errors
 from .data import resize_frames, to_images, write_video
 from .fit import LoopConfig, fit, read_losses
@@ -33,7 +34,7 @@ from .sampling import SamplingConfig, super_resolve
 from .timesteps import Curve, load_curve
 from .training_data import Crop, PairSampler
 from .upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler
-from .vae import PREVIEW_FACTORS, TinyVAE
+from .vae import TinyVAE
 from .wan_vae import WanVAE, load_vae
 
 
@@ -210,7 +211,7 @@ TINY = replace(
     STAGE,
     dit=TINY_DIT,
     attention=AttentionConfig(),
-    upsampler=replace(VARIANTS["simplegvr"], width=64),
+    upsampler=replace(VARIANTS["simplegvr"], width=64, latents="tiny_vae"),
     sampling=TINY_SAMPLING,
     noise_range=(0.0, 0.3),
     upsampler_loss=0.5,
@@ -246,7 +247,7 @@ PRESETS = {
         out=Path("runs/tiny_t2v"),
         dit=replace(TINY_DIT, in_dim=16),
         attention=AttentionConfig(kind="full", unit=None),
-        upsampler=VARIANTS["bilinear"],
+        upsampler=replace(VARIANTS["bilinear"], latents="tiny_vae"),
         sampling=SamplingConfig(steps=20, shift=3.0, denoise=0.6),
         upsampler_loss=0.0,
         perceptual_loss=0.0,
@@ -275,7 +276,7 @@ PRESETS = {
         out=Path("runs/smoke"),
         dit=DiTConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=2),
         attention=AttentionConfig(window=(1, 3, 3)),
-        upsampler=replace(VARIANTS["simplegvr"], width=16),
+        upsampler=replace(TINY.upsampler, width=16),
         perceptual_loss=0.0,
         bf16=False,
         crop=Crop(num_frames=9, size=(12, 12), batch=4),

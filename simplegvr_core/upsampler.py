@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,13 @@ LEAST_TILE = 32  # cells a side
 @dataclass(frozen=True)
 class UpsamplerConfig:
     """width: channels between the blocks. expand_time: T -> 4 (T - 1) + 1 before resizing, so that every latent frame
-    stands for one video frame. blocks: residual blocks before and after resizing; 0 is plain bilinear."""
+    stands for one video frame. blocks: residual blocks before and after resizing; 0 is plain bilinear. latents: whose
+    autoencoder's they are (colour.COLOUR_FACTORS)."""
 
     width: int = 128
     expand_time: bool = True
     blocks: int = 2
+    latents: Literal["wan", "tiny_vae"] = "wan"
 
 
 VARIANTS = {

@@ -18,18 +18,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import checkpoint
+from .colour import PREVIEW_FACTORS
 from .layers import LATENT_CHANNELS, CausalConv3d, Past, ResidualBlock3d, name_convolutions
 
 BLOCK = 3 * 4 * 8 * 8
-
-# How ComfyUI turns a normalised Wan 2.1 latent into preview colours (R, G, B for each channel).
-# The latent is rotated to agree with it, so its previews show true hues; preview_colours has their strength, too.
-PREVIEW_FACTORS = (
-    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
-    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
-    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
-    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ class TinyVAE(nn.Module):
         spread = variance**0.25
         spread *= (LATENT_CHANNELS / spread.square().sum()).sqrt()
         decode = directions * variance.sqrt() / spread
-        preview = torch.tensor(PREVIEW_FACTORS, dtype=torch.float64)
+        preview = torch.tensor(PREVIEW_FACTORS, dtype=torch.float64)  # the latent is rotated to agree: its previews show true colours
         colour = rearrange(decode, "(c p) z -> c p z", c=3).mean(1)
         u, _, vh = torch.linalg.svd(preview @ colour)
         rotation = u @ vh  # orthogonal Procrustes: rotated latents @ preview is closest to each block's mean colour

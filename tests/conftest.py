@@ -29,6 +29,7 @@ from simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig  # noqa: E
 DIT = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=3)
 ATTENTION = AttentionConfig(window=(1, 4, 3), top_k=1, unit=5)
 UPSAMPLER = UpsamplerConfig(width=16)
+LATENT = (1, 16, 3, 5, 7)
 
 
 def random_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -133,3 +134,42 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def latent(shape=LATENT, seed=0) -> dict:
+    return {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
+
+
+def scale(factor: float) -> dict:
+    return {"size": "scale", "scale": factor}
+
+
+@pytest.fixture(scope="module")
+def upsampler(comfy):
+    return comfy.run("SimpleGVRLoadUpsampler", model_name="upsampler_test.safetensors")[0]
+
+
+@pytest.fixture(scope="module")
+def model(comfy):
+    return comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
+
+
+@pytest.fixture(scope="module")
+def wan(comfy):
+    return comfy.run("UNETLoader", unet_name="wan_test.safetensors", weight_dtype="default")[0]
+
+
+@pytest.fixture
+def sample(comfy, model, upsampler):
+    """Runs SimpleGVR Sampler with inputs or settings changed; settings="recommended" for the checkpoint's."""
+
+    def run(**changes):
+        if changes.get("settings") == "recommended":
+            changes["settings"] = {"settings": "recommended"}
+        settings = {"settings": "custom", "steps": 2, "cfg": 1.0, "noise_augmentation": 0.4, "denoise": 1.0}
+        settings |= {key: changes.pop(key) for key in settings.keys() & changes.keys()}
+        inputs = dict(model=model, upsampler=upsampler, latent=latent(), size=scale(2), seed=1, noise_seed=2, settings=settings)
+        out, report = comfy.run("SimpleGVRSampler", **{**inputs, **changes})
+        return out["samples"], report
+
+    return run

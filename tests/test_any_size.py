@@ -4,8 +4,9 @@ import sys
 
 import pytest
 import torch
-from test_nodes import latent, model, sample, scale, upsampler, wan  # noqa: F401
+from conftest import latent, scale
 
+from simplegvr_core.colour import COLOUR_FACTORS
 from simplegvr_core.upsampler import resize
 
 CUT = {"tiling": "custom", "segment": 10, "tile_width": 288, "tile_height": 384}
@@ -18,7 +19,7 @@ def one_block(comfy):
     return comfy.run("SimpleGVRLoadModel", model_name="gvr_large_frames.safetensors", weight_dtype="default")[0]
 
 
-def is_exact(sample, model, frames, size, batch, tiling):  # noqa: F811
+def is_exact(sample, model, frames, size, batch, tiling):
     source = latent((batch, 16, frames, size[0] // 3, size[1] // 3))
     size_in_pixels = {"size": "width x height", "width": 8 * size[1], "height": 8 * size[0]}
     out, _ = sample(model=model, latent=source, size=size_in_pixels, steps=1, tiling=tiling)
@@ -27,7 +28,7 @@ def is_exact(sample, model, frames, size, batch, tiling):  # noqa: F811
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("frames", "size"), QUICK, ids=str)
-def test_every_length_size_and_batch_comes_out_exact(sample, one_block, frames, size, batch):  # noqa: F811
+def test_every_length_size_and_batch_comes_out_exact(sample, one_block, frames, size, batch):
     assert is_exact(sample, one_block, frames, size, batch, {"tiling": "auto"})
 
 
@@ -35,19 +36,19 @@ def test_every_length_size_and_batch_comes_out_exact(sample, one_block, frames, 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("frames", FRAMES)
-def test_every_length_size_and_batch_comes_out_exact_whole_and_in_boxes(sample, one_block, frames, size, batch):  # noqa: F811
+def test_every_length_size_and_batch_comes_out_exact_whole_and_in_boxes(sample, one_block, frames, size, batch):
     assert is_exact(sample, one_block, frames, size, batch, {"tiling": "whole"})
     assert is_exact(sample, one_block, frames, size, batch, CUT)
 
 
-def test_boxes_give_nearly_what_the_whole_gives(sample, one_block):  # noqa: F811
+def test_boxes_give_nearly_what_the_whole_gives(sample, one_block):
     source = latent((1, 16, 12, 18, 13))
     whole, in_boxes = (sample(model=one_block, latent=source, size=scale(3), tiling=tiling)[0] for tiling in ({"tiling": "whole"}, CUT))
     assert not torch.equal(whole, in_boxes)
     assert (in_boxes - whole).square().mean() < 0.02 * whole.square().mean()
 
 
-def test_the_same_clip_made_longer_begins_the_same(sample, one_block):  # noqa: F811
+def test_the_same_clip_made_longer_begins_the_same(sample, one_block):
     """Noise goes by position, attention by temporal units: what comes later changes nothing before."""
     long = latent((1, 16, 15, 5, 7))
     short = {"samples": long["samples"][:, :, :5]}
@@ -55,7 +56,7 @@ def test_the_same_clip_made_longer_begins_the_same(sample, one_block):  # noqa: 
     torch.testing.assert_close(out[:, :, :5], expected, atol=1e-4, rtol=0)
 
 
-def test_out_of_memory_halves_the_boxes_and_the_report_says_so(sample, one_block, monkeypatch):  # noqa: F811
+def test_out_of_memory_halves_the_boxes_and_the_report_says_so(sample, one_block, monkeypatch):
     source, network = latent((1, 16, 12, 5, 7)), type(one_block.model.diffusion_model)
     whole, _ = sample(model=one_block, latent=source, tiling={"tiling": "whole"})
     forward = network.forward
@@ -72,7 +73,7 @@ def test_out_of_memory_halves_the_boxes_and_the_report_says_so(sample, one_block
     assert (out - whole).square().mean() < 0.02 * whole.square().mean()
 
 
-def test_upsampling_out_of_memory_goes_on_in_tiles(comfy, upsampler, monkeypatch):  # noqa: F811
+def test_upsampling_out_of_memory_goes_on_in_tiles(comfy, upsampler, monkeypatch):
     inputs = dict(upsampler=upsampler, latent=latent((1, 16, 5, 20, 18)), size=scale(3))
     whole = comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"]
     upsample, calls = type(upsampler.model).upsample, []
@@ -88,15 +89,23 @@ def test_upsampling_out_of_memory_goes_on_in_tiles(comfy, upsampler, monkeypatch
     assert len(calls) > 5
 
 
-def test_colours_are_held_to_the_sources(sample):  # noqa: F811
-    wanted = resize(latent()["samples"], (10, 14)).mean((3, 4))
-    drift = [(sample(colour_match=strength)[0].mean((3, 4)) - wanted).abs().max().item() for strength in (0.0, 0.5, 1.0)]
+def test_colours_are_held_to_the_sources(sample):
+    wanted = colours(resize(latent()["samples"], (10, 14)))
+    drift = [(colours(sample(colour_match=strength)[0]) - wanted).abs().max().item() for strength in (0.0, 0.5, 1.0)]
     assert drift[0] > 0.1
     assert drift[1] == pytest.approx(drift[0] / 2, rel=1e-3)
     assert drift[2] < 1e-4
 
 
-def test_context_windows_are_refused(comfy, model, sample):  # noqa: F811
+def colours(samples):
+    """Returns what ComfyUI's preview and a linear decoder of Wan's make of the frames' mean, VAE space, but for a constant."""
+    from comfy.latent_formats import Wan21
+
+    deviations = Wan21().latents_std[:, :, 0, 0]
+    return torch.einsum("BCT, nCc -> BTnc", samples.mean((3, 4)) / deviations, torch.tensor(COLOUR_FACTORS["wan"]))
+
+
+def test_context_windows_are_refused(comfy, model, sample):
     windowed = comfy.run(
         "WanContextWindowsManual", model=model, context_length=9, context_overlap=4, context_schedule="standard_static",
         context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=False,
@@ -121,7 +130,29 @@ def test_a_run_is_known_again_by_what_it_depends_on(comfy):
     assert changed("2", seed=2) != same != changed("1", latent="b.latent")
 
 
-def test_frames_that_do_not_fit_are_upsampled_in_tiles_from_the_start(comfy, upsampler, monkeypatch):  # noqa: F811
+def test_a_run_is_known_again_whatever_loras_the_server_has_loaded(comfy, model):
+    """Loaded, weights hold what a LoRA adds to them; also in the small ones, which tell models apart."""
+    from comfy.model_management import load_models_gpu
+
+    fingerprint = sys.modules[f"{comfy.pack.__name__}.nodes.working_files"].fingerprint
+    cold, name = fingerprint(model), "diffusion_model.blocks.0.self_attn.q.bias"
+    with_lora = model.clone()
+    with_lora.add_patches({name: ("diff", (torch.ones_like(model.get_model_object(name)),))})
+    before = model.get_model_object(name).clone()
+    try:
+        load_models_gpu([with_lora], force_full_load=True)
+        assert not torch.equal(model.get_model_object(name), before)
+        assert fingerprint(with_lora) == fingerprint(model) == cold
+    finally:
+        with_lora.detach()
+    assert torch.equal(model.get_model_object(name), before)
+    with torch.no_grad():
+        model.get_model_object(name).add_(1)
+        assert fingerprint(model) != cold
+        model.get_model_object(name).copy_(before)
+
+
+def test_frames_that_do_not_fit_are_upsampled_in_tiles_from_the_start(comfy, upsampler, monkeypatch):
     inputs = dict(upsampler=upsampler, latent=latent((1, 16, 3, 20, 18)), size=scale(3))
     whole = comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"]
     bridge, upsample, tiles = sys.modules[f"{comfy.pack.__name__}.nodes.bridge"], type(upsampler.model).upsample, []

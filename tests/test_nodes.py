@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from conftest import LATENT, latent, scale
 
 from simplegvr_core.noise import draw_noise
 
-LATENT = (1, 16, 3, 5, 7)
 NODE_IDS = {
     "SimpleGVRLoadModel", "SimpleGVRLoadUpsampler", "SimpleGVRLoadTinyVAE", "SimpleGVRLatentUpscale", "SimpleGVRConditioning",
     "SimpleGVRSampler", "SimpleGVRSparseAttention", "SimpleGVRNullPrompt", "SimpleGVRTrim",
@@ -13,45 +13,6 @@ NODE_IDS = {
     "SimpleGVRPlan", "SimpleGVRDecodeSave", "SimpleGVRSeamMeter", "SimpleGVRColorMatch", "SimpleGVRCompare", "SimpleGVRAttentionMap",
     "SimpleGVREvaluate",
 }  # fmt: skip
-
-
-def latent(shape=LATENT, seed=0) -> dict:
-    return {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
-
-
-def scale(factor: float) -> dict:
-    return {"size": "scale", "scale": factor}
-
-
-@pytest.fixture(scope="module")
-def upsampler(comfy):
-    return comfy.run("SimpleGVRLoadUpsampler", model_name="upsampler_test.safetensors")[0]
-
-
-@pytest.fixture(scope="module")
-def model(comfy):
-    return comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
-
-
-@pytest.fixture(scope="module")
-def wan(comfy):
-    return comfy.run("UNETLoader", unet_name="wan_test.safetensors", weight_dtype="default")[0]
-
-
-@pytest.fixture
-def sample(comfy, model, upsampler):
-    """Runs SimpleGVR Sampler with inputs or settings changed; settings="recommended" for the checkpoint's."""
-
-    def run(**changes):
-        if changes.get("settings") == "recommended":
-            changes["settings"] = {"settings": "recommended"}
-        settings = {"settings": "custom", "steps": 2, "cfg": 1.0, "noise_augmentation": 0.4, "denoise": 1.0}
-        settings |= {key: changes.pop(key) for key in settings.keys() & changes.keys()}
-        inputs = dict(model=model, upsampler=upsampler, latent=latent(), size=scale(2), seed=1, noise_seed=2, settings=settings)
-        out, report = comfy.run("SimpleGVRSampler", **{**inputs, **changes})
-        return out["samples"], report
-
-    return run
 
 
 def conditioned_ksampler(comfy, model, upscaled, steps=2, **changes):

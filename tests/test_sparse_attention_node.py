@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DIT
-from test_nodes import conditioned_ksampler, latent
+from conftest import DIT, latent
+from test_nodes import conditioned_ksampler
 
 from simplegvr_core.attention import AttentionConfig
 from simplegvr_core.model import SimpleGVRDiT

@@ -5,8 +5,9 @@ import torch
 from conftest import REPO, random_weights
 
 from simplegvr_core.checkpoint import read_config
+from simplegvr_core.colour import PREVIEW_FACTORS
 from simplegvr_core.data import read_video, resize_frames, to_video
-from simplegvr_core.vae import PREVIEW_FACTORS, TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
+from simplegvr_core.vae import TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
 
 SMALL = TinyVAEConfig(latent_width=16, latent_blocks=1, fine_width=16, fine_blocks=1, pixel_width=8)
 
