@@ -17,6 +17,7 @@ from torch import Tensor
 from ..simplegvr_core.decode_to_file import decode_to_parts, first_frame, latent_frames
 from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
 from ..simplegvr_core.sampling import pixels
+from ..simplegvr_core.sampling_plan import amount
 from ..simplegvr_core.tiling import Box
 from ..simplegvr_core.vae import TinyVAE
 from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
@@ -84,7 +85,7 @@ class SimpleGVRDecodeSave(io.ComfyNode):
         report = []
         if (encoding.width, encoding.height) != (width, height):
             report.append(f"H.264 needs even sides: {width} x {height} became {encoding.width} x {encoding.height}.")
-        name = fingerprint(samples, vae.first_stage_model, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
+        name = fingerprint(samples, vae.patcher, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
         with comfy.model_management.cuda_device_context(vae.device), working_folder(name) as folder:
             decoder, length = stream_decoder(vae, decode_chunk, samples, report), PART_LENGTH if resume else None
             parts = []
@@ -100,6 +101,8 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                     raise ValueError(
                         "SimpleGVR Decode and Save: out of memory with the smallest tile: close other programs, or unload other models"
                     ) from error
+            if decoder.most_tiles > 1:
+                report.append(f"Decoded in {decoder.most_tiles} tiles.")
             saved = save_all(filename_prefix, encoding, parts, sounds, workflow(cls.hidden))
         videos = [InputImpl.VideoFromFile(str(path)) for path, _ in saved]
         results = [result for _, result in saved]
@@ -191,7 +194,7 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     tiles = tiles_of_frame(size, fits)
     if len(tiles) > 1:
         report.append(
-            f"A frame of {pixels(size)} takes {gib(WITHOUT_PAST * needed(*size))}, {gib(free)} are free: decoded in {len(tiles)} tiles."
+            f"A frame of {pixels(size)} takes {amount(WITHOUT_PAST * needed(*size))}, {amount(free)} are free: it is cut into tiles."
         )
     return StreamDecoder(
         lambda z, past: decode_chunk(network, z.to(vae.device, vae.vae_dtype), past),
@@ -269,8 +272,3 @@ def workflow(hidden) -> dict:
     if args.disable_metadata:
         return {}
     return {**(hidden.extra_pnginfo or {}), **({} if hidden.prompt is None else {"prompt": hidden.prompt})}
-
-
-def gib(amount: float) -> str:
-    """Returns bytes in words."""
-    return f"{amount / 2**30:.1f} GiB"

@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 import folder_paths
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..simplegvr_core.video_file import Encoding
 
@@ -45,13 +46,13 @@ def working_folder(fingerprint: str | None) -> Iterator[Path]:
 def fingerprint(*parts) -> str:
     """Returns 16 hexadecimal digits that differ when one of parts does: tensors, networks, or what JSON can hold.
 
-    Of a latent a frame at a time is in memory. Networks are told apart by their parameters' names and shapes and the values of
-    the small ones.
+    Of a latent a frame at a time is in memory. Networks, as ComfyUI holds them, are told apart by their parameters' names and
+    shapes and the values of the small ones, without what a LoRA adds to them while they are loaded.
     """
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, nn.Module):
-            parameters = dict(part.named_parameters())
+        if isinstance(part, ModelPatcher):
+            parameters = dict(part.model.named_parameters()) | {name: kept.weight for name, kept in part.backup.items()}
             tensors = [values for values in parameters.values() if values.numel() <= SMALL]
             description = [(name, list(values.shape)) for name, values in parameters.items()]
         elif isinstance(part, Tensor):

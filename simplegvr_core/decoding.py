@@ -92,7 +92,7 @@ class StreamDecoder:
     tiles: of the frame, with their past. host: the device for pictures of tiles, and for the past between chunks; with
     keeps_past, both stay where they are made, which is faster. on_out_of_memory(box, tiles): called with the tile that did
     not fit and those that are tried instead: itself while the past is on the host, then its halves. fits(h, w): whether there is
-    memory for a tile.
+    memory for a tile. most_tiles: in which a frame was decoded so far.
     """
 
     decode: DecodeChunk
@@ -102,6 +102,7 @@ class StreamDecoder:
     keeps_past: bool = False
     on_out_of_memory: Callable[[Box, list[Tile]], None] = lambda box, tiles: None
     fits: Callable[[int, int], bool] = lambda height, width: True
+    most_tiles: int = 0
 
     def begin_anew(self) -> None:
         """Forgets the clip, for the next one, which gets the same tiles."""
@@ -133,7 +134,7 @@ class StreamDecoder:
             box = in_pixels(tile.box)
             video[inside(box)] += share(box, extent, (0, PIXELS * OVERLAP, PIXELS * OVERLAP)) * picture.to(video)
             todo = todo[1:]
-        self.tiles = done
+        self.tiles, self.most_tiles = done, max(self.most_tiles, len(done))
         return video.float()
 
     def attempt(self, z: Tensor, tile: Tile) -> tuple[Tensor, Tile] | None:

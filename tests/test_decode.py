@@ -307,6 +307,19 @@ def test_a_stopped_run_goes_on_and_gives_the_same_frames(vae, save, stop, output
     assert not (output / "simplegvr_resume").exists()
 
 
+def test_a_run_that_goes_on_reports_the_tiles_that_it_really_used(tiny, save, stop, short_parts, little_memory):
+    """Those of the run that was stopped, whatever would fit now."""
+    little_memory(tiny, 0.45)
+    stop(5, interrupted())
+    with pytest.raises(type(interrupted())):
+        save(tiny, latent(7, WIDE), **LOSSLESS)
+    little_memory(tiny, 2)
+    _, report = save(tiny, latent(7, WIDE), **LOSSLESS)
+    assert "Went on at frame" in report
+    assert "are free" not in report
+    assert "Decoded in 4 tiles." in report
+
+
 def test_what_was_finished_of_a_batch_is_not_decoded_again(tiny, save, stop, short_parts, frames_seen, output):
     whole = [read_video(path)[0] for path in save(tiny, latent(5, batch=2), **LOSSLESS)[0]]
     stop(5 + 3, interrupted())
@@ -417,7 +430,8 @@ def test_tiles_are_close_to_the_whole(tiny, save, frames_seen, little_memory, sh
     expected = stock(tiny, latent(3, WIDE))[0]
     little_memory(tiny, share)
     _, report = save(tiny, latent(3, WIDE))
-    assert f"are free: decoded in {tiles} tiles." in report
+    assert "are free: it is cut into tiles." in report
+    assert f"Decoded in {tiles} tiles." in report
     assert psnr(as_images(tiny, frames_seen), expected) > 60
 
 
