@@ -138,8 +138,8 @@ class SimpleGVRSampler(io.ComfyNode):
             upsampled = upsample(upsampler, samples, target, folder, cls)
             condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
-            def finish(z: Tensor, first_frame: int) -> Tensor:
-                z_lr = to_core(samples[:, :, first_frame : first_frame + z.shape[2]])
+            def finish(z: Tensor, frame: int) -> Tensor:
+                z_lr = to_core(samples[:, :, frame : frame + 1])
                 return LATENT_FORMAT.process_out(match_source(z, z_lr, upsampler.model.config.latents, colour_match))
 
             run = Run(

@@ -86,21 +86,24 @@ def refine(
     seed: int,
     folder: Path,
     on_segment: Callable[[int, int, Tensor], None] = lambda step, first_frame, z_0: None,
-    finish: Callable[[Tensor, int], Tensor] = lambda z, first_frame: z,
+    finish: Callable[[Tensor, int], Tensor] = lambda z, frame: z,
 ) -> LatentFile:
     """Returns the latent integrated from noise level sigmas[0] down to the last, by Euler's method (equation 2).
 
     It starts from upsampled, noised by a noise that seed draws by position; and from the last whole step where folder
     holds the file of one. condition: None for a network without one. on_segment(i, first_frame, z_0): called in
-    step i with frames first_frame and on of the clean latent that their velocity points to. finish(z, first_frame):
-    applied to frames of the result.
+    step i with frames first_frame and on of the clean latent that their velocity points to. finish(z, frame):
+    applied to each frame of the result.
     """
 
     sigmas = sigmas.cpu()
 
     def noised(start: int, stop: int) -> Tensor:
-        z_0 = upsampled[start:stop]
-        return interpolate(z_0, draw_noise(z_0.shape, seed, start), sigmas[0])
+        return torch.cat([noised_frame(frame) for frame in range(start, stop)], dim=2)
+
+    def noised_frame(frame: int) -> Tensor:
+        z_0 = upsampled[frame : frame + 1]
+        return interpolate(z_0, draw_noise(z_0.shape, seed, frame), sigmas[0])
 
     def stepped(start: int, stop: int) -> Tensor:
         return LatentFile(path)[start:stop]
@@ -110,8 +113,10 @@ def refine(
         with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
             for first, z, v in fused_segments(velocity, stepped if i else noised, condition, upsampled.shape[2], sigma):
                 on_segment(i, first, clean_from_velocity(z, v, sigma))
-                z_next = z + (sigma_next - sigma) * v
-                append(finish(z_next, first) if i == len(sigmas) - 2 else z_next)
+                for frame, (z_t, velocity_t) in enumerate(zip(z.split(1, dim=2), v.split(1, dim=2), strict=True), first):
+                    z_next = z_t + (sigma_next - sigma) * velocity_t
+                    append(finish(z_next, frame) if i == len(sigmas) - 2 else z_next)
+                del z, v, z_t, velocity_t  # before there are those of the next segment
     return LatentFile(path)
 
 
@@ -138,12 +143,14 @@ def fused_segments(
             v[:, :, : carried.shape[2]] += carried
         ready = following[0] - start if following else stop - start
         yield start, z[:, :, :ready], v[:, :, :ready]
-        carried = v[:, :, ready:]
+        carried = v[:, :, ready:].clone()
+        del z, v
 
 
 def padded_velocity(velocity: BoxedVelocity, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
     """Returns the velocity of z, whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
     height, width = z.shape[3:]
     pad = (0, width % 2, 0, height % 2, 0, 0)
-    z, condition = (x if x is None else F.pad(x, pad, mode="circular") for x in (z, condition))
+    if any(pad):
+        z, condition = (x if x is None else F.pad(x, pad, mode="circular") for x in (z, condition))
     return velocity(z, condition, sigma)[..., :height, :width]

@@ -84,8 +84,8 @@ def super_resolve_in(
     upsampled = LatentFile(folder / "upsampled.safetensors")
     condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
-    def finish(z: Tensor, first_frame: int) -> Tensor:
-        return match_source(z, z_lr[:, :, first_frame : first_frame + z.shape[2]], upsampler.config.latents, colour_match)
+    def finish(z: Tensor, frame: int) -> Tensor:
+        return match_source(z, z_lr[:, :, frame : frame + 1], upsampler.config.latents, colour_match)
 
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
     tiling = tiling or aligned_tiling((None, None, None), model.attention)
