@@ -186,12 +186,15 @@ def test_pairs_that_come_with_their_low_resolution_are_measured_on_it(tmp_path):
     assert read_video(tmp_path / "out" / "set" / "one" / "source.mp4")[0].shape == (3, 48, 72, 3)
     with pytest.raises(ValueError, match=r"one.mp4 has 3 frames of 144 x 96 and .*one.mp4 3 frames of 72 x 48: wanted .* 3 times"):
         Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=3).run()
+    write_video(tmp_path / "pairs" / "lr" / "set" / "one.mp4", to_images(source[:, :, :2]), Fraction(25))
+    with pytest.raises(ValueError, match=r"3 frames of 144 x 96 and .* 2 frames of 72 x 48"):
+        Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2).run()
     (tmp_path / "pairs" / "lr" / "set" / "one.mp4").rename(tmp_path / "pairs" / "lr" / "set" / "other.mp4")
     with pytest.raises(ValueError, match="no low resolution"):
         Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2).run()
 
 
-def save_latent(path, key: str, shape: tuple[int, ...] = (1, 16, 2, 6, 8)) -> torch.Tensor:
+def save_latent(path, key: str, shape: tuple[int, ...] = (1, 16, 3, 6, 8)) -> torch.Tensor:
     """Returns z, normalised, after writing it as ComfyUI's Save Latent does."""
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
@@ -205,15 +208,14 @@ def test_generated_clips_are_latents_or_videos_and_get_metrics_without_an_origin
     z = save_latent(clips / "made_00001_.latent", "latent_tensor")
     save_latent(clips / "same.safetensors", "samples")
     write_video(clips / "video.mp4", read_video(CLIP, 5)[0][:, :72, :96], Fraction(25))
-    run = Evaluate(
-        clips, tmp_path / "out", "upsampler,latent_bilinear,bicubic", scale=2, suite="aigc", metrics="psnr,tof,lr_consistency"
-    ).run()
+    chosen = {"methods": "upsampler,latent_bilinear,bicubic", "metrics": "psnr,tof,lr_consistency"}
+    run = Evaluate(clips, tmp_path / "out", scale=2, num_frames=7, suite="aigc", **chosen).run()
     assert run["suite"] == "aigc" and run["metrics"].keys() == {"tof", "lr_consistency"} and "original" in run["skipped"]["psnr"]
     assert run["original"] == {name: {} for name in ("made_00001_", "same", "video")}
     assert run["clips"]["made_00001_"] == run["clips"]["same"]
     assert all(value is not None for clip in run["clips"].values() for values in clip.values() for value in values.values())
     vae, upsampler = load_tiny_vae(Evaluate.vae), load_upsampler(Evaluate.upsampler)
-    expected = to_images(vae.decode(upsampler(z, (12, 16))))
+    expected = to_images(vae.decode(upsampler(z[:, :, :2], (12, 16))))  # what whole latent frames hold of seven
     found, rate = read_video(tmp_path / "out" / "same" / "upsampler.mp4")
     assert rate == 16 and found.shape == expected.shape == (5, 96, 128, 3)
     assert (found.float() - expected.float()).abs().mean() < 4  # H.264 in between
@@ -245,8 +247,12 @@ def test_boxes_that_gvr_refines_are_measured_at_their_borders(tmp_path):
     clips = tmp_path / "clips"
     clips.mkdir()
     shutil.copy(CLIP, clips / "one.mp4")
-    evaluate = Evaluate(clips, tmp_path / "out", "gvr,bicubic", num_frames=5, height=216, tile=(288, 216), metrics="tile_seams")
+    evaluate = Evaluate(clips, tmp_path / "out", "gvr,bicubic", num_frames=5, height=216, tile=(288, 216), metrics="psnr,tile_seams")
     values = evaluate.run()["clips"]["one"]
+    whole = replace(evaluate, tile=None, out=tmp_path / "whole").run()
+    assert "--tile" in whole["skipped"]["tile_seams"]
+    assert 0 < abs(whole["clips"]["one"]["gvr"]["psnr"] - values["gvr"]["psnr"]) < 0.2  # boxes cost little
+    assert whole["clips"]["one"]["bicubic"]["psnr"] == values["bicubic"]["psnr"]
     assert 0.5 < values["gvr"]["tile_seams"] < 2 and 0.5 < values["bicubic"]["tile_seams"] < 2
 
 
