@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 1100, 210, 74, 34, 30, 24  # pixels of a panel and its margins
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 1100, 210, 90, 34, 30, 24  # pixels of a panel and its margins
 LINE, BORDER, GREY, FONT = "#2171b5", "#d62728", "#999999", 15
 
 
