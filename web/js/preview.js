@@ -2,11 +2,14 @@
 // front end shows animated outputs, in an element of their own; Vue nodes do so anyway.
 import { app } from "../../../scripts/app.js"
 
-const WIDGET = "$$comfy_animation_preview" // the front end's name for it
+const WIDGET = "$$comfy_animation_preview" // the front end's name for that element
+const HEIGHT = "--comfy-widget-min-height" // in pixels
 
 function enlarge(node) {
-  const widget = node.widgets.find(({ name }) => name === WIDGET)
-  widget?.element.style.setProperty("--comfy-widget-min-height", 220) // pixels, as of a still preview
+  const style = node.widgets.find(({ name }) => name === WIDGET)?.element.style
+  if (!style || style.getPropertyValue(HEIGHT)) return
+  style.setProperty(HEIGHT, 220) // as tall as a still preview
+  node.setDirtyCanvas(true, true)
 }
 
 app.registerExtension({
@@ -15,8 +18,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "SimpleGVRSampler") return
     Object.defineProperty(node, "animatedImages", {
-      get: () => Boolean(node.preview),
-      set: () => queueMicrotask(() => enlarge(node)), // the front end sets it before it makes the element
+      get() {
+        queueMicrotask(() => enlarge(node)) // the front end asks when it draws, just before it makes the element
+        return Boolean(node.preview)
+      },
+      set() {},
     })
   },
 })
