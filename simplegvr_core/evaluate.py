@@ -164,11 +164,11 @@ class Evaluate:
         return f"python3 scripts/run.py -m simplegvr_core.evaluate --clips CLIPS --out DIR{options}"
 
     def measured(self, name: str, clip: Clip, methods: list[str], models: Models, run: dict) -> dict:
-        """Returns the measurement of a clip: as it was written when the very same was measured before."""
+        """Returns the measurement of a clip: as it was written when the very same was measured before, by this version of the code."""
         path = self.out / name / "measured.json"
         skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip.reference))}
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
-        settings = {key: value for key, value in run.items() if key not in ("command", "date", "commit", "torch")}
+        settings = {key: value for key, value in run.items() if key not in ("command", "date", "torch")}
         clip_files = {file.name: sha256(file) for file in clip.files}
         task = json.loads(json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": methods, "metrics": chosen}))
         if path.exists() and (before := json.loads(path.read_text()))["task"] == task:
