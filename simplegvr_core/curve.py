@@ -8,6 +8,7 @@ B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from .checkpoint import parse_config
 from .command_line import plain_errors
 from .files import whole, write_text
 from .flow import shifted_sigmas
-from .model import load_dit
+from .model import SimpleGVRDiT, load_dit
 from .pairs import Pairs
 from .sampling import SamplingConfig, super_resolve
 from .timesteps import Curve
-from .upsampler import load_upsampler
+from .upsampler import LatentUpsampler, load_upsampler
 
 BUNDLE = Path(__file__).resolve().parents[1] / "models"
 
@@ -40,6 +41,30 @@ def high_frequency_energy(z: Tensor) -> float:
     height, width = z.shape[-2:]
     rows, columns = np.arange(height)[:, None] >= height / 2, np.arange(width) >= width / 2
     return float(np.square(coefficients)[..., rows | columns].mean())
+
+
+def measure_curve(
+    model: SimpleGVRDiT, upsampler: LatentUpsampler, latents: Iterable[tuple[Tensor, tuple[int, int]]], sampling: SamplingConfig, seed: int
+) -> Curve:
+    """Returns the curve of a model over the sampling of clips, for the null prompt.
+
+    latents: each clip's (1, 16, T, h, w) and its target size (H, W) in cells. Sampling starts from pure noise, whatever
+    sampling says, so that it has all noise levels. seed: of the first clip's noise; each clip has its own.
+    """
+    sampling = replace(sampling, denoise=1.0)
+    device = next(model.parameters()).device
+    null = torch.zeros(1, 1, model.config.text_dim, device=device)
+    sigma, energies = shifted_sigmas(sampling.steps, sampling.shift)[:-1], []
+    for i, (z_lr, size) in enumerate(tqdm(latents, unit="clip")):
+        energy = np.zeros(sampling.steps)
+
+        def record(step: int, first_frame: int, z_0: Tensor, energy: np.ndarray = energy) -> None:
+            energy[step] += high_frequency_energy(z_0)
+
+        seeds = seed + 2 * i, seed + 2 * i + 1
+        super_resolve(model, upsampler, z_lr.to(device), size, sampling, null, null, *seeds, on_segment=record)
+        energies.append(energy)
+    return Curve(tuple(sigma.tolist()), tuple(np.mean(energies, axis=0).tolist()), len(energies))
 
 
 @dataclass(frozen=True)
@@ -56,26 +81,17 @@ class MeasureCurve:
     device: str = "cpu"
 
     def run(self) -> Curve:
-        """Returns the curve. Sampling starts from pure noise, whatever the checkpoint recommends, so that it has all levels."""
+        """Returns the curve."""
         if self.out.suffix != ".json":
             raise ValueError(f"--out is {self.out}, wanted the name of a .json file")
         pairs = Pairs(self.pairs)
         clips = min(self.clips, len(pairs))
         dit, config = load_dit(self.model)
         dit, upsampler = dit.to(self.device), load_upsampler(self.upsampler).to(self.device)
-        sampling = replace(parse_config(SamplingConfig, config, "sampling", self.model), steps=self.steps, denoise=1.0)
-        null = torch.zeros(1, 1, dit.config.text_dim, device=self.device)
-        sigma, energy = shifted_sigmas(self.steps, sampling.shift)[:-1], np.zeros(self.steps)
-
-        def record(step: int, first_frame: int, z_0: Tensor) -> None:
-            energy[step] += high_frequency_energy(z_0) / clips
-
-        for i in tqdm(range(clips), unit="clip"):
-            z_lr, z_hr = pairs[i * len(pairs) // clips]
-            seeds = self.seed + 2 * i, self.seed + 2 * i + 1
-            z_lr = z_lr[None].to(self.device)
-            super_resolve(dit, upsampler, z_lr, tuple(z_hr.shape[-2:]), sampling, null, null, *seeds, on_segment=record)
-        curve = Curve(tuple(sigma.tolist()), tuple(energy.tolist()), clips)
+        sampling = parse_config(SamplingConfig, config, "sampling", self.model)
+        chosen = (pairs[i * len(pairs) // clips] for i in range(clips))
+        latents = ((z_lr[None], tuple(z_hr.shape[-2:])) for z_lr, z_hr in chosen)
+        curve = measure_curve(dit, upsampler, latents, replace(sampling, steps=self.steps), self.seed)
         write_curve(self.out, curve)
         return curve
 

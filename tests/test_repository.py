@@ -15,7 +15,18 @@ CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob
 LAYERS = [
     {"optical_flow", "files", "command_line", "crops", "report_plots"},
     {"flow", "noise", "colour", "seam_plot", "layers", "no_reference", "temporal", "checkpoint", "data", "timesteps", "memory"},
-    {"baselines", "video_file", "measure", "peers", "report_page", "fit", "full_reference", "learned_metrics"},
+    {
+        "baselines",
+        "video_file",
+        "measure",
+        "peers",
+        "report_page",
+        "fit",
+        "paper_page",
+        "paper_pictures",
+        "full_reference",
+        "learned_metrics",
+    },
     {"filters"},
     {"clips", "photos", "report"},
     {"degradations.randomness", "degradations.opencv"},
@@ -34,7 +45,9 @@ LAYERS = [
     {"pairs", "plan_picture", "methods", "suites"},
     {"curve", "training_data", "plan_command", "benchmark_memory", "benchmark_seams"},
     {"train", "train_vae", "evaluate", "benchmark"},
-    {"ablate"},
+    {"ablate", "paper_bench"},
+    {"paper_ablation", "paper_figures", "paper_tables"},
+    {"paper"},
 ]
 
 
