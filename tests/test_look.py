@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import comfyui_page, show_graph
 from conftest import REPO
 from PIL import Image, ImageSequence
 
@@ -220,3 +221,72 @@ def test_a_previewer_that_shows_frames_itself_is_left_to_it(clip_preview, monkey
     preview = make(3)
     preview.add(0, torch.zeros(1, 16, 3, 2, 2))
     assert preview.image(last=True) is None
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    with comfyui_page(server.address) as page:
+        yield page
+
+
+@pytest.fixture(params=["classic canvas", "Vue nodes"])
+def run_in_page(page, request):
+    """Opens a workflow in the page, in each of the front end's two ways to draw nodes, and runs it."""
+
+    def run(workflow: dict) -> None:
+        page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param == "Vue nodes")
+        page.evaluate("async workflow => { await app.loadApiJson(workflow, 'look'); app.graph.arrange() }", workflow)
+        show_graph(page)
+        page.evaluate("() => app.queuePrompt(0, 1)")
+
+    yield run
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
+def plain(width: int, color: int) -> dict:
+    return {"class_type": "EmptyImage", "inputs": {"width": width, "height": width // 2, "batch_size": 3, "color": color}}
+
+
+def test_compare_in_the_page(page, run_in_page):
+    """Red before, half as large, and green after: the line between them follows pointer and keys, and is saved."""
+    if not page.evaluate("() => document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.640028\"')"):
+        pytest.skip("this build of Chromium cannot play H.264; Chrome and Debian's Chromium can")
+    compare = {"class_type": "SimpleGVRCompare", "inputs": {"before": ["1", 0], "after": ["2", 0], "fps": 8.0}}
+    run_in_page({"1": plain(96, 0xFF0000), "2": plain(192, 0x00FF00), "3": compare})
+    canvas = page.locator(".simplegvr-compare canvas")
+
+    def wait_for(*shown: str) -> None:
+        """Waits until a tenth, four, six and nine tenths of the width show these."""
+        page.wait_for_function(
+            """shown => {
+                const canvas = document.querySelector(".simplegvr-compare canvas")
+                if (!canvas) return false
+                const at = x => canvas.getContext("2d").getImageData(x * canvas.width, canvas.height / 2, 1, 1).data
+                const name = ([red, green]) => red > 200 && green < 60 ? "red" : green > 200 && red < 60 ? "green" : "neither"
+                return [0.1, 0.4, 0.6, 0.9].every((x, i) => name(at(x)) == shown[i])
+            }""",
+            arg=shown,
+            timeout=60_000,
+        )
+
+    wait_for("red", "red", "green", "green")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    wait_for("red", "green", "green", "green")
+    page.get_by_label("Before | after").focus()
+    page.keyboard.press("End")
+    wait_for("red", "red", "red", "red")
+    saved = page.evaluate("() => app.graph.serialize().nodes.find(node => node.type == 'SimpleGVRCompare')")
+    assert saved["properties"]["wipe"] == 1
+    player = page.locator(".simplegvr-compare")
+    player.get_by_role("button", name="Pause").click()
+    for key, frame in (("End", 3), ("Home", 1), ("ArrowRight", 2)):
+        player.get_by_label("Frame").press(key)
+        player.get_by_text(f"{frame} / 3").wait_for()
+    page.evaluate("async () => app.loadGraphData(app.graph.serialize(), false)")  # as an undo does
+    wait_for("red", "red", "red", "red")
+    page.evaluate("() => app.graph.clear()")
+    canvas.wait_for(state="detached")

@@ -122,6 +122,9 @@ function makePlayer(node) {
   root.addEventListener("wheel", (event) => {
     if (!window.LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event)
   })
+  video.addEventListener("error", () => {
+    if (file) frameLabel.textContent = "gone, or not playable in this browser"
+  })
   for (const event of ["play", "pause", "seeked", "loadeddata"]) video.addEventListener(event, refresh)
 
   node.properties.wipe ??= 0.5
@@ -137,6 +140,7 @@ function makePlayer(node) {
       if (file.frames > 1) video.play().catch(() => {}) // a browser that forbids it shows the first frame and the button
     },
     close() {
+      file = null
       cancelAnimationFrame(pending)
       video.pause()
       video.removeAttribute("src")
