@@ -66,10 +66,13 @@ def main() -> None:
     (LOCALES / "en" / "nodeDefs.json").write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", "utf-8")
     reworded = {key for key in before.keys() & now.keys() if before[key] != now[key]}
     for language in LANGUAGES[1:]:
-        there = flat(read(language)).keys()
-        for what, keys in (("lacks", now.keys() - there), ("has needlessly", there - now.keys()), ("must reword", reworded & there)):
-            for key in sorted(keys):
-                say(f"{language} {what} {key}: {now.get(key, before.get(key))}")
+        there = flat(read(language))
+        for key in sorted(now.keys() - there.keys()):
+            say(f"{language} lacks {key}: {now[key]}")
+        for key in sorted(there.keys() - now.keys()):
+            say(f"{language} needs no longer {key}: {there[key]}")
+        for key in sorted(reworded & there.keys()):
+            say(f"{language} translates an older {key}: {before[key]} -> {now[key]}")
 
 
 if __name__ == "__main__":

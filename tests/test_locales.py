@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 from author_locales import LANGUAGES, english, flat, read
+from browser import SETTINGS, comfyui_page
 
 TRANSLATIONS = LANGUAGES[1:]
 SYMBOLS = {"alpha", "cfg", "crf", "psnr", "sigma", "ssim", "top_k", "vae", "x", "y"}
@@ -80,3 +81,27 @@ def test_names_have_no_character_that_the_front_ends_translation_takes_for_synta
         assert text.strip() == text != "", key
         if kind(key) != "tooltip":
             assert not re.search(r"[@{}|%]", text), key
+
+
+@pytest.fixture
+def chinese_page(server, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "Comfy.Locale", "zh")
+    with comfyui_page(server.address) as page:
+        yield page
+        page.request.post(f"{server.address}/settings/Comfy.Locale", data='"en"')
+
+
+def test_the_front_end_shows_a_node_in_chinese(chinese_page):
+    """Tooltips of the inputs that a choice brings too: web/js/tooltips.js gives them theirs, the front end looks up the others."""
+    title, widgets = chinese_page.evaluate("""() => {
+        const node = LiteGraph.createNode('SimpleGVRSampler')
+        app.graph.add(node)
+        for (const name of ['settings', 'tiling']) node.widgets.find(widget => widget.name === name).value = 'custom'
+        return [node.title, Object.fromEntries(node.widgets.map(widget => [widget.name, [widget.label, widget.tooltip]]))]
+    }""")
+    texts = read("zh")["SimpleGVRSampler"]
+    assert title == texts["display_name"]
+    for name in ("size", "seed", "settings", "colour_match"):
+        assert widgets[name][0] == texts["inputs"][name]["name"]
+    for name in ("size.scale", "settings.steps", "settings.denoise", "tiling.segment"):
+        assert dict(zip(("name", "tooltip"), widgets[name], strict=True)) == texts["inputs"][name.replace(".", "_")]

@@ -13,7 +13,7 @@ app.registerExtension({
     for (const [combo, [type, { options }]] of Object.entries({ ...input.required, ...input.optional })) {
       for (const { inputs } of type === 'COMFY_DYNAMICCOMBO_V3' ? options : []) {
         for (const [inner, spec] of Object.entries({ ...inputs.required, ...inputs.optional })) {
-          spec[1].tooltip = texts[`${combo}_${inner}`].tooltip
+          spec[1].tooltip = texts[`${combo}_${inner}`]?.tooltip ?? spec[1].tooltip
         }
       }
     }
