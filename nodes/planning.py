@@ -11,7 +11,8 @@ from ..simplegvr_core.flops import dit_flops
 from ..simplegvr_core.model import DiTConfig
 from ..simplegvr_core.network_memory import implementation
 from ..simplegvr_core.sampling import SamplingConfig
-from ..simplegvr_core.sampling_plan import Plan, grid, longest_segment, plan_sampling, trial
+from ..simplegvr_core.sampling_plan import Plan, grid, longest_segment, plan_boxes, plan_sampling, trial
+from ..simplegvr_core.tiling import Tiling
 from ..simplegvr_core.upsampler import UpsamplerConfig
 from .bridge import free_memory
 from .comfy_models import SimpleGVRModel
@@ -25,11 +26,11 @@ def plan_run(
     """Returns the plan of a run of SimpleGVR Sampler on the model's device.
 
     upsampler: a LATENT_UPSCALE_MODEL of ours; None stands for one of default widths. samples_shape: (B, 16, T, h, w);
-    size: (H, W). free_bytes: by default what ComfyUI could free. Raises ValueError when not even the smallest box fits.
+    size: (H, W). free_bytes: of another machine; by default what ComfyUI could free here. Raises ValueError when no box fits.
     """
     dit, attention = describe_model(model)
     batch, _, *extent = samples_shape
-    dtype, device = model.model.get_dtype_inference(), model.load_device
+    facts = run_facts(model, free_bytes)
     return plan_sampling(
         dit,
         attention,
@@ -37,13 +38,30 @@ def plan_run(
         (batch, *extent),
         size,
         sampling,
-        free_memory(model) if free_bytes is None else free_bytes,
-        dtype,
-        longest_segment(dit, attention),
-        implementation=implementation(dit, attention, device, dtype),
-        weights_bytes=model.model_size(),
-        upsampler_dtype=dtype if upsampler is None else upsampler.model.get_dtype(),
+        upsampler_dtype=facts["dtype"] if upsampler is None else upsampler.model.get_dtype(),
+        **facts,
     )
+
+
+def run_tiling(model, samples_shape: tuple[int, ...], size: tuple[int, int]) -> Tiling:
+    """Returns the tiling of plan_run's plan, and makes no more of it."""
+    batch, _, frames, *_ = samples_shape
+    tiling, _ = plan_boxes(*describe_model(model), (batch, frames, *size), **run_facts(model))
+    return tiling
+
+
+def run_facts(model, free_bytes: int | None = None) -> dict:
+    """Returns what plan_boxes must know of a MODEL and its device. free_bytes: of another one."""
+    dit, attention = describe_model(model)
+    dtype, device = model.model.get_dtype_inference(), model.load_device
+    return {
+        "free_bytes": free_memory(model) if free_bytes is None else free_bytes,
+        "dtype": dtype,
+        "max_frames": longest_segment(dit, attention),
+        "implementation": implementation(dit, attention, device, dtype),
+        "weights_bytes": model.model_size(),
+        "on_host": free_bytes is None and comfy.model_management.is_device_cpu(device),
+    }
 
 
 def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:

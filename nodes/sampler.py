@@ -24,7 +24,7 @@ from .bridge import (
     upsampler_network,
 )
 from .latent import noise_augmentation_input, noise_seed_input, null_prompt
-from .planning import plan_run
+from .planning import run_tiling
 from .refining import Run, ancestry
 from .sparse_attention import attention_of
 from .working_files import fingerprint, working_folder
@@ -129,7 +129,7 @@ class SimpleGVRSampler(io.ComfyNode):
             )
         upsampler_network(upsampler, cls)
         attention = attention_of(model)
-        boxes = chosen_tiling(tiling, attention) or planned_tiling(model, upsampler, samples, target, sampling)
+        boxes = chosen_tiling(tiling, attention) or planned_tiling(model, samples, target)
         name = None
         if resume:
             run_of = ancestry(cls.hidden.dynprompt.get_node, cls.hidden.unique_id)
@@ -233,10 +233,10 @@ def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling | N
     return aligned_tiling(tuple(side or None for side in cells), attention)
 
 
-def planned_tiling(model, upsampler, samples: Tensor, size: tuple[int, int], sampling: SamplingConfig) -> Tiling:
+def planned_tiling(model, samples: Tensor, size: tuple[int, int]) -> Tiling:
     """Returns the boxes that fit the memory with the least work. Raises ValueError when not even the smallest do."""
     try:
-        return plan_run(model, upsampler, samples.shape, size, sampling).tiling
+        return run_tiling(model, samples.shape, size)
     except ValueError as error:
         raise ValueError(f"SimpleGVR Sampler: {error}; or choose tiling custom, to try all the same") from error
 

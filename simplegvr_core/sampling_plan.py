@@ -25,6 +25,7 @@ from .vae import TinyVAEConfig
 TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
 DECODER_FRAMES = 2  # latent, at a time
 UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
+SEGMENT_COPIES = 5.5  # float32, of a segment's whole frames: what refine keeps on the host at most
 WORKING_FILES = 4  # the upsampled latent, the condition of a model that has one, z, and the z of the next step
 SOON_COUNTED = 8  # a clip of fewer smallest boxes is counted whole before anything else; a long one's windows fill the host's memory
 CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
@@ -36,7 +37,8 @@ class Plan:
 
     shape: (B, T, H, W) of the target latent. source: (h, w). tokens: of all boxes of a forward pass through the clip,
     what boxes share counted in each; clip_tokens: without. weights_bytes: the DiT's; resident_bytes: the part of them that
-    stays on the device beside a box of dit_bytes. upsampler_tile: None is the whole frame. decode_bytes: TinyVAE's.
+    stays on the device beside a box of dit_bytes. host_bytes: of a segment's frames, in the host's memory.
+    upsampler_tile: None is the whole frame. decode_bytes: TinyVAE's.
     disk_bytes: the working files. forwards: passes through the clip. seconds_per_operation: measured by trial; None
     is not measured. unit: frames of the attention's temporal units.
     """
@@ -52,6 +54,7 @@ class Plan:
     weights_bytes: int
     resident_bytes: int
     dit_bytes: int
+    host_bytes: int
     upsampler_frames: int
     upsampler_tile: tuple[int, int] | None
     upsampler_bytes: int
@@ -115,7 +118,8 @@ class Plan:
             else "Tiles: the whole frame is one.",
             f"Boxes: {len(self.boxes)} in each of {self.forwards} passes, with {self.overhead:.2f} times the clip's tokens; "
             f"{self.flops:.2g} operations in all.",
-            f"Memory, of {amount(self.free_bytes)}: weights {amount(self.weights_bytes)}{stay}; a box {amount(self.dit_bytes)}.",
+            f"Memory, of {amount(self.free_bytes)}: weights {amount(self.weights_bytes)}{stay}; a box {amount(self.dit_bytes)}. "
+            f"The host's: {amount(self.host_bytes)} for a segment.",
             f"Before it, the upsampler: {amount(self.upsampler_bytes)}, {self.upsampler_frames} latent frames at a time{in_tiles}. "
             f"After it, TinyVAE: {amount(self.decode_bytes)}. Working files: {amount(self.disk_bytes)}.",
             "Bytes are counted from the networks, not measured.",
@@ -139,33 +143,23 @@ def plan_sampling(
     implementation: str = "sdpa",
     weights_bytes: int | None = None,
     upsampler_dtype: torch.dtype | None = None,
+    on_host: bool = False,
 ) -> Plan:
-    """Returns the plan with the least tokens whose boxes fit free_bytes, and of those the one with the fewest boxes.
+    """Returns the plan of a run in plan_boxes' boxes, whose arguments have the same names here.
 
-    shape: (B, T, h, w) of the latent to upsample; size: (H, W) to make of it. free_bytes: for weights and everything else.
-    dtype: of the DiT's activations. max_frames: longest segment; see longest_segment. implementation: of window attention,
-    "triton" or "sdpa". weights_bytes: the DiT's, by
-    default in dtype; where they are more than half of free_bytes, half of it is left to boxes and the rest of the weights
-    comes and goes, as ComfyUI does it. upsampler_dtype: dtype by default. Raises ValueError with the cure when not even
-    the smallest box fits.
+    shape: (B, T, h, w) of the latent to upsample; size: (H, W) to make of it. weights_bytes: the DiT's, by default in dtype.
+    upsampler_dtype: dtype by default. Raises ValueError with the cure when not even the smallest box fits.
     """
     batch, frames, *source = shape
-    usable = int(free_bytes * (1 - UNCOUNTED))
+    target = (batch, frames, *size)
     if weights_bytes is None:
         weights_bytes = weight_bytes(SimpleGVRDiT(dit, attention, device="meta", dtype=dtype))
-    resident = min(weights_bytes, usable // 2)
-    extent, align = padded((frames, *size)), alignment(attention)
-    overlap = tuple(round_up(cells, a) for cells, a in zip(LEAST_OVERLAP, align, strict=True))
-
-    def need(box: tuple[int, int, int]) -> int:
-        return dit_bytes(dit, attention, batch, box, dtype, implementation)
-
-    tiling, needed = least_work(extent, overlap, align, max_frames, need, usable - resident)
-    upsampler_plan = plan_upsampler(upsampler, batch, tuple(source), size, upsampler_dtype or dtype, usable)
+    tiling, needed = plan_boxes(dit, attention, target, free_bytes, dtype, max_frames, implementation, weights_bytes, on_host)
+    extent = padded(target[1:])
     boxes = Counter(box.size for box in tiling.boxes(extent))
     forwards = sampling.steps * (1 if sampling.cfg == 1 else 2)
     return Plan(
-        shape=(batch, frames, *size),
+        shape=target,
         source=tuple(source),
         unit=attention.unit,
         tiling=tiling,
@@ -174,13 +168,61 @@ def plan_sampling(
         forwards=forwards,
         free_bytes=free_bytes,
         weights_bytes=weights_bytes,
-        resident_bytes=resident,
+        resident_bytes=resident_bytes(weights_bytes, free_bytes),
         dit_bytes=needed,
-        **upsampler_plan,
+        host_bytes=segment_bytes(target, tiling.box_size(extent)[0]),
+        **plan_upsampler(upsampler, batch, tuple(source), size, upsampler_dtype or dtype, usable(free_bytes)),
         decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, upsampler_dtype or dtype),
         disk_bytes=(WORKING_FILES - (dit.in_dim == LATENT_CHANNELS)) * 4 * batch * 16 * frames * size[0] * size[1],
         flops=batch * forwards * sum(count * dit_flops(dit, attention, grid(box)).total for box, count in boxes.items()),
     )
+
+
+def plan_boxes(
+    dit: DiTConfig,
+    attention: AttentionConfig,
+    shape: tuple[int, int, int, int],
+    free_bytes: int,
+    dtype: torch.dtype,
+    max_frames: int | None,
+    implementation: str,
+    weights_bytes: int,
+    on_host: bool,
+) -> tuple[Tiling, int]:
+    """Returns the tiling with the least tokens whose boxes fit, and of those the one with the fewest boxes; and a box's bytes.
+
+    shape: (B, T, H, W) of the target. free_bytes: for weights and everything else. dtype: of the DiT's activations. max_frames:
+    longest segment; see longest_segment. implementation: of window attention, "triton" or "sdpa". weights_bytes: where they
+    are more than half of free_bytes, half of it is left to boxes and the rest of the weights comes and goes, as ComfyUI does
+    it. on_host: the model runs on the CPU, so a segment's frames take of the same memory. Raises ValueError with the cure
+    when not even the smallest box fits.
+    """
+    extent, align = padded(shape[1:]), alignment(attention)
+    overlap = tuple(round_up(cells, a) for cells, a in zip(LEAST_OVERLAP, align, strict=True))
+    budget = usable(free_bytes) - resident_bytes(weights_bytes, free_bytes)
+
+    def need(box: tuple[int, int, int]) -> int:
+        return dit_bytes(dit, attention, shape[0], box, dtype, implementation)
+
+    def left(frames: int) -> int:
+        return budget - on_host * segment_bytes(shape, frames)
+
+    return least_work(extent, overlap, align, max_frames, need, left)
+
+
+def usable(free_bytes: int) -> int:
+    return int(free_bytes * (1 - UNCOUNTED))
+
+
+def resident_bytes(weights_bytes: int, free_bytes: int) -> int:
+    """Returns the part of the weights that stays on the device: all, or what half the memory holds."""
+    return min(weights_bytes, usable(free_bytes) // 2)
+
+
+def segment_bytes(shape: tuple[int, int, int, int], frames: int) -> int:
+    """Returns the bytes that a segment of so many latent frames takes on the host while a clip of shape (B, T, H, W) is refined."""
+    batch, _, height, width = shape
+    return int(SEGMENT_COPIES * 4 * batch * LATENT_CHANNELS * frames * height * width)
 
 
 def least_work(
@@ -189,12 +231,12 @@ def least_work(
     align: tuple[int, int, int],
     max_frames: int | None,
     need: Callable[[tuple[int, int, int]], int],
-    budget: int,
+    left: Callable[[int], int],
 ) -> tuple[Tiling, int]:
-    """Returns the tiling with the least tokens, then the fewest boxes, of those whose box needs no more than budget; and its need.
+    """Returns the tiling with the least tokens, then the fewest boxes, of those whose box needs no more than is left; and its need.
 
-    need(box) -> bytes. It grows with the box as a straight line, nearly: two small boxes tell which larger ones are worth
-    counting. Raises ValueError when none fits.
+    left(frames of the box) -> bytes. need(box) -> bytes; it grows with the box as a straight line, nearly: two small boxes tell
+    which larger ones are worth counting. Raises ValueError when none fits.
     """
     limits = max_frames, None, None
     axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
@@ -203,20 +245,20 @@ def least_work(
         tiling.box_size(extent)
         for tiling in (tilings[0], *(Tiling(tuple(axis[max(index, -len(axis))] for axis in axes), overlap) for index in (-1, -2)))
     )
-    if math.prod(whole) <= SOON_COUNTED * math.prod(small) and need(whole) <= budget:
+    if math.prod(whole) <= SOON_COUNTED * math.prod(small) and need(whole) <= left(whole[0]):
         return tilings[0], need(whole)
     least = need(small)
-    if least > budget:
+    if least > left(small[0]):
         raise ValueError(
             f"the smallest box, {small[0]} latent frames of {pixels(small[1:])} pixels, takes {amount(least)} "
-            f"and {amount(budget)} are left for it: {CURE}"
+            f"and {amount(max(0, left(small[0])))} are left for it: {CURE}"
         )
     per_cell = least / math.prod(small)
     if larger != small:
         per_cell = (need(larger) - least) / (math.prod(larger) - math.prod(small))
     for tiling in tilings:
         box = tiling.box_size(extent)
-        if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= budget and need(box) <= budget:
+        if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= left(box[0]) and need(box) <= left(box[0]):
             return tiling, need(box)
     raise AssertionError("the smallest box fits")
 

@@ -19,8 +19,9 @@ from simplegvr_core.model import DiTConfig, SimpleGVRDiT
 from simplegvr_core.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
 from simplegvr_core.plan_command import Clip
 from simplegvr_core.plan_picture import draw_plan
-from simplegvr_core.sampling import SamplingConfig
-from simplegvr_core.sampling_plan import grid, least_work, longest_segment, plan_sampling, sizes, trial
+from simplegvr_core.refine import BoxedVelocity, refine
+from simplegvr_core.sampling import SamplingConfig, match_source
+from simplegvr_core.sampling_plan import grid, least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
 from simplegvr_core.tiling import Tiling, alignment, spans
 from simplegvr_core.upsampler import LatentUpsampler
 from simplegvr_core.vae import TinyVAE, TinyVAEConfig
@@ -96,7 +97,7 @@ def test_no_tiling_that_fits_computes_fewer_cells(budget):
     def need(box: tuple[int, int, int]) -> int:
         return 100 + math.prod(box) // 100
 
-    tiling, needed = least_work(extent, overlap, align, None, need, budget)
+    tiling, needed = least_work(extent, overlap, align, None, need, lambda frames: budget)
 
     def cells(tiling: Tiling) -> int:
         return sum(math.prod(box.size) for box in tiling.boxes(extent))
@@ -235,6 +236,53 @@ def test_node_gives_what_the_sampler_takes(comfy, models):
     assert "Forecast" not in whole[3]
     with pytest.raises(ValueError, match=r"SimpleGVR Plan: the smallest box, .* smaller batch"):
         comfy.run("SimpleGVRPlan", model=models.gvr, **plan_inputs(0.005))
+
+
+class Ones:
+    """A latent of that shape, frame by frame."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def __getitem__(self, frames):
+        return torch.ones(*self.shape[:2], frames.stop - frames.start, *self.shape[3:])
+
+
+@pytest.mark.parametrize("size", [(36, 48), (35, 49)], ids=str)
+@pytest.mark.parametrize("box", [(10, None, None), (10, 24, 24), (None, None, None)], ids=str)
+def test_segment_bytes_are_what_refinement_keeps_on_the_host(size, box, tmp_path):
+    tiling = Tiling(box, (5, 8, 8))
+    upsampled, z_lr = Ones(1, 16, 20, *size), torch.ones(1, 16, 1, 12, 16)
+    velocity = BoxedVelocity(lambda z, condition, sigma: torch.zeros_like(z), tiling, (5, 8, 8))
+
+    def finish(z: torch.Tensor, frame: int) -> torch.Tensor:
+        return match_source(z, z_lr, "wan", 1.0)
+
+    def run() -> None:
+        refine(
+            velocity, upsampled, upsampled, torch.tensor([0.5, 0.0]), 0, tmp_path, finish=lambda z, frame: match_source(z, z_lr, "wan", 1.0)
+        )
+
+    counted = segment_bytes((1, 20, *size), tiling.box_size((20, *size))[0])
+    assert 0.7 * counted < peak_bytes(run) <= counted
+
+
+def test_on_the_host_a_segment_takes_of_the_same_memory():
+    free = 70_000_000
+    there, beside = plan(free, on_host=True), plan(free)
+    assert there.dit_bytes + there.host_bytes <= usable(free) - there.resident_bytes < beside.dit_bytes + beside.host_bytes
+    assert "The host's: " in there.text()
+    with pytest.raises(ValueError, match="the smallest box"):
+        plan(beside.weights_bytes + 30_000_000, on_host=True)
+
+
+def test_the_samplers_auto_plans_the_boxes_and_no_more(comfy, models, monkeypatch):
+    planning = sys.modules[f"{comfy.pack.__name__}.nodes.planning"]
+    monkeypatch.setattr(planning, "free_memory", lambda model: model.model_size() + 60_000_000)
+    shape, size = (1, 16, *SHAPE[1:]), SIZE
+    tiling = planning.plan_run(models.gvr, None, shape, size, SamplingConfig()).tiling
+    monkeypatch.delattr(sys.modules[planning.plan_sampling.__module__], "plan_upsampler")
+    assert planning.run_tiling(models.gvr, shape, size) == tiling != Tiling()
 
 
 def test_node_counts_free_memory_and_times_a_box(comfy, models):
