@@ -37,7 +37,7 @@ def match_colours(z: Tensor, reference: Tensor, latents: str, strength: float, w
     reference comes back bit for bit. What of z is no colour stays: a reference resized from larger cells has other detail in
     the same channels, which would come out as a grid.
     The reference to take is the bilinear resize of z_lr, at a width of 4 source cells: with gvr_tiny on five clips the mean
-    of red, green or blue is at most 0.2 to 0.8 levels off in any frame, without it 0.8 to 1.6. More mends less, fewer cost detail.
+    of red, green or blue is at most 0.3 to 0.8 levels off in any frame, without it 0.8 to 1.6. More mends less, fewer cost detail.
     """
     directions = colour_directions(latents).to(z)
     difference = torch.einsum("B C T H W, C d -> B d T H W", reference - z, directions)
