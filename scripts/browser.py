@@ -105,6 +105,19 @@ def set_widgets(page: Page, node_type: str, values: dict) -> None:
     )
 
 
+def click_node(page: Page, node_type: str) -> None:
+    """Clicks the title of the node of a type."""
+    x, y = page.evaluate(
+        """type => {
+            const [x, y] = app.graph._nodes.find(node => node.type === type).pos
+            const [left, top] = app.canvas.convertOffsetToCanvas([x + 60, y - 15]), box = app.canvas.canvas.getBoundingClientRect()
+            return [box.x + left, box.y + top]
+        }""",
+        node_type,
+    )
+    page.mouse.click(x, y)
+
+
 def press_run(page: Page) -> None:
     """Presses the page's own Run button."""
     page.get_by_test_id("queue-button").click()

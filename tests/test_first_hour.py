@@ -1,8 +1,12 @@
 """The first hour with the pack, in a real browser on a real server: what a person drops, presses and reads. Screenshots: out/first_hour."""
 
+import json
+import re
+
 import pytest
-from browser import drop_file, press_run, set_widgets, show_graph, shown_result
+from browser import LOADED, PATIENCE, click_node, drop_file, press_run, set_widgets, show_graph, shown_result
 from conftest import REPO
+from playwright.sync_api import expect
 from stand_ins import use_stand_ins
 
 from simplegvr_core.data import read_video
@@ -65,3 +69,171 @@ def check(name, images, page, stocked):
 
 def test_every_workflow_is_tried():
     assert sorted(SMALL) == sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
+
+
+@pytest.fixture
+def clean(page):
+    """The page, its messages and panels closed again after the test."""
+    yield page
+    page.keyboard.press("Escape")
+    for message in page.get_by_test_id("error-overlay-dismiss").all():
+        message.click()
+    page.evaluate("app.extensionManager.sidebarTab.activeSidebarTab && app.extensionManager.sidebarTab.toggleSidebarTab('node-library')")
+    close_panel(page)
+
+
+def close_panel(page) -> None:
+    """Closes the panel on the right, where help and errors are."""
+    if page.get_by_test_id("properties-panel").is_visible():
+        page.get_by_test_id("properties-panel").get_by_role("button", name="Toggle properties panel").click()
+
+
+BLUEPRINTS = {  # the links of each in quickstart_t2v: input -> the node it comes from
+    "Latent upscale to 1080p (SimpleGVR)": {"latent": "KSampler"},
+    "Training-free refine (Wan)": {
+        "model": "ModelSamplingSD3",
+        "latent": "KSampler",
+        "positive": "SimpleGVRNullPrompt",
+        "negative": "SimpleGVRNullPrompt",
+    },
+}
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_from_the_node_library_runs(clean, stocked, name):
+    page = clean
+    drop_file(page, REPO / "workflows" / "quickstart_t2v.json")
+    set_widgets(page, "EmptyHunyuanLatentVideo", {"width": 80, "height": 48, "length": 1})
+    set_widgets(page, "KSampler", {"steps": 2})
+    page.evaluate("app.graph.remove(app.graph._nodes.find(node => node.type === 'SimpleGVRSampler'))")
+    before = page.evaluate("app.graph._nodes.map(node => node.id)")
+    page.get_by_test_id("side-toolbar").get_by_role("button", name="Node Library").click()
+    page.get_by_placeholder("Search").first.fill(name)
+    page.get_by_text(name, exact=True).drag_to(page.locator("#graph-canvas"), target_position={"x": 900, "y": 600})
+    page.wait_for_function("before => app.graph._nodes.some(node => !before.includes(node.id))", arg=before)
+    widgets = page.evaluate(
+        """([before, links]) => {
+            const blueprint = app.graph._nodes.find(node => !before.includes(node.id))
+            const find = type => app.graph._nodes.find(node => node.type === type)
+            for (const [input, type] of Object.entries(links)) find(type).connect(0, blueprint, input)
+            blueprint.connect(0, find('VAEDecode'), 'samples')
+            return [blueprint.type, blueprint.widgets.map(widget => widget.name)]
+        }""",
+        [before, BLUEPRINTS[name]],
+    )
+    assert {"size", "seed"} <= set(widgets[1])
+    set_widgets(page, widgets[0], {"size": "720p"} | ({"steps": 2, "cfg": 1.0} if "steps" in widgets[1] else {}))
+    show_graph(page)
+    press_run(page)
+    shown = shown_result(page, "SaveVideo")
+    screenshot(page, f"blueprint {name}")
+    assert (shown["width"], shown["height"]) == (1200, 720)
+
+
+def test_the_templates_browser_shows_every_workflow_with_its_picture(clean):
+    page = clean
+    page.get_by_test_id("side-toolbar").get_by_role("button", name="Templates").click()
+    page.get_by_role("button", name="ComfyUI-SimpleGVR").click()
+    for name in SMALL:
+        picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
+        picture.scroll_into_view_if_needed()
+        assert picture.evaluate("async picture => { await picture.decode(); return picture.naturalWidth }") >= 720
+    screenshot(page, "templates")
+    page.get_by_test_id("template-workflow-quickstart_video").click()
+    page.wait_for_function("app.graph._nodes.some(node => node.type === 'SimpleGVRTrim')")
+
+
+def test_the_help_panel_shows_the_page_of_every_node(clean):
+    page = clean
+    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    panel = page.get_by_test_id("properties-panel")
+    for path in sorted((REPO / "web" / "docs").glob("*.md")):
+        page.evaluate(
+            """type => {
+                app.graph.clear()
+                app.graph.add(LiteGraph.createNode(type))
+                app.canvas.ds.offset = [100, 300]
+            }""",
+            path.stem,
+        )
+        click_node(page, path.stem)
+        if not panel.is_visible():
+            page.get_by_test_id("info-button").click()
+        text = path.read_text(encoding="utf-8")
+        panel.get_by_role("heading", name=re.search("^# (.*)$", text, re.MULTILINE)[1], exact=True).wait_for()
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+            shown = panel.locator(f"img[src$='{picture}']").first
+            assert shown.evaluate("async picture => { await picture.decode(); return picture.naturalWidth }") > 100, path.stem
+        if path.stem == "SimpleGVRSampler":
+            screenshot(page, "help")
+
+
+def speak(page, locale: str) -> None:
+    """Sets the page's language and loads it again."""
+    page.evaluate("locale => app.extensionManager.setting.set('Comfy.Locale', locale)", locale)
+    page.reload()
+    page.wait_for_function(LOADED)
+
+
+# German waits for a ComfyUI that offers it: 0.30 does not
+@pytest.mark.parametrize("locale", ["zh", "fr"])
+def test_titles_and_inputs_follow_the_language(clean, locale):
+    page = clean
+    texts = json.loads((REPO / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
+    try:
+        speak(page, locale)
+        drop_file(page, REPO / "workflows" / "quickstart_t2v.json")
+        show_graph(page)
+        screenshot(page, f"locale {locale}")
+        shown = page.evaluate("""() => {
+            const own = app.graph._nodes.filter(node => node.type.startsWith('SimpleGVR'))
+            const name = slot => [slot.name, slot.label ?? slot.localized_name]
+            return own.map(node => [node.type, node.title, Object.fromEntries(node.inputs.map(name))])
+        }""")
+    finally:
+        speak(page, "en")
+    assert len(shown) == 5
+    for node_type, node_title, inputs in shown:
+        assert node_title == texts[node_type]["display_name"]
+        for name, label in inputs.items():
+            assert label == texts[node_type]["inputs"][name.replace(".", "_")]["name"], (node_type, name)
+
+
+def assert_says(page, sentence: str, picture: str) -> None:
+    """Asks the page what went wrong, by its own button, and waits for the sentence."""
+    page.get_by_test_id("error-overlay-see-errors").click()
+    try:
+        expect(page.get_by_test_id("properties-panel")).to_contain_text(sentence, timeout=PATIENCE / 10)
+    finally:
+        screenshot(page, picture)
+
+
+def test_a_wrong_latent_is_explained_in_the_page(clean):
+    page = clean
+    drop_file(page, REPO / "workflows" / "quickstart_video.json")
+    page.evaluate("""() => {
+        const image = LiteGraph.createNode('EmptyLatentImage')
+        app.graph.add(image)
+        image.connect(0, app.graph._nodes.find(node => node.type === 'SimpleGVRSampler'), 'latent')
+    }""")
+    press_run(page)
+    sentence = "SimpleGVR Sampler: the latent has shape (1, 4, 64, 64), wanted (batch, 16, frames, height, width): connect a video latent"
+    assert_says(page, sentence, "error wrong latent")
+
+
+def test_a_missing_model_is_named_with_its_download(clean, tmp_path):
+    page = clean
+    text = (REPO / "workflows" / "wan21_training_free_1080p.json").read_text(encoding="utf-8")
+    workflow = tmp_path / "absent.json"
+    workflow.write_text(text.replace("wan2.1_t2v_1.3B_fp16", "wan2.1_absent"), encoding="utf-8")
+    drop_file(page, workflow)
+    assert_says(page, "wan2.1_absent.safetensors", "error missing model")
+    assert page.get_by_test_id("missing-model-download").count() == 1
+
+
+def test_a_model_of_another_kind_is_explained_in_the_page(clean):
+    page = clean
+    drop_file(page, REPO / "workflows" / "quickstart_video.json")
+    set_widgets(page, "SimpleGVRLoadModel", {"model_name": "gvr_tiny_t2v.safetensors"})
+    press_run(page)
+    assert_says(page, "connect the positive and negative prompt of the video's own sampler", "error wrong model")
