@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "chrome")
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingModelsWarning": False}
-LOADED = "window.app && app.graph && app.extensionManager"
+LOADED = "window.app && app.graph && app.extensionManager?.workflow.activeWorkflow && !document.querySelector('.p-blockui-mask')"
 PATIENCE = 180_000  # milliseconds; a busy machine is no failure
 DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 RESULT = """type => {
@@ -86,8 +86,8 @@ def drop_file(page: Page, path: Path) -> None:
         }""",
         [path.name, mimetypes.guess_type(path.name)[0], base64.b64encode(path.read_bytes()).decode()],
     )
-    opened = f"{tab} !== before && app.graph._nodes.length > 0 && !document.querySelector('.p-blockui-mask')"
-    page.wait_for_function(f"before => {opened}", arg=before)
+    opened = f"{tab} !== before && {tab}.includes(name) && app.graph._nodes.length > 0 && {LOADED}"
+    page.wait_for_function(f"([before, name]) => {opened}", arg=[before, path.stem])
 
 
 def set_widgets(page: Page, node_type: str, values: dict) -> None:

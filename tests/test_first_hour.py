@@ -152,7 +152,8 @@ def test_the_help_panel_shows_the_page_of_every_node(clean):
             """type => {
                 app.graph.clear()
                 app.graph.add(LiteGraph.createNode(type))
-                app.canvas.ds.offset = [100, 300]
+                app.canvas.ds.scale = 1
+                app.canvas.ds.offset = [500, 400]
             }""",
             path.stem,
         )
@@ -169,7 +170,8 @@ def test_the_help_panel_shows_the_page_of_every_node(clean):
 
 
 def speak(page, locale: str) -> None:
-    """Sets the page's language and loads it again."""
+    """Sets the page's language and loads it again, with nothing open."""
+    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.evaluate("locale => app.extensionManager.setting.set('Comfy.Locale', locale)", locale)
     page.reload()
     page.wait_for_function(LOADED)
