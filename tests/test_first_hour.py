@@ -147,19 +147,18 @@ def test_the_help_panel_shows_the_page_of_every_node(clean):
     page = clean
     page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     panel = page.get_by_test_id("properties-panel")
-    for path in sorted((REPO / "web" / "docs").glob("*.md")):
+    for number, path in enumerate(sorted((REPO / "web" / "docs").glob("*.md"))):
         page.evaluate(
-            """type => {
+            """([type, place]) => {
                 app.graph.clear()
                 app.graph.add(LiteGraph.createNode(type))
                 app.canvas.ds.scale = 1
-                app.canvas.ds.offset = [500, 400]
+                app.canvas.ds.offset = [400 + 200 * place, 400]
             }""",
-            path.stem,
+            [path.stem, number % 2],  # in turn: two clicks on one place are a double click
         )
         click_node(page, path.stem)
-        if not panel.is_visible():
-            page.get_by_test_id("info-button").click()
+        page.get_by_test_id("panel-tab-info" if panel.is_visible() else "info-button").click()
         text = path.read_text(encoding="utf-8")
         panel.get_by_role("heading", name=re.search("^# (.*)$", text, re.MULTILINE)[1], exact=True).wait_for()
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
