@@ -1,5 +1,7 @@
 """What people look at while and after it runs: previews in motion, videos compared, the attention map."""
 
+import json
+import shutil
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -290,3 +292,31 @@ def test_compare_in_the_page(page, run_in_page):
     wait_for("red", "red", "red", "red")
     page.evaluate("() => app.graph.clear()")
     canvas.wait_for(state="detached")
+
+
+def test_the_preview_moves_in_the_page(page, run_in_page, server, tmp_path):
+    """Of one preview, by its address, two moments look different."""
+    shutil.copy(REPO / "assets" / "demo.mp4", server.base / "input" / "demo.mp4")
+    workflow = json.loads((REPO / "workflows" / "api" / "quickstart_video.json").read_text())
+    nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    nodes["LoadVideo"]["file"] = "demo.mp4"
+    settings = {"steps": 200, "cfg": 1.0, "noise_augmentation": 0.0, "denoise": 0.15}
+    nodes["SimpleGVRSampler"].update(
+        {"size.scale": 1.0, "settings": "custom", **{f"settings.{key}": value for key, value in settings.items()}}
+    )
+    run_in_page(workflow)
+    shown = page.locator("img[src^='blob:']").first
+    shown.wait_for(timeout=120_000)
+    try:
+        page.wait_for_timeout(1000)  # until the node has grown for it
+        box = shown.bounding_box()
+        assert min(box["width"], box["height"]) > 50
+        for _ in range(50):
+            before, first = shown.get_attribute("src"), page.screenshot(clip=box)
+            page.wait_for_timeout(200)
+            second, after = page.screenshot(clip=box, path=tmp_path / "preview.png"), shown.get_attribute("src")
+            if before == after and first != second:
+                return
+        raise AssertionError("no preview looked different at two moments")
+    finally:
+        page.request.post(f"{server.address}/interrupt", data="{}")
