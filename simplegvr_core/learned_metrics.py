@@ -27,7 +27,7 @@ from .data import to_images, write_video
 from .files import sha256
 
 CLIP_RN50 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"  # sha256; pyiqa fetches it anew where it is another
-FUSION = ((0.1107, 0.07355, 0.6104), (0.08285, 0.03774, 0.3896))  # DOVER's: mean, deviation and weight of technical and aesthetic
+FUSION = {"technical": (0.1107, 0.07355, 0.6104), "aesthetic": (-0.08285, 0.03774, 0.3896)}  # DOVER's: mean, deviation, weight
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and deviation of red, green, blue
 
 
@@ -147,8 +147,8 @@ def dover(video: Tensor, rate: Fraction) -> float:
         for name, view in views.items()
     }
     with torch.inference_mode():
-        scores = [score.mean().item() for score in network(views)]
-    fused = sum((score - mean) / deviation * weight for score, (mean, deviation, weight) in zip(scores, FUSION, strict=True))
+        scores = {name: score.mean().item() for name, score in zip(views, network(views), strict=True)}  # in the order of its views
+    fused = sum((scores[name] - mean) / deviation * weight for name, (mean, deviation, weight) in FUSION.items())
     return 100 * torch.sigmoid(torch.tensor(fused)).item()
 
 
@@ -158,7 +158,7 @@ def dover_network(home: Path, device: torch.device) -> tuple[nn.Module, dict]:
     import yaml  # DOVER needs it too
     from dover.models import DOVER
 
-    config = yaml.safe_load((home / "dover.yml").read_text())
+    config = yaml.safe_load((home / "dover.yml").read_text(encoding="utf-8"))
     network = DOVER(**config["model"]["args"])
     network.load_state_dict(load_tensors(home / "pretrained_weights" / "DOVER.pth"))
     return network.to(device).eval(), config["data"]["val-l1080p"]["args"]["sample_types"]

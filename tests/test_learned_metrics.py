@@ -116,7 +116,7 @@ class DOVER(torch.nn.Module):
         assert views["technical"].shape == (3, 3, 8, 4, 5) and views["aesthetic"].shape == (1, 3, 8, 4, 5)
         red = views["technical"][:, 0, :, 0, 0]  # frame 0 at its mean, a deviation more on each later one
         assert torch.allclose(red.flatten(), torch.arange(24.0), atol=1e-4)
-        return [self.weight[i].expand(2) for i in range(2)]
+        return [self.weight[("technical", "aesthetic").index(name)].expand(2) for name in views]
 """,
     "dover.yml": json.dumps(
         {
@@ -136,18 +136,23 @@ class DOVER(torch.nn.Module):
 }
 
 
-def test_dover_is_asked_as_its_own_script_asks_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", ["technical", "aesthetic"])
+def test_dover_is_asked_as_its_own_script_asks_it(first, tmp_path, monkeypatch):
     pytest.importorskip("yaml")
     if find_spec("dover"):
         pytest.skip("dover is installed")
     for name, text in DOVER_LIKE.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    config = json.loads(DOVER_LIKE["dover.yml"])
+    types = config["data"]["val-l1080p"]["args"]["sample_types"]
+    config["data"]["val-l1080p"]["args"]["sample_types"] = {first: types[first]} | types
+    (tmp_path / "dover.yml").write_text(json.dumps(config))
     monkeypatch.syspath_prepend(tmp_path)
     weights = tmp_path / "pretrained_weights" / "DOVER.pth"
     assert str(weights) in learned.dover_absent()
     weights.parent.mkdir()
-    torch.save({"weight": torch.tensor([0.1107 + 0.07355, 0.08285])}, weights)  # a deviation above the mean, and the mean
+    torch.save({"weight": torch.tensor([0.1107 + 0.07355, -0.08285])}, weights)  # a deviation above the mean, and the mean
     assert learned.dover_absent() is None
     found = learned.dover(video(), Fraction(25))
     assert found == pytest.approx(100 / (1 + 2.718281828**-0.6104), rel=1e-4)
