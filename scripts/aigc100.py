@@ -39,11 +39,11 @@ def main(arguments: argparse.Namespace) -> int:
     from t2v_workflow import base_workflow, prompt_nodes, with_settings
 
     try:
-        workflow = json.loads(arguments.workflow.read_text())
+        workflow = json.loads(arguments.workflow.read_text(encoding="utf-8"))
         workflow = base_workflow(with_settings(workflow, arguments.set), PREFIX)
     except ValueError as error:
         raise SetupError(f"--workflow {arguments.workflow}: {error}") from error
-    prompts = list(filter(None, map(str.strip, arguments.prompts.read_text().splitlines())))[: arguments.count]
+    prompts = list(filter(None, map(str.strip, arguments.prompts.read_text(encoding="utf-8").splitlines())))[: arguments.count]
     if not any(prompt_nodes(workflow)):
         say("this workflow takes no text: its videos differ by their seeds alone")
     collection = Collection(arguments.out, workflow, arguments.seed)

@@ -26,6 +26,7 @@ and report.html and results.md, made from it by report.py.
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -236,13 +237,18 @@ def finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Returns the mean of those that are numbers, None when none is."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
 def gather(methods: list[str], measured: dict[str, dict]) -> dict:
     """Returns the results of all clips and their means."""
     names = [name for name in METRICS if any(name in clip["task"]["metrics"] for clip in measured.values())]
 
     def mean(method: str, metric: str) -> float | None:
-        found = [value for clip in measured.values() if (value := clip["methods"][method].get(metric)) is not None]
-        return sum(found) / len(found) if found else None
+        return mean_of(clip["methods"][method].get(metric) for clip in measured.values())
 
     def described(metric: str) -> dict:
         shown = {key: getattr(METRICS[metric], key) for key in ("label", "unit", "better", "decimals")}
@@ -267,5 +273,5 @@ if __name__ == "__main__":
     with plain_errors():
         run = tyro.cli(Evaluate)
         results = run.run()
-        print((run.out / "results.md").read_text())
+        print((run.out / "results.md").read_text(encoding="utf-8"))
         print(json.dumps(results))

@@ -85,7 +85,8 @@ class Paper(Options):
             missing = missing | {"models trained each way": MISSING}
         if groups:
             measured = {column for rows in groups.values() for row in rows.values() for column in row}
-            missing = {column: unmeasured(column) for column in columns if column in QUALITIES and column not in measured} | missing
+            absent = [column for column in columns if column not in measured]
+            missing = {column: unmeasured(column) if column in QUALITIES else f"it takes `--only {name}`" for column in absent} | missing
         reasons = {reason: [key for key in missing if missing[key] == reason] for reason in missing.values()}
         return {"note": " ".join(notes), "groups": groups, "missing": reasons, "pictures": pictures}
 
@@ -104,5 +105,5 @@ if __name__ == "__main__":
     with plain_errors():
         run = tyro.cli(Paper)
         results = run.run()
-        print((run.out / "paper.md").read_text())
+        print((run.out / "paper.md").read_text(encoding="utf-8"))
         print(json.dumps(results))

@@ -165,11 +165,12 @@ def figure_7(bench: Bench, folder: Path) -> Here:
         pictures[f"test value {share}"] = to_images(result.cpu())[middle]
     box = most_detailed(pictures["test value 0.0"])
     picture_grid(folder / "noise.jpg", in_rows({title: part(image, box) for title, image in pictures.items()}))
-    low, high = bench.checkpoint[1]["trained"]["noise_range"]
+    trained = bench.checkpoint[1].get("trained", {}).get("noise_range")
+    known = "was trained with {:g} to {:g} and knows nothing above".format(*trained) if trained else "does not say what it was trained with"
     start = "pure noise" if bench.sampling.denoise == 1 else f"noise level {bench.sampling.denoise:g}, so the condition counts less"
     return Here(
-        f"The paper trains one model for each range. With given weights only the test value can vary: {bench.options.model.name} was "
-        f"trained with {low:g} to {high:g} and knows nothing above. It starts from {start}. {SHARPNESS}",
+        f"The paper trains one model for each range. With given weights only the test value can vary: {bench.options.model.name} "
+        f"{known}. It starts from {start}. {SHARPNESS}",
         rows,
         {"noise.jpg": "Where the middle frame of the first clip has most detail."},
     )

@@ -1,9 +1,12 @@
 """The page that puts the paper's figures beside ours, as Markdown, HTML and JSON."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from markupsafe import Markup, escape
 
 from .files import write_text
 
@@ -68,12 +71,18 @@ def number(value: float | int | str | None, decimals: int | None = None) -> str:
     return format(value, "#.4g" if decimals is None else f".{decimals}f")
 
 
+def code(text: str) -> Markup:
+    """Returns a sentence as HTML: what Markdown puts in backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def write_page(out: Path, items: dict[str, dict], command: str, weights: str) -> None:
     """Writes out/paper.md and out/paper.html. items: as Paper.run returns them. weights: names of what was measured."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=lambda name: ".html" in name)
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters["code"] = code
     tables = {name: join(item["paper"], item["groups"]) for name, item in items.items()}
     said = {"sources": PAPER["sources"], "command": command, "weights": weights, "not_measured": NOT_MEASURED}
     for suffix in ("md", "html"):

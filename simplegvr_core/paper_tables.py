@@ -12,6 +12,7 @@ import torch
 
 from . import flops
 from .data import read_video, to_video
+from .evaluate import finite, mean_of
 from .metrics import METRICS, Reference, Result, measure
 from .paper_bench import Bench, timed
 from .paper_page import PAPER, Here
@@ -95,7 +96,7 @@ def table_3(bench: Bench, folder: Path) -> Here:
     for title, took in seconds.items():
         files = [bench.cascade_folder / name / f"{title.replace(' ', '_')}.mp4" for name in videos]
         values = [alone(to_video(read_video(file)[0])) for file in files]
-        rows[title] = {"DiT seconds": took} | averaged(dict(shown((name, mean(each[name] for each in values))) for name in values[0]))
+        rows[title] = {"DiT seconds": took} | averaged(dict(shown((name, mean_of(each[name] for each in values))) for name in values[0]))
     height, width = (side * bench.options.scale for side in bench.options.t2v_size)
     return Here(
         f"{len(videos)} videos of {bench.options.num_frames} frames, {width} x {height}, drawn by {bench.options.t2v.name} in "
@@ -108,11 +109,11 @@ def table_3(bench: Bench, folder: Path) -> Here:
 TABLES = {"table-1": table_1, "table-2": table_2, "table-3": table_3}
 
 
-def alone(video: torch.Tensor) -> dict[str, float]:
-    """Returns the metrics of a video that is its own guide, those that this machine has."""
+def alone(video: torch.Tensor) -> dict[str, float | None]:
+    """Returns the metrics of a video that is its own guide, those that this machine has; None where a video has no value."""
     reference = Reference(tuple(video.shape[3:]), original=video)
     names = [name for name in ALONE if METRICS[name].obstacle(reference) is None]
-    return {name: measure(name, Result(video, reference)).value for name in names}
+    return {name: finite(measure(name, Result(video, reference)).value) for name in names}
 
 
 def shown(named: tuple[str, float | None]) -> tuple[str, float | None]:
