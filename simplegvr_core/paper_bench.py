@@ -27,6 +27,8 @@ from .files import sha256, write_text
 from .flow import shifted_sigmas
 from .full_reference import mean_decibels, psnr
 from .layers import LATENT_CHANNELS
+from .measure import versions
+from .metrics import METRICS
 from .model import SimpleGVRDiT, load_dit, read_dit
 from .sampling import CELL, SamplingConfig, guided_network, sample_euler, scaled_size, super_resolve
 from .upsampler import LatentUpsampler, load_upsampler
@@ -38,6 +40,7 @@ BUNDLE = REPO / "models"
 BUNDLED_CLIPS = (REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
 HEIGHT = 120  # lines of the bundled clips at low resolution
 METHODS = ("gvr", "upsampler", "latent_bilinear", "bicubic", "basicvsr", "span")  # of table 1
+BY_OTHERS = ("table-1", "table-3", "figure-9")  # have what peers and other people's metrics give
 RATE = Fraction(12)  # of videos drawn from text
 
 
@@ -81,11 +84,11 @@ class Options:
 
     @cached_property
     def key(self) -> str:
-        """Returns 16 digits that change with all that decides the results, the files' contents included."""
+        """Returns 16 digits that change with all that decides the results, the files' contents and the version of the code included."""
         files = [self.model, self.upsampler, self.vae, self.t2v]
         for folder, listed in ((self.clips, find_videos), (self.contexts, lambda path: sorted(path.glob("*.safetensors")))):
             files += listed(folder) if folder is not None else []
-        decisive = repr((self, [sha256(path) for path in files]))
+        decisive = repr((self, versions()["commit"], [sha256(path) for path in files]))
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]
 
 
@@ -96,19 +99,29 @@ class Bench:
         self.options, self.out = options, out
 
     def kept(self, name: str, make: Callable[[Path], dict]) -> dict:
-        """Returns make(folder)'s dictionary, out/name/result.json; one that the same options left there is taken as it is."""
+        """Returns make(folder)'s dictionary, out/name/result.json; one that has its key is taken as it is."""
         folder = self.out / name
         if not (kept := self.finished(name)):
             start = perf_counter()
-            kept = make(folder) | {"key": self.options.key, "seconds": perf_counter() - start}
+            kept = make(folder) | {"key": self.key(name), "seconds": perf_counter() - start}
             write_text(folder / "result.json", json.dumps(kept, indent=1))
         return kept
 
     def finished(self, name: str) -> dict | None:
-        """Returns what kept left under that name with the same options, None if nothing."""
+        """Returns what kept left under that name with the key that it has now, None if nothing."""
         path = self.out / name / "result.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        return kept if kept.get("key") == self.options.key else None
+        return kept if kept.get("key") == self.key(name) else None
+
+    def key(self, name: str) -> str:
+        """Returns what a kept result depends on: the options, and which peers and metrics are here if it has theirs."""
+        return " ".join((self.options.key, *(self.others if name in BY_OTHERS else ())))
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """The methods of table 1 and the metrics that are on this machine."""
+        methods = [method for method in METHODS if method not in self.absent_peers()]
+        return *methods, *(name for name, metric in METRICS.items() if metric.absent() is None)
 
     @property
     def cascade_folder(self) -> Path:
@@ -242,7 +255,7 @@ class Bench:
     def absent_peers(self) -> dict[str, str]:
         """Returns the peers of METHODS that were not fetched, and how to fetch them."""
         absent = {}
-        for name in peers.PEERS.keys() & set(METHODS):
+        for name in (name for name in METHODS if name in peers.PEERS):
             try:
                 peers.find(name)
             except FileNotFoundError as error:

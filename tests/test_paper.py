@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import REPO
 
-from simplegvr_core import flops
+from simplegvr_core import flops, paper_bench
 from simplegvr_core.ablate import AXES as ABLATED
 from simplegvr_core.ablate import as_markdown
 from simplegvr_core.data import area_downscale, read_video, to_images, to_video, write_video
 from simplegvr_core.evaluate import mean_of
 from simplegvr_core.paper import MEASURED, Paper
 from simplegvr_core.paper_ablation import AXES, ablation_rows
+from simplegvr_core.paper_bench import Bench, Options
 from simplegvr_core.paper_page import NOT_MEASURED, PAPER, join
 from simplegvr_core.paper_tables import alone
 from simplegvr_core.sampling import SamplingConfig
@@ -185,6 +186,20 @@ def test_figures_here_are_those_of_the_weights(made):
     assert operators["sparse local"]["PSNR to the result as trained, dB"] > 60 > operators["full"]["PSNR to the result as trained, dB"]
     shares = [row["share of the change, %"] for row in results["figure-5"]["groups"]["here, gvr_tiny"].values()]
     assert sum(shares) == pytest.approx(100)
+
+
+def test_what_is_finished_is_made_anew_when_a_peer_or_the_code_is_another(tmp_path, monkeypatch):
+    makings = iter(range(9))
+
+    def made(name: str) -> int:
+        return Bench(Options(), tmp_path).kept(name, lambda folder: {"making": next(makings)})["making"]
+
+    monkeypatch.setattr(paper_bench.peers, "HOME", tmp_path / "peers")
+    assert [made(name) for name in ("table-1", "figure-8", "table-1", "figure-8")] == [0, 1, 0, 1]
+    (tmp_path / "peers" / "span").mkdir(parents=True)
+    assert (made("table-1"), made("figure-8")) == (2, 1)
+    monkeypatch.setattr(paper_bench, "versions", lambda: {"commit": "another"})
+    assert (made("table-1"), made("figure-8")) == (3, 4)
 
 
 @pytest.mark.parametrize(
