@@ -104,7 +104,7 @@ class Collection:
                     raise SetupError(f"{error}\n{STAND_IN}") from error
                 except WorkflowError as error:
                     self.manifest["failed"][name] = str(error).strip()
-                except (aiohttp.ClientError, TimeoutError) as error:
+                except (aiohttp.ClientError, asyncio.TimeoutError) as error:  # which is no TimeoutError in Python 3.10
                     raise SetupError(f"ComfyUI at {address} does not answer ({error}): start it and run the same command again") from error
                 self.write("manifest.json", json.dumps(self.manifest, indent=1).encode())
 

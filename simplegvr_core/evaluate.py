@@ -113,6 +113,9 @@ class Evaluate:
         for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
             if unknown := set(names) - known.keys():
                 raise ValueError(f"--{option} has unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+        for name, least in (("scale", 1), ("num_frames", 2), ("height", metrics.SMALLEST), ("steps", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}")
         if self.out.resolve().is_relative_to(self.clips.resolve()):
             raise ValueError(f"--out {self.out} is inside --clips {self.clips}: its videos would be taken for clips")
         if self.suite == "aigc" and (blind := [method for method in methods if METHODS[method].sees == "original"]):

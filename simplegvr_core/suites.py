@@ -76,7 +76,7 @@ def read_clip(
     Raises ValueError that names the file when it is damaged, too short or too small.
     """
     z_lr, original = None, None
-    if suite == "aigc" and files[0].suffix in LATENT_SUFFIXES:
+    if suite == "aigc" and files[0].suffix.lower() in LATENT_SUFFIXES:
         z_lr = read_latent(files[0])[:, :, : (reading.num_frames - 1) // 4 + 1]
         source, rate = decode(z_lr).clamp(-1, 1), LATENT_RATE
     else:

@@ -149,6 +149,12 @@ def test_a_clip_too_short_or_small_to_be_measured_is_named(tmp_path, frames, hei
         Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic", scale=2).run()
 
 
+@pytest.mark.parametrize(("option", "value", "least"), [("scale", 0, 1), ("num_frames", 0, 2), ("height", 0, 32), ("steps", 0, 1)])
+def test_a_number_of_no_use_is_named(tmp_path, option, value, least):
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is {value}, wanted at least {least}"):
+        Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic", **{option: value}).run()
+
+
 def test_its_own_videos_are_never_taken_for_clips(tmp_path):
     with pytest.raises(ValueError, match="is inside --clips"):
         Evaluate(tmp_path, tmp_path / "out", "bicubic").run()
@@ -231,11 +237,13 @@ def test_latents_are_those_of_wan_as_comfyui_normalises_them(comfy):
     )
 
 
-@pytest.mark.parametrize(("key", "shape"), [("weight", (1, 16, 2, 6, 8)), ("samples", (1, 4, 6, 8))])
-def test_a_file_without_a_latent_of_wan_is_named(tmp_path, key, shape):
-    save_file({key: torch.zeros(shape)}, tmp_path / "odd.safetensors")
-    with pytest.raises(ValueError, match=r"odd.safetensors holds no latent of Wan 2.1"):
-        read_clip((tmp_path / "odd.safetensors",), "aigc", Reading(2, 5, 96), None)
+@pytest.mark.parametrize(
+    ("name", "key", "shape"), [("odd.safetensors", "weight", (1, 16, 2, 6, 8)), ("ODD.LATENT", "samples", (1, 4, 6, 8))]
+)
+def test_a_file_without_a_latent_of_wan_is_named(tmp_path, name, key, shape):
+    save_file({key: torch.zeros(shape)}, tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} holds no latent of Wan 2.1"):
+        read_clip((tmp_path / name,), "aigc", Reading(2, 5, 96), None)
 
 
 def test_methods_that_need_an_original_are_named_where_there_is_none(tmp_path):
