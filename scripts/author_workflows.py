@@ -24,7 +24,8 @@ NOTES = {
 Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a CPU), and run.
 
 Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
-substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.""",
+substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.
+**SimpleGVR Compare** plays before and after in one place: drag the line between them.""",
     "long_video": """## Long videos, large frames
 **SimpleGVR Plan** says what the run will take: the segments and tiles that fit your memory. **SimpleGVR Sampler** takes
 the same with tiling *auto*, blends neighbours at every step, and makes boxes smaller when memory runs out all the same.
@@ -70,8 +71,8 @@ def author(page, name: str) -> dict:
             for (const node of app.graph._nodes) {
                 const [width, height] = node.computeSize()
                 const room = { // for what it shows when it has run
-                    CLIPTextEncode: 160, LoadVideo: 320, SaveVideo: 420, SimpleGVRClassicalDegrade: 460, SimpleGVRDecodeSave: 400,
-                    SimpleGVRFlowDegrade: 420, SimpleGVRPlan: 520, SimpleGVRSampler: 620,
+                    CLIPTextEncode: 160, LoadVideo: 320, SaveVideo: 420, SimpleGVRClassicalDegrade: 460, SimpleGVRCompare: 460,
+                    SimpleGVRDecodeSave: 400, SimpleGVRFlowDegrade: 420, SimpleGVRPlan: 520, SimpleGVRSampler: 620,
                 }[node.type]
                 node.setSize([Math.max(width, 280), Math.max(height, room ?? 0)])
                 for (const widget of node.widgets ?? []) {

@@ -72,6 +72,7 @@ def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: arg
     from simplegvr_core.data import read_frames
 
     workflow = json.loads((REPO / "workflows" / "api" / "quickstart_video.json").read_text())
+    workflow = {id: node for id, node in workflow.items() if node["class_type"] != "SimpleGVRCompare"}  # which is for the page
     nodes = {node["class_type"]: node for node in workflow.values()}
     nodes["LoadVideo"]["inputs"]["file"] = name
     nodes["SimpleGVRSampler"]["inputs"]["size.scale"] = nodes["SimpleGVRTrim"]["inputs"]["scale"] = arguments.scale

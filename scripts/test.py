@@ -5,6 +5,8 @@ import sys
 
 from comfyui import REPO, SetupError, become, enter
 
+TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")  # each a ComfyUI and a server of its own, some 4 GB together
+
 if __name__ == "__main__":
     enter()
     from browser import install_chromium
@@ -14,4 +16,5 @@ if __name__ == "__main__":
     except SetupError as error:
         sys.exit(f"set-up failed: {error}")
     os.chdir(REPO)
-    become([sys.executable, "-m", "pytest", *sys.argv[1:]])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other
+    become([sys.executable, "-m", "pytest", *TWO_AT_A_TIME, *sys.argv[1:]])
