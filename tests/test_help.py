@@ -40,8 +40,8 @@ def first_column(text: str) -> list[str]:
     return re.findall(r"^\| \*\*(.+?)\*\* \|", text, re.M)
 
 
-def test_every_node_has_a_page(nodes):
-    assert {page.stem for page in PAGES if page.parent == DOCS} == nodes.keys()
+def test_every_node_has_a_page_in_every_language(nodes):
+    assert set(map(about, PAGES)) == {(node, language) for node in nodes for language in SECTIONS}
 
 
 @every_page
