@@ -159,7 +159,7 @@ def blocks(frames: int) -> Iterator[slice]:
 
 def to_video(images: Tensor) -> Tensor:
     """Returns video (1, 3, F, H, W) in [-1, 1] of images (F, H, W, 3 or more) in [0, 1]."""
-    return rearrange(images[..., :3], "F H W C -> 1 C F H W").float() * 2 - 1
+    return rearrange(images[..., :3], "F H W C -> 1 C F H W").cpu().float() * 2 - 1
 
 
 def measures(images: Tensor) -> str:
