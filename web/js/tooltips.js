@@ -8,8 +8,9 @@ const translations = api.fetchApi('/i18n').then((response) => response.json())
 app.registerExtension({
   name: 'SimpleGVR.Tooltips',
   async beforeRegisterNodeDef(nodeType, { name, input }) {
+    if (!name.startsWith('SimpleGVR')) return
     const texts = (await translations)[app.extensionManager.setting.get('Comfy.Locale')]?.nodeDefs?.[name]?.inputs
-    if (!name.startsWith('SimpleGVR') || !texts) return
+    if (!texts) return
     for (const [combo, [type, { options }]] of Object.entries({ ...input.required, ...input.optional })) {
       for (const { inputs } of type === 'COMFY_DYNAMICCOMBO_V3' ? options : []) {
         for (const [inner, spec] of Object.entries({ ...inputs.required, ...inputs.optional })) {
