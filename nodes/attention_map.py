@@ -17,7 +17,7 @@ from ..simplegvr_core.decode_to_file import first_frame, latent_frames
 from ..simplegvr_core.noise import draw_noise
 from ..simplegvr_core.sampling import CELL, SamplingConfig
 from .attention import RunAttention
-from .bridge import CATEGORY, latent_samples, to_core
+from .bridge import CATEGORY, latent_samples, seed_input, to_core
 from .latent import add_condition, null_prompt
 from .sampler import takes_no_condition
 from .sparse_attention import attention_of, with_attention
@@ -63,14 +63,7 @@ class SimpleGVRAttentionMap(io.ComfyNode):
                     step=0.01,
                     tooltip="Noise level at which the model sees the video: 1 is noise. Heads look elsewhere as it falls.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Draws the noise.",
-                ),
+                seed_input("Draws the noise."),
                 io.Conditioning.Input(
                     "positive", optional=True, tooltip="The video's prompt. Left open: the null prompt, which stock Wan models do not know."
                 ),

@@ -66,6 +66,13 @@ def to_latent(samples: Tensor) -> dict:
     return {"samples": samples.to(comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype())}
 
 
+def seed_input(tooltip: str = "Draws everything that is random here. The same seed gives the same result.") -> io.Int.Input:
+    """Returns the `seed` input."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed, tooltip=tooltip
+    )
+
+
 def size_input() -> io.DynamicCombo.Input:
     """Returns the `size` input: by scale, by width and height, or by the short side."""
     return io.DynamicCombo.Input(

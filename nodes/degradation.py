@@ -20,7 +20,7 @@ from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.noise import draw_noise
 from ..simplegvr_core.sampling import sample_euler
-from .bridge import CATEGORY, to_latent
+from .bridge import CATEGORY, seed_input, to_latent
 from .compare import comparison
 from .latent import null_prompt
 
@@ -251,18 +251,6 @@ def classical_config(blur: float, smallest: float, noise: float, jpeg_quality: i
 
 def scaled(drift: Drift, factor: float) -> Drift:
     return replace(drift, low=factor * drift.low, high=factor * drift.high)
-
-
-def seed_input() -> io.Int.Input:
-    """Returns the `seed` input."""
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=io.ControlAfterGenerate.fixed,
-        tooltip="Draws everything that is random here. The same seed gives the same result.",
-    )
 
 
 def picture_outputs() -> list:

@@ -16,6 +16,7 @@ from .bridge import (
     CATEGORY,
     LATENT_FORMAT,
     latent_samples,
+    seed_input,
     size_input,
     target_size,
     to_core,
@@ -47,14 +48,7 @@ class SimpleGVRSampler(io.ComfyNode):
                 io.LatentUpscaleModel.Input("upsampler", tooltip="From Load SimpleGVR Upsampler."),
                 io.Latent.Input("latent", tooltip="Low-resolution video latent, for example of a Wan 2.1 KSampler."),
                 size_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Draws the starting noise. The same seed gives the same video.",
-                ),
+                seed_input("Draws the starting noise. The same seed gives the same video."),
                 settings_input(),
                 noise_seed_input(),
                 io.Conditioning.Input(
