@@ -134,8 +134,11 @@ def draw_map(attention_map: AttentionMap, picture: Image.Image, frame: int, toke
     draw = ImageDraw.Draw(picture, "RGBA")
     width = max(1, round(min(token) / 6))
 
-    def corners(box: Box) -> tuple[float, float, float, float]:
-        return box.start[2] * token[1], box.start[1] * token[0], box.stop[2] * token[1] - 1, box.stop[1] * token[0] - 1
+    def corners(box: Box, inset: float = 0) -> tuple[float, float, float, float]:
+        left, top = box.start[2] * token[1], box.start[1] * token[0]
+        right, bottom = max(left, box.stop[2] * token[1] - 1), max(top, box.stop[1] * token[0] - 1)  # tokens may be less than a pixel
+        x, y = min(inset, (right - left) / 2), min(inset, (bottom - top) / 2)
+        return left + x, top + y, right - x, bottom - y
 
     for number, window in enumerate(attention_map.selected, 1):
         if window.box.start[0] <= frame < window.box.stop[0]:
@@ -145,6 +148,5 @@ def draw_map(attention_map: AttentionMap, picture: Image.Image, frame: int, toke
             draw.text((left + 2 * width, top + width), str(number), CHOSEN, font_size=size, stroke_width=width, stroke_fill=(0, 0, 0))
     if attention_map.box.start[0] <= frame < attention_map.box.stop[0]:
         draw.rectangle(corners(attention_map.box), outline=(0, 0, 0), width=3 * width)
-        left, top, right, bottom = corners(attention_map.box)
-        draw.rectangle((left + width, top + width, right - width, bottom - width), outline=CHOSEN, width=width)
+        draw.rectangle(corners(attention_map.box, width), outline=CHOSEN, width=width)
     return picture

@@ -13,7 +13,7 @@ from conftest import REPO
 from PIL import Image, ImageSequence
 
 from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.attention_map import map_attention
+from simplegvr_core.attention_map import AttentionMap, SelectedWindow, draw_map, map_attention
 from simplegvr_core.data import read_frames
 from simplegvr_core.tiling import Box
 from simplegvr_core.vae import load_tiny_vae
@@ -45,6 +45,16 @@ def test_the_map_finds_the_windows_that_queries_point_to(ordered, references):
     assert "3. frames 1 to 4, x 48 to 72, y 64 to 128: 1 of 2 heads, rank 2.0, score 0.75" in found.describe((128, 72))
     (only, last) = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), head=1, ordered=ordered).selected
     assert (only, last.box) == (first, third.box)
+
+
+@pytest.mark.parametrize("token", [0.5, 1.0, 2.0])
+def test_a_map_can_be_drawn_on_a_picture_much_smaller_than_the_video(token):
+    """Windows of one token, which is a pixel or two of the picture, or less than one."""
+    windows = [SelectedWindow(Box((0, 6, 0), (1, 7, 1)), share=1.0, rank=1.0, score=0.0)]
+    found = AttentionMap(Box((0, 0, 6), (1, 1, 7)), tuple(windows), heads=1, others=48, scope=(0, 1))
+    drawn = draw_map(found, Image.new("RGB", (round(7 * token),) * 2), 0, (token, token))
+    assert drawn.getpixel((round(6 * token), 0)) == (255, 255, 255)
+    assert max(drawn.getpixel((0, round(6 * token)))) > 100
 
 
 PLACE = dict(x=100, y=70, frame=5, sigma=0.3, seed=1)
@@ -249,6 +259,16 @@ def plain(width: int, color: int) -> dict:
     return {"class_type": "EmptyImage", "inputs": {"width": width, "height": width // 2, "batch_size": 3, "color": color}}
 
 
+CLOCKS_OF_A_COPY = """() => {
+    const own = window.setInterval
+    let started = 0
+    window.setInterval = (...given) => { started += 1; return own(...given) }
+    app.graph._nodes.find(node => node.type === "SimpleGVRCompare").clone()
+    window.setInterval = own
+    return started
+}"""
+
+
 def test_compare_in_the_page(page, run_in_page):
     """Red before, half as large, and green after: the line between them follows pointer and keys, and is saved."""
     if not page.evaluate("() => document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.640028\"')"):
@@ -290,6 +310,7 @@ def test_compare_in_the_page(page, run_in_page):
         player.get_by_text(f"{frame} / 3").wait_for()
     page.evaluate("async () => app.loadGraphData(app.graph.serialize(), false)")  # as an undo does
     wait_for("red", "red", "red", "red")
+    assert page.evaluate(CLOCKS_OF_A_COPY) == 0  # the clipboard's copy, which no graph has and so nobody removes
     page.evaluate("() => app.graph.clear()")
     canvas.wait_for(state="detached")
 

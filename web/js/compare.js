@@ -108,6 +108,7 @@ function makePlayer(node) {
   })
   wipe.addEventListener("input", () => moveLine(Number(wipe.value)))
   seek.addEventListener("input", () => {
+    if (!file) return
     video.pause()
     video.currentTime = (Number(seek.value) + 0.5) / file.fps
   })
@@ -136,7 +137,8 @@ function makePlayer(node) {
       Object.assign(canvas, { width: file.width, height: file.height })
       seek.max = file.frames - 1
       const { filename, subfolder, type } = file
-      video.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
+      const rand = Math.random() // names come again once ComfyUI has started anew: the browser must not show what it kept
+      video.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type, rand })}`)
       if (file.frames > 1) video.play().catch(() => {}) // a browser that forbids it shows the first frame and the button
     },
     close() {
@@ -168,14 +170,19 @@ app.registerExtension({
       getMinHeight: () => 240,
     })
     node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], node.computeSize()[1] + 60)])
-    const { onExecuted, onRemoved } = node
+    const { onAdded, onExecuted, onRemoved } = node
+    let waiting = 0
     const show = (output) => {
       if (!output?.simplegvr_compare) return
       clearInterval(waiting)
       player.show(output.simplegvr_compare[0])
     }
-    // a workflow that is opened again, or an undo, makes new nodes and gives them their outputs some time later
-    const waiting = setInterval(() => show(app.nodeOutputs[locator(node)]), 500)
+    node.onAdded = function () {
+      onAdded?.apply(this, arguments)
+      clearInterval(waiting)
+      // a workflow that is opened again, or an undo, makes new nodes and gives them their outputs some time later
+      waiting = setInterval(() => show(app.nodeOutputs[locator(node)]), 500)
+    }
     node.onExecuted = function (output) {
       onExecuted?.apply(this, arguments)
       show(output)
