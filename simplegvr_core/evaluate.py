@@ -249,9 +249,13 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 def gather(methods: list[str], measured: dict[str, dict]) -> dict:
     """Returns the results of all clips and their means."""
     names = [name for name in METRICS if any(name in clip["task"]["metrics"] for clip in measured.values())]
+    clips = {
+        name: {method: {metric: clip["methods"][method].get(metric) for metric in names} for method in methods}
+        for name, clip in measured.items()
+    }
 
     def mean(method: str, metric: str) -> float | None:
-        return mean_of(clip["methods"][method].get(metric) for clip in measured.values())
+        return mean_of(clip[method][metric] for clip in clips.values())
 
     def described(metric: str) -> dict:
         shown = {key: getattr(METRICS[metric], key) for key in ("label", "unit", "better", "decimals")}
@@ -264,7 +268,7 @@ def gather(methods: list[str], measured: dict[str, dict]) -> dict:
             for clip, each in measured.items()
             for metric, why in each["skipped"].items()
         },
-        "clips": {name: clip["methods"] for name, clip in measured.items()},
+        "clips": clips,
         "curves": {name: clip["curves"] for name, clip in measured.items()},
         "mean": {method: {metric: mean(method, metric) for metric in names} for method in methods},
         "original": {name: clip["original"] for name, clip in measured.items()},

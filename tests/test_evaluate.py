@@ -155,6 +155,18 @@ def test_a_number_of_no_use_is_named(tmp_path, option, value, least):
         Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic", **{option: value}).run()
 
 
+def test_a_metric_that_one_clip_is_too_small_for_is_null_there(tmp_path):
+    for name, side in (("large", 192), ("small", 96)):
+        images = torch.randint(256, (2, side, 2 * side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        write_video(tmp_path / "clips" / f"{name}.mp4", images, Fraction(25))
+    run = Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,bilinear", scale=2, metrics="psnr,niqe").run()
+    assert (
+        run["clips"]["small"]["bicubic"]["niqe"] is None and run["mean"]["bicubic"]["niqe"] == run["clips"]["large"]["bicubic"]["niqe"] > 0
+    )
+    assert run["skipped"] == {"niqe": "it needs 192 pixels a side, and a clip has 192 x 96 (small)"}
+    assert (tmp_path / "out" / "report.html").stat().st_size > 0
+
+
 def test_its_own_videos_are_never_taken_for_clips(tmp_path):
     with pytest.raises(ValueError, match="is inside --clips"):
         Evaluate(tmp_path, tmp_path / "out", "bicubic").run()
