@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from simplegvr_core.attention_map import AttentionMap, SelectedWindow, draw_map,
 from simplegvr_core.data import read_frames
 from simplegvr_core.tiling import Box
 from simplegvr_core.vae import load_tiny_vae
+from simplegvr_core.video_file import Encoding, write_frames
 
 GRID, CONFIG = (2, 8, 5), AttentionConfig(window=(1, 4, 3), top_k=2, unit=None)
 
@@ -269,7 +271,7 @@ CLOCKS_OF_A_COPY = """() => {
 }"""
 
 
-def test_compare_in_the_page(page, run_in_page):
+def test_compare_in_the_page(page, server, run_in_page):
     """Red before, half as large, and green after: the line between them follows pointer and keys, and is saved."""
     if not page.evaluate("() => document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.640028\"')"):
         pytest.skip("this build of Chromium cannot play H.264; Chrome and Debian's Chromium can")
@@ -308,8 +310,16 @@ def test_compare_in_the_page(page, run_in_page):
     for key, frame in (("End", 3), ("Home", 1), ("ArrowRight", 2)):
         player.get_by_label("Frame").press(key)
         player.get_by_text(f"{frame} / 3").wait_for()
-    page.evaluate("async () => app.loadGraphData(app.graph.serialize(), false)")  # as an undo does
+    reopen = "async () => app.loadGraphData(app.graph.serialize(), false)"  # as an undo does
+    page.evaluate(reopen)
     wait_for("red", "red", "red", "red")
+    newest = max((server.base / "temp").glob("SimpleGVR_compare_*.mp4"))
+    first = newest.read_bytes()
+    with write_frames(newest, Encoding(192, 192, Fraction(8), crf=12)) as add:  # a server that starts anew gives names again
+        add(torch.tensor([0, 255, 0], dtype=torch.uint8).expand(3, 192, 192, 3))
+    page.evaluate(reopen)
+    wait_for("green", "green", "green", "green")
+    newest.write_bytes(first)  # the server's cache holds on to it
     assert page.evaluate(CLOCKS_OF_A_COPY) == 0  # the clipboard's copy, which no graph has and so nobody removes
     page.evaluate("() => app.graph.clear()")
     canvas.wait_for(state="detached")

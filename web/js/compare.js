@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js"
 
 const NODES = ["SimpleGVRCompare", "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade"]
 const ZOOMS = [1, 2, 4, 8]
+let players = 0 // made so far
 
 const STYLE = `
 .simplegvr-compare { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: 0; font: 12px sans-serif }
@@ -164,7 +165,8 @@ app.registerExtension({
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return
     const player = makePlayer(node)
-    node.addDOMWidget("simplegvr_compare", "simplegvr_compare", player.element, {
+    // Vue nodes tell widgets apart by name: one of the same name, which an undo makes, would leave the player before it in sight
+    node.addDOMWidget(`simplegvr_compare_${(players += 1)}`, "simplegvr_compare", player.element, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => 240,
