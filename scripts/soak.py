@@ -6,6 +6,7 @@ same probe must give the same bits, and the server's memory is read. Ends with a
 """
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -95,7 +96,7 @@ def run_and_tally(servers, case, tally: Tally) -> str | None:
     started, failure = time.monotonic(), None
     try:
         outcome = run_case(servers, case)
-    except (Unexplained, WorkflowError, TimeoutError):
+    except (Unexplained, WorkflowError, TimeoutError, asyncio.TimeoutError):  # two classes on Python 3.10
         outcome, failure = "UNEXPLAINED", traceback.format_exc(limit=-2) + servers.last_words()
     tally.outcomes[outcome] += 1
     tally.seconds.append(time.monotonic() - started)
