@@ -87,7 +87,10 @@ def vmaf(video: Tensor, original: Tensor, rate: Fraction = Fraction(25)) -> Tens
             meter = FfmpegQualityMetrics(*map(str, paths), threads=threads, tmp_dir=folder, ffmpeg_path=get_ffmpeg_exe())
             frames = meter.calculate(["vmaf"], options)["vmaf"]
         except (FfmpegQualityMetricsError, RuntimeError) as error:
-            raise OSError(f"VMAF cannot be measured by {get_ffmpeg_exe()}: {error}") from error
+            raise OSError(
+                f"VMAF cannot be measured: {' '.join(str(error).split())}. It needs an ffmpeg with libvmaf, as imageio-ffmpeg brings "
+                "along: unset IMAGEIO_FFMPEG_EXE or let it name such a one, or leave VMAF out"
+            ) from error
     return torch.tensor([frame["vmaf"] for frame in frames])
 
 

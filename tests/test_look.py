@@ -339,9 +339,8 @@ def test_the_preview_moves_in_the_page(page, run_in_page, server, tmp_path):
     shown = page.locator("img[src^='blob:']").first
     shown.wait_for(timeout=120_000)
     try:
-        page.wait_for_timeout(1000)  # until the node has grown for it
+        page.wait_for_function("image => image.getBoundingClientRect().height > 50", arg=shown.element_handle())  # the node grows for it
         box = shown.bounding_box()
-        assert min(box["width"], box["height"]) > 50
         for _ in range(50):
             before, first = shown.get_attribute("src"), page.screenshot(clip=box)
             page.wait_for_timeout(200)

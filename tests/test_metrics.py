@@ -1,6 +1,7 @@
 """Metrics have known answers."""
 
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -137,6 +138,13 @@ def test_vmaf_of_equal_videos_is_nearly_100_and_falls_with_blur_frame_by_frame()
     assert equal.min() > 95 and equal.mean() > 96
     assert len(curve) == 5 and curve[0] > 95 and curve[2:].max() < 60
     assert full_reference.vmaf(blurred(original, 3), original).mean() < curve[2:].mean()
+
+
+def test_an_ffmpeg_that_cannot_measure_vmaf_is_an_error_with_a_cure(monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", shutil.which("false") or shutil.which("where"))
+    video = panning(texture(64, 64), 2, 1, 2, 32, 32)
+    with pytest.raises(OSError, match=r"VMAF cannot be measured: .*unset IMAGEIO_FFMPEG_EXE"):
+        full_reference.vmaf(video, video)
 
 
 NIQE_OF_BASICSR = {  # of the first frames of bundled clips, by calculate_niqe of BasicSR 1.4.2 with convert_to="y", crop_border=0
