@@ -159,6 +159,8 @@ def test_a_prompt_that_fails_is_reported_and_the_next_is_made(server, tmp_path, 
 
 def test_a_server_that_cannot_run_it_or_is_not_there_ends_it_at_once(server, tmp_path):
     with pytest.raises(SetupError, match=r"(?s)value_not_in_list.*--workflow workflows/api/quickstart_t2v\.json"):
-        aigc100.main(arguments(server, tmp_path / "wan", workflow=API / "wan21_t2v_to_1080p.json", set=[]))
+        aigc100.main(
+            arguments(server, tmp_path / "wan", workflow=API / "wan21_t2v_to_1080p.json", set=["UNETLoader.unet_name=nowhere.safetensors"])
+        )
     with pytest.raises(SetupError, match=r"127\.0\.0\.1:9 does not answer"):
         aigc100.main(arguments(server, tmp_path / "none", address="http://127.0.0.1:9"))

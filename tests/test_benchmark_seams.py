@@ -21,14 +21,7 @@ def test_noise_by_position_is_alike():
     assert alike()
 
 
-@pytest.mark.parametrize(
-    ("module", "draw"),
-    [
-        (refine, lambda shape, seed, first_frame: torch.randn(shape, generator=torch.Generator().manual_seed(seed))),  # by segment
-        (sampling, lambda shape, *position: torch.randn(shape)),  # by run
-    ],
-    ids=["to start from", "of the condition"],
-)
-def test_other_noise_is_not(module, draw, monkeypatch):
-    monkeypatch.setattr(module, "draw_noise", draw)
+@pytest.mark.parametrize("module", [refine, sampling], ids=["to start from", "of the condition"])
+def test_noise_that_every_run_draws_anew_is_not(module, monkeypatch):
+    monkeypatch.setattr(module, "draw_noise", lambda shape, *position: torch.randn(shape))
     assert not alike()
