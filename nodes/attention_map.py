@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import comfy.sample
 import comfy.samplers
 import latent_preview
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -17,7 +16,7 @@ from ..simplegvr_core.decode_to_file import first_frame, latent_frames
 from ..simplegvr_core.noise import draw_noise
 from ..simplegvr_core.sampling import CELL, SamplingConfig
 from .attention import RunAttention
-from .bridge import CATEGORY, latent_samples, seed_input, to_core
+from .bridge import CATEGORY, latent_samples, seed_input, to_core, to_image
 from .latent import add_condition, null_prompt
 from .sampler import takes_no_condition
 from .sparse_attention import attention_of, with_attention
@@ -196,8 +195,3 @@ def preview(pictures: list[Image.Image], node: type[io.ComfyNode]) -> ui.SavedIm
 def to_picture(image: Tensor) -> Image.Image:
     """Returns the picture, RGB, of one image (H, W, C) of an IMAGE."""
     return Image.fromarray((255 * image[..., :3].cpu().clamp(0, 1)).round().byte().numpy())
-
-
-def to_image(picture: Image.Image) -> Tensor:
-    """Returns (H, W, 3) in [0, 1] of a picture, RGB."""
-    return torch.from_numpy(np.array(picture)).float() / 255

@@ -10,8 +10,10 @@ import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io
+from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
@@ -64,6 +66,11 @@ def to_core(samples: Tensor) -> Tensor:
 def to_latent(samples: Tensor) -> dict:
     """Returns a LATENT of VAE-space samples, on the device and in the dtype ComfyUI keeps between nodes."""
     return {"samples": samples.to(comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype())}
+
+
+def to_image(picture: Image.Image) -> Tensor:
+    """Returns (H, W, 3) in [0, 1] of a picture, RGB."""
+    return torch.from_numpy(np.array(picture)).float() / 255
 
 
 def seed_input(tooltip: str = "Draws everything that is random here. The same seed gives the same result.") -> io.Int.Input:

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import folder_paths
 import numpy as np
-import torch
 from comfy_api.latest import io, ui
 from PIL import Image, ImageDraw
 
 from ..simplegvr_core import checkpoint
 from ..simplegvr_core.timesteps import Curve
-from .bridge import CATEGORY
+from .bridge import CATEGORY, to_image
 
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels
 
@@ -45,7 +44,7 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
                 "choose another checkpoint, or measure one with `python3 scripts/run.py -m simplegvr_core.curve`"
             )
         picture = draw_curve(checkpoint.parse_config(Curve, config["trained"], "curve", path))
-        image = torch.from_numpy(np.array(picture)).float()[None] / 255
+        image = to_image(picture)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 

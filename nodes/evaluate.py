@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..simplegvr_core.crops import most_detailed, most_different, side_by_side
-from ..simplegvr_core.metrics import METRICS, Metric, Reference, Result, measure
+from ..simplegvr_core.metrics import METRICS, Metric, Reference, Result, finite, measure
 from ..simplegvr_core.seam_plot import Panel, draw_panels
-from .bridge import CATEGORY
+from .bridge import CATEGORY, to_image
 
 QUALITY = ("psnr", "ssim", "ms_ssim", "st_lpips", "vmaf", "niqe", "lr_consistency")
 STEADINESS = ("warping_error", "tof", "flicker")
@@ -83,8 +83,8 @@ class SimpleGVREvaluate(io.ComfyNode):
             raise ValueError(f"SimpleGVR Evaluate: none of {metrics} can be measured:\n{reasons}")
         curves = clip.curves(names)
         values = {name: METRICS[name].pool(curve) for name, curve in curves.items()}
-        picture = torch.from_numpy(np.array(draw(clip, curves))).float()[None] / 255
-        numbers = {name: {"value": none_of_nan(values[name]), "curve": list(map(none_of_nan, curves[name].tolist()))} for name in names}
+        picture = to_image(draw(clip, curves))[None]
+        numbers = {name: {"value": finite(values[name]), "curve": list(map(finite, curves[name].tolist()))} for name in names}
         report = describe(clip, values, curves, skipped)
         return io.NodeOutput(
             report,
@@ -166,11 +166,6 @@ def measures(images: Tensor) -> str:
     return f"{images.shape[0]} frames of {images.shape[2]} x {images.shape[1]}"
 
 
-def none_of_nan(value: float) -> float | None:
-    """Returns a value as JSON knows it."""
-    return None if math.isnan(value) else value
-
-
 def worst_frame(name: str, curve: Tensor) -> int:
     """Returns the number of the frame with the worst value; 0 when none has any."""
     lowest = METRICS[name].better == "higher"
@@ -209,18 +204,18 @@ def title(name: str) -> str:
 
 def worst_place(clip: Clip, frame: int, label: str) -> Image.Image:
     """Returns a frame of the videos side by side, enlarged where the result is farthest from the original, else most detailed."""
-    result = to_image(clip.result[frame])
+    result = to_bytes(clip.result[frame])
     images = {f"result, frame {frame}, worst in {label}": result}
     box = most_detailed(result)
     if clip.original is not None:
-        images["original"] = to_image(clip.original[frame])
+        images["original"] = to_bytes(clip.original[frame])
         box = most_different(result, images["original"])
     if clip.source is not None:
-        source = Image.fromarray(to_image(clip.source[frame]).numpy())
+        source = Image.fromarray(to_bytes(clip.source[frame]).numpy())
         images["source"] = torch.from_numpy(np.array(source.resize((clip.width, clip.height), Image.Resampling.NEAREST)))
     return side_by_side(images, box)
 
 
-def to_image(image: Tensor) -> Tensor:
+def to_bytes(image: Tensor) -> Tensor:
     """Returns an image (H, W, 3) uint8 of one (H, W, 3 or more) in [0, 1]."""
     return image[..., :3].float().cpu().clamp(0, 1).mul(255).round().byte()

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
 
 from ..simplegvr_core.plan_picture import draw_plan
 from ..simplegvr_core.sampling import CELL
-from .bridge import CATEGORY, latent_samples, size_input, target_size, upsampler_network
+from .bridge import CATEGORY, latent_samples, size_input, target_size, to_image, upsampler_network
 from .planning import plan_run, seconds_per_operation
 from .sampler import sampling_config, settings_input, takes_no_condition
 
@@ -81,6 +79,6 @@ class SimpleGVRPlan(io.ComfyNode):
         if trial:
             plan = replace(plan, seconds_per_operation=seconds_per_operation(model, plan))
         segment, rows, columns = (cells or 0 for cells in plan.tiling.size)
-        report, picture = plan.text(), torch.from_numpy(np.array(draw_plan(plan))).float()[None] / 255
+        report, picture = plan.text(), to_image(draw_plan(plan))[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
         return io.NodeOutput(segment, columns * CELL, rows * CELL, report, picture, ui=shown)

@@ -2,15 +2,13 @@
 
 import comfy.model_management
 import comfy.utils
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
 from einops import rearrange
 from torch import Tensor
 
 from ..simplegvr_core.seam_plot import draw_panels
 from ..simplegvr_core.seams import LATENT, VIDEO, Borders, Seam, describe, measure
-from .bridge import CATEGORY, latent_samples, to_core
+from .bridge import CATEGORY, latent_samples, to_core, to_image
 
 
 class SimpleGVRSeamMeter(io.ComfyNode):
@@ -101,7 +99,7 @@ class SimpleGVRSeamMeter(io.ComfyNode):
             seams, panels = measure(watched(clip), borders, LATENT if is_latent else VIDEO)
         except ValueError as error:
             raise ValueError(f"SimpleGVR Seam Meter: {error}") from error
-        image = torch.from_numpy(np.array(draw_panels(panels))).float()[None] / 255
+        image = to_image(draw_panels(panels))[None]
         ratios = (found.ratio if isinstance(found, Seam) else found for found in vars(seams).values())
         numbers = (float("nan") if ratio is None else ratio for ratio in ratios)
         return io.NodeOutput(image, describe(seams), *numbers, ui=ui.PreviewImage(image, cls=cls))

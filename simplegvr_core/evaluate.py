@@ -24,7 +24,6 @@ and report.html and results.md, made from it by report.py.
 """
 
 import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -45,7 +44,7 @@ from .data import resize_frames, to_images, write_video
 from .files import sha256, whole, write_text
 from .measure import versions
 from .methods import METHODS, Models
-from .metrics import MEANINGS, METRICS, Reference, Result
+from .metrics import MEANINGS, METRICS, Reference, Result, finite
 from .model import load_dit
 from .sampling import CELL, SamplingConfig
 from .seams import VIDEO
@@ -233,11 +232,6 @@ def scores(names: list[str], result: Result) -> tuple[dict, dict]:
     measured = {name: metrics.measure(name, result) for name in names}
     curves = {name: [finite(number) for number in score.curve] for name, score in measured.items() if score.curve}
     return {name: finite(score.value) for name, score in measured.items()}, curves
-
-
-def finite(number: float | None) -> float | None:
-    """Returns the number, None when it is none: JSON has no NaN."""
-    return number if number is not None and math.isfinite(number) else None
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 F frames; H, W pixels; video: (1, 3, F, H, W) in [-1, 1]
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -173,6 +174,11 @@ def measure(name: str, result: Result) -> Score:
     metric = METRICS[name]
     found = metric.measure(result)
     return Score(metric.pool(found), tuple(found.tolist())) if isinstance(found, Tensor) else Score(found)
+
+
+def finite(number: float | None) -> float | None:
+    """Returns the number, None when it is none: JSON has no NaN."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 KORNIA, TORCHMETRICS, OPENCV = missing("kornia"), missing("torchmetrics"), missing("cv2:opencv-python-headless")
