@@ -3,13 +3,13 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention_map import SimpleGVRAttentionMap
-from .bridge import register_model_folders
-from .colour import SimpleGVRColorMatch
+from .color_match import SimpleGVRColorMatch
 from .compare import SimpleGVRCompare
 from .curve import SimpleGVRTimestepCurve
 from .decode import SimpleGVRDecodeSave
 from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, SimpleGVRModelDegrade
 from .evaluate import SimpleGVREvaluate
+from .host.bridge import register_model_folders
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
 from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
 from .plan import SimpleGVRPlan

@@ -10,13 +10,13 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.attention import AttentionConfig
-from ..simplegvr_core.attention_map import TOKEN, AttentionMap, draw_map, map_attention
-from ..simplegvr_core.decode_to_file import first_frame, latent_frames
+from ..simplegvr_core.networks.attention import AttentionConfig
+from ..simplegvr_core.networks.attention_map import TOKEN, AttentionMap, draw_map, map_attention
 from ..simplegvr_core.noise import draw_noise
-from ..simplegvr_core.sampling import CELL, SamplingConfig
-from .attention import RunAttention
-from .bridge import CATEGORY, latent_samples, seed_input, to_core, to_image
+from ..simplegvr_core.sampling.super_resolve import CELL, SamplingConfig
+from ..simplegvr_core.video.decode_to_file import first_frame, latent_frames
+from .host.attention import RunAttention
+from .host.bridge import CATEGORY, latent_samples, seed_input, to_core, to_image
 from .latent import add_condition, null_prompt
 from .sampler import takes_no_condition
 from .sparse_attention import attention_of, with_attention

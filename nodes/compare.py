@@ -10,9 +10,9 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
 
-from ..simplegvr_core.video_file import Encoding, write_frames
-from .bridge import CATEGORY
-from .working_files import save_path
+from ..simplegvr_core.video.write import Encoding, write_frames
+from .host.bridge import CATEGORY
+from .host.working_files import save_path
 
 CRF = 12  # close to no loss: what differs is to be the videos, not their coding
 

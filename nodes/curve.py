@@ -7,9 +7,9 @@ import numpy as np
 from comfy_api.latest import io, ui
 from PIL import Image, ImageDraw
 
-from ..simplegvr_core import checkpoint
-from ..simplegvr_core.timesteps import Curve
-from .bridge import CATEGORY, to_image
+from ..simplegvr_core.networks import checkpoint
+from ..simplegvr_core.sampling.timesteps import Curve
+from .host.bridge import CATEGORY, to_image
 
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels
 
@@ -41,7 +41,7 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
         if not config.get("trained", {}).get("curve"):
             raise ValueError(
                 f"SimpleGVR Timestep Curve: {model_name} was trained with even noise levels, there is no curve in it: "
-                "choose another checkpoint, or measure one with `python3 scripts/run.py -m simplegvr_core.curve`"
+                "choose another checkpoint, or measure one with `python3 scripts/run.py -m simplegvr_core.training.measure_curve`"
             )
         picture = draw_curve(checkpoint.parse_config(Curve, config["trained"], "curve", path))
         image = to_image(picture)[None]

@@ -14,15 +14,15 @@ from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
-from ..simplegvr_core.decode_to_file import decode_to_parts, first_frame, latent_frames
-from ..simplegvr_core.decoding import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
-from ..simplegvr_core.sampling import pixels
-from ..simplegvr_core.sampling_plan import amount
+from ..simplegvr_core.networks.tiny_vae import TinyVAE
+from ..simplegvr_core.planning.plan import amount
+from ..simplegvr_core.sampling.super_resolve import pixels
 from ..simplegvr_core.tiling import Box
-from ..simplegvr_core.vae import TinyVAE
-from ..simplegvr_core.video_file import AUDIO_LAYOUTS, Encoding, join
-from .bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
-from .working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
+from ..simplegvr_core.video.decode import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
+from ..simplegvr_core.video.decode_to_file import decode_to_parts, first_frame, latent_frames
+from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
+from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
+from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
 WITHOUT_PAST = 0.65  # of ComfyUI's estimate is what decoding a chunk takes (measured) when the past is on the host: both VAEs

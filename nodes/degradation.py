@@ -12,16 +12,16 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..simplegvr_core.data import area_downscale
 from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, degrade_classical
 from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
 from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.noise import draw_noise
-from ..simplegvr_core.sampling import sample_euler
-from .bridge import CATEGORY, seed_input, to_latent
+from ..simplegvr_core.sampling.super_resolve import sample_euler
+from ..simplegvr_core.video.read import area_downscale
 from .compare import comparison
+from .host.bridge import CATEGORY, seed_input, to_latent
 from .latent import null_prompt
 
 PLAYED = 12.0  # frames a second, before and after

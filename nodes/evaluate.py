@@ -13,10 +13,10 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.crops import most_detailed, most_different, side_by_side
-from ..simplegvr_core.metrics import METRICS, Metric, Reference, Result, finite, measure
-from ..simplegvr_core.seam_plot import Panel, draw_panels
-from .bridge import CATEGORY, to_image
+from ..simplegvr_core.evaluation.metrics import METRICS, Metric, Reference, Result, finite, measure
+from ..simplegvr_core.evaluation.seam_plot import Panel, draw_panels
+from ..simplegvr_core.video.pictures import most_detailed, most_different, side_by_side
+from .host.bridge import CATEGORY, to_image
 
 QUALITY = ("psnr", "ssim", "ms_ssim", "st_lpips", "vmaf", "niqe", "lr_consistency")
 STEADINESS = ("warping_error", "tof", "flicker")

@@ -5,8 +5,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..simplegvr_core.sampling import augment_condition
-from .bridge import CATEGORY, LATENT_FORMAT, latent_samples, size_input, target_size, to_core, to_latent, upsampled_frames
+from ..simplegvr_core.sampling.super_resolve import augment_condition
+from .host.bridge import CATEGORY, LATENT_FORMAT, latent_samples, size_input, target_size, to_core, to_latent, upsampled_frames
 
 TEXT_DIM = 4096  # of Wan's text encoder
 

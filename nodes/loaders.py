@@ -4,8 +4,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from .bridge import CATEGORY, TINY_VAE_FOLDER
-from .comfy_models import TinyVAESocket, load_model, load_upsampler
+from .host.bridge import CATEGORY, TINY_VAE_FOLDER
+from .host.networks import TinyVAESocket, load_model, load_upsampler
 
 WEIGHT_DTYPES = {
     "default": {},

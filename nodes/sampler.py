@@ -6,13 +6,13 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..simplegvr_core.attention import AttentionConfig
 from ..simplegvr_core.flow import shifted_sigmas
-from ..simplegvr_core.latent_file import LatentFile, write_latent
-from ..simplegvr_core.layers import LATENT_CHANNELS
-from ..simplegvr_core.sampling import CELL, SamplingConfig, match_source, pixels, write_condition
+from ..simplegvr_core.networks.attention import AttentionConfig
+from ..simplegvr_core.networks.layers import LATENT_CHANNELS
+from ..simplegvr_core.sampling.latent_file import LatentFile, write_latent
+from ..simplegvr_core.sampling.super_resolve import CELL, SamplingConfig, match_source, pixels, write_condition
 from ..simplegvr_core.tiling import Tiling, aligned_tiling, alignment
-from .bridge import (
+from .host.bridge import (
     CATEGORY,
     LATENT_FORMAT,
     latent_samples,
@@ -24,11 +24,11 @@ from .bridge import (
     upsampled_frames,
     upsampler_network,
 )
+from .host.planning import run_tiling
+from .host.refinement import Run, ancestry
+from .host.working_files import fingerprint, working_folder
 from .latent import noise_augmentation_input, noise_seed_input, null_prompt
-from .planning import run_tiling
-from .refining import Run, ancestry
 from .sparse_attention import attention_of
-from .working_files import fingerprint, working_folder
 
 TRAINING_FREE = SamplingConfig(steps=20, cfg=6.0, denoise=0.4)  # cfg: Wan 2.1's own
 

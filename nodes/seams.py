@@ -6,9 +6,9 @@ from comfy_api.latest import io, ui
 from einops import rearrange
 from torch import Tensor
 
-from ..simplegvr_core.seam_plot import draw_panels
-from ..simplegvr_core.seams import LATENT, VIDEO, Borders, Seam, describe, measure
-from .bridge import CATEGORY, latent_samples, to_core, to_image
+from ..simplegvr_core.evaluation.seam_plot import draw_panels
+from ..simplegvr_core.evaluation.seams import LATENT, VIDEO, Borders, Seam, describe, measure
+from .host.bridge import CATEGORY, latent_samples, to_core, to_image
 
 
 class SimpleGVRSeamMeter(io.ComfyNode):

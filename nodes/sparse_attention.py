@@ -11,10 +11,10 @@ from comfy_api.latest import io, ui
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ..simplegvr_core.attention import AttentionConfig
-from .attention import ATTENTION_OPTION, RunAttention, describe
-from .bridge import CATEGORY
-from .comfy_models import SimpleGVRModel
+from ..simplegvr_core.networks.attention import AttentionConfig
+from .host.attention import ATTENTION_OPTION, RunAttention, describe
+from .host.bridge import CATEGORY
+from .host.networks import SimpleGVRModel
 
 PRESETS = {
     "paper": AttentionConfig(window=(1, 12, 9), top_k=1, unit=5),

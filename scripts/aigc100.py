@@ -13,6 +13,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from comfyui import HOME, REPO, SetupError, enter, say, server
 
 WORKFLOWS = REPO / "workflows" / "api"

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from comfyui import HOME, REPO, SetupError, enter, is_open, say, server
 
 UI_PORT = 8188
@@ -35,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from simplegvr_core.data import read_frames
+    from simplegvr_core.video.read import read_frames
 
     try:
         next(read_frames(arguments.input))
@@ -69,7 +70,7 @@ def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: arg
     """
     from client import output_files, run_workflow
 
-    from simplegvr_core.data import read_frames
+    from simplegvr_core.video.read import read_frames
 
     workflow = json.loads((REPO / "workflows" / "api" / "quickstart_video.json").read_text())
     workflow = {id: node for id, node in workflow.items() if node["class_type"] != "SimpleGVRCompare"}  # which is for the page
@@ -143,12 +144,12 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     """Returns paths, sizes and, where the original is known, quality; writes the mp4, the PNG and demo.json."""
     import torch
 
-    from simplegvr_core import metrics
-    from simplegvr_core.data import read_video, resize_frames, to_images, to_video, write_video
-    from simplegvr_core.evaluate import BUNDLE
-    from simplegvr_core.sampling import scaled_size
-    from simplegvr_core.upsampler import resize
-    from simplegvr_core.vae import load_tiny_vae
+    from simplegvr_core.evaluation import metrics
+    from simplegvr_core.evaluation.evaluate import BUNDLE
+    from simplegvr_core.networks.tiny_vae import load_tiny_vae
+    from simplegvr_core.networks.upsampler import resize
+    from simplegvr_core.sampling.super_resolve import scaled_size
+    from simplegvr_core.video.read import read_video, resize_frames, to_images, to_video, write_video
 
     result = arguments.out / f"{arguments.input.stem}_simplegvr.mp4"
     source, rate = read_video(arguments.input)

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .attention import AttentionConfig
+from .networks.attention import AttentionConfig
 
 LEAST_OVERLAP = (5, 16, 16)
 

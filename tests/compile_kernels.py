@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from simplegvr_core.kernels import sparse_local_triton as ours
+from simplegvr_core.networks.kernels import sparse_local_triton as ours
 
 CUOBJDUMP = next((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("cuobjdump*"))
 TYPES = dict.fromkeys(("q", "k", "v", "x", "out", "grad", "q_grad", "k_grad", "v_grad"), "*bf16")

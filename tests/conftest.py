@@ -16,15 +16,15 @@ if not torch.cuda.is_available():
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != REPO]
 os.environ["DO_NOT_TRACK"] = "1"  # comfy-cli's
-sys.path += [str(REPO), str(REPO / "scripts"), str(REPO / "tests")]
+sys.path += [str(REPO), str(REPO / "scripts"), str(REPO / "tools"), str(REPO / "tests")]
 
 import comfyui as setup  # noqa: E402
 
-from simplegvr_core import checkpoint  # noqa: E402
-from simplegvr_core.attention import AttentionConfig  # noqa: E402
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT  # noqa: E402
-from simplegvr_core.sampling import SamplingConfig  # noqa: E402
-from simplegvr_core.upsampler import LatentUpsampler, UpsamplerConfig  # noqa: E402
+from simplegvr_core.networks import checkpoint  # noqa: E402
+from simplegvr_core.networks.attention import AttentionConfig  # noqa: E402
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT  # noqa: E402
+from simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig  # noqa: E402
+from simplegvr_core.sampling.super_resolve import SamplingConfig  # noqa: E402
 
 DIT = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=3)
 ATTENTION = AttentionConfig(window=(1, 4, 3), top_k=1, unit=5)
@@ -110,7 +110,7 @@ def stocked(server):
     """The server, with gvr_tiny under the names of the large files that workflows ask for, and a short demo.mp4."""
     from stand_ins import place_stand_ins
 
-    from simplegvr_core.data import read_video, write_video
+    from simplegvr_core.video.read import read_video, write_video
 
     place_stand_ins(server.base / "models")
     images, rate = read_video(REPO / "assets" / "demo.mp4", 9)

@@ -5,12 +5,12 @@ import json
 import pytest
 from conftest import REPO, random_weights
 
-from simplegvr_core import checkpoint
-from simplegvr_core.ablate import AXES, PAPER, Ablate, as_markdown, summarise
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
-from simplegvr_core.sampling import SamplingConfig
-from simplegvr_core.train import Train
+from simplegvr_core.networks import checkpoint
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.paper.ablate import AXES, PAPER, Ablate, as_markdown, summarise
+from simplegvr_core.sampling.super_resolve import SamplingConfig
+from simplegvr_core.training.train import Train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

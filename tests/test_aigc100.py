@@ -15,7 +15,7 @@ from conftest import REPO
 from safetensors.torch import load_file
 from t2v_workflow import LATENT, UnusableWorkflowError, base_workflow, with_prompt, with_settings
 
-from simplegvr_core.data import read_video
+from simplegvr_core.video.read import read_video
 
 API = REPO / "workflows" / "api"
 PROMPTS = REPO / "workflows" / "aigc100.txt"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import latent, scale
 
-from simplegvr_core.colour import COLOUR_FACTORS
-from simplegvr_core.upsampler import resize
+from simplegvr_core.networks.upsampler import resize
+from simplegvr_core.sampling.color_match import COLOUR_FACTORS
 
 CUT = {"tiling": "custom", "segment": 10, "tile_width": 288, "tile_height": 384}
 SIZES, FRAMES = ((34, 61), (60, 104), (90, 160), (135, 240)), (1, 2, 5, 21, 41)
@@ -115,7 +115,7 @@ def test_context_windows_are_refused(comfy, model, sample):
 
 
 def test_a_run_is_known_again_by_what_it_depends_on(comfy):
-    ancestry = sys.modules[f"{comfy.pack.__name__}.nodes.refining"].ancestry
+    ancestry = sys.modules[f"{comfy.pack.__name__}.nodes.host.refinement"].ancestry
     sampler = {"class_type": "SimpleGVRSampler", "inputs": {"latent": ["1", 0], "seed": 1, "tiling": "auto"}}
     source = {"class_type": "LoadLatent", "inputs": {"latent": "a.latent"}}
     prompt = {"1": source, "2": sampler, "3": {"class_type": "SaveLatent", "inputs": {"samples": ["2", 0]}}}
@@ -134,7 +134,7 @@ def test_a_run_is_known_again_whatever_loras_the_server_has_loaded(comfy, model)
     """Loaded, weights hold what a LoRA adds to them; also in the small ones, which tell models apart."""
     from comfy.model_management import load_models_gpu
 
-    fingerprint = sys.modules[f"{comfy.pack.__name__}.nodes.working_files"].fingerprint
+    fingerprint = sys.modules[f"{comfy.pack.__name__}.nodes.host.working_files"].fingerprint
     cold, name = fingerprint(model), "diffusion_model.blocks.0.self_attn.q.bias"
     with_lora = model.clone()
     with_lora.add_patches({name: ("diff", (torch.ones_like(model.get_model_object(name)),))})
@@ -155,7 +155,7 @@ def test_a_run_is_known_again_whatever_loras_the_server_has_loaded(comfy, model)
 def test_frames_that_do_not_fit_are_upsampled_in_tiles_from_the_start(comfy, upsampler, monkeypatch):
     inputs = dict(upsampler=upsampler, latent=latent((1, 16, 3, 20, 18)), size=scale(3))
     whole = comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"]
-    bridge, upsample, tiles = sys.modules[f"{comfy.pack.__name__}.nodes.bridge"], type(upsampler.model).upsample, []
+    bridge, upsample, tiles = sys.modules[f"{comfy.pack.__name__}.nodes.host.bridge"], type(upsampler.model).upsample, []
     monkeypatch.setattr(bridge, "free_memory", lambda patcher: patcher.model_size() + 3_000_000)
     monkeypatch.setattr(type(upsampler.model), "upsample", lambda self, z, tile, past: tiles.append(tile) or upsample(self, z, tile, past))
     torch.testing.assert_close(comfy.run("SimpleGVRLatentUpscale", **inputs)[0]["samples"], whole, atol=1e-4, rtol=0)
@@ -166,7 +166,7 @@ def test_frames_that_do_not_fit_are_upsampled_in_tiles_from_the_start(comfy, ups
     "text", ["[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory"]
 )
 def test_memory_that_runs_out_elsewhere_is_known_too(comfy, text):
-    bridge = sys.modules[f"{comfy.pack.__name__}.nodes.bridge"]
+    bridge = sys.modules[f"{comfy.pack.__name__}.nodes.host.bridge"]
     assert bridge.is_out_of_memory(RuntimeError(text))
     assert bridge.is_out_of_memory(torch.OutOfMemoryError("CUDA"))
     assert not bridge.is_out_of_memory(RuntimeError("shapes do not match"))

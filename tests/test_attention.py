@@ -11,12 +11,12 @@ import torch
 from conftest import ATTENTION, DIT, random_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simplegvr_core import attention, kernels
-from simplegvr_core import windows as windows_module
-from simplegvr_core.attention import AttentionConfig, attend, exact_float32, full_attention, select_windows
-from simplegvr_core.kernels import reference, sdpa
-from simplegvr_core.model import SimpleGVRDiT
-from simplegvr_core.windows import cut_windows
+from simplegvr_core.networks import attention, kernels
+from simplegvr_core.networks import windows as windows_module
+from simplegvr_core.networks.attention import AttentionConfig, attend, exact_float32, full_attention, select_windows
+from simplegvr_core.networks.dit import SimpleGVRDiT
+from simplegvr_core.networks.kernels import reference, sdpa
+from simplegvr_core.networks.windows import cut_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASE = torch.device("cuda"), torch.bfloat16, 128, 108, True, True

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from conftest import REPO
 
-from simplegvr_core import baselines
-from simplegvr_core.baselines import Unavailable, attribute, block_lists, checked, padded, padding
+from simplegvr_core.benchmark import baselines
+from simplegvr_core.benchmark.baselines import Unavailable, attribute, block_lists, checked, padded, padding
 
 Q, K, V = torch.randn(2, 50, 3, 2, 16, generator=torch.Generator().manual_seed(0)).unbind(2)
 CELLS = [cell.sort().values for cell in torch.randperm(50, generator=torch.Generator().manual_seed(1)).split((21, 8, 21))]
@@ -23,7 +23,7 @@ WINDOWS = SimpleNamespace(
 SELECTION = torch.tensor([[0, 1, 2], [1, -1, 2], [2, -1, -1]]).expand(2, 2, 3, 3)
 ELSEWHERE = """
 import sys, torch, torch.nn.functional as F
-from simplegvr_core import baselines
+from simplegvr_core.benchmark import baselines
 assert "comfy" not in sys.modules
 q, k, v = torch.randn(2, 50, 3, 2, 16).unbind(2)
 attend = baselines.DENSE["comfyui"](q, k, v)

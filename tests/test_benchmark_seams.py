@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from simplegvr_core import refine, sampling
-from simplegvr_core.benchmark_seams import drawn_alike
-from simplegvr_core.refine import BoxedVelocity
-from simplegvr_core.sampling import SamplingConfig
+from simplegvr_core.benchmark.seams import drawn_alike
+from simplegvr_core.sampling import refine
+from simplegvr_core.sampling import super_resolve as sampling
+from simplegvr_core.sampling.refine import BoxedVelocity
+from simplegvr_core.sampling.super_resolve import SamplingConfig
 from simplegvr_core.tiling import WHOLE, Tiling
 
 TILING = Tiling((4, 6, 5), (2, 2, 1))

@@ -7,9 +7,9 @@ import torch
 from conftest import ATTENTION, DIT, save_dit
 from safetensors.torch import load_file, save_file
 
-from simplegvr_core import checkpoint
-from simplegvr_core.model import load_dit
-from simplegvr_core.upsampler import load_upsampler
+from simplegvr_core.networks import checkpoint
+from simplegvr_core.networks.dit import load_dit
+from simplegvr_core.networks.upsampler import load_upsampler
 
 
 @pytest.fixture

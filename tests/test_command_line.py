@@ -22,7 +22,11 @@ from simplegvr_core.command_line import plain_errors
 )
 def test_an_error_is_a_sentence(arguments, sentence):
     ran = subprocess.run(
-        [sys.executable, "-m", f"simplegvr_core.{arguments[0]}", *arguments[1:]], cwd=REPO, capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"simplegvr_core.training.{arguments[0]}", *arguments[1:]],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 1
     assert ran.stderr == sentence + "\n"

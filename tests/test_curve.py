@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import REPO
 
-from simplegvr_core.curve import MeasureCurve, high_frequency_energy
-from simplegvr_core.loss import draw_training_noise
-from simplegvr_core.pairs import BuildPairs
-from simplegvr_core.timesteps import Curve, load_curve
-from simplegvr_core.train import PRESETS
+from simplegvr_core.sampling.timesteps import Curve, load_curve
+from simplegvr_core.training.loss import draw_training_noise
+from simplegvr_core.training.measure_curve import MeasureCurve, high_frequency_energy
+from simplegvr_core.training.pairs import BuildPairs
+from simplegvr_core.training.train import PRESETS
 
 CURVE = Curve(sigma=(1.0, 0.75, 0.5, 0.25), energy=(0.0, 3.0, 4.0, 4.0), clips=1)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import REPO
 
-from simplegvr_core.clips import load_clips
-from simplegvr_core.data import (
+from simplegvr_core.training.clips import load_clips
+from simplegvr_core.video.read import (
     area_downscale,
     find_videos,
     random_crops,

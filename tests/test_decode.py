@@ -17,12 +17,12 @@ from client import output_files, run_workflow
 from conftest import REPO
 from torch import Tensor
 
-from simplegvr_core.data import read_video
-from simplegvr_core.decode_to_file import decode_to_parts, resume
-from simplegvr_core.decoding import StreamDecoder, tiles_of_frame
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.vae import load_tiny_vae
-from simplegvr_core.video_file import Encoding, join
+from simplegvr_core.networks.tiny_vae import load_tiny_vae
+from simplegvr_core.planning.tensor_memory import peak_bytes
+from simplegvr_core.video.decode import StreamDecoder, tiles_of_frame
+from simplegvr_core.video.decode_to_file import decode_to_parts, resume
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import Encoding, join
 
 CELLS = (5, 7)  # rows, columns of the small latents
 TRIM_NONE = {"trim": "none"}
@@ -365,7 +365,7 @@ def test_progress_without_its_parts_begins_anew(tiny, save, stop, short_parts, o
 
 
 def test_a_killed_process_leaves_parts_that_another_goes_on_from(tmp_path):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPO / folder) for folder in (".", "scripts", "tests"))}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPO / folder) for folder in (".", "tools", "tests"))}
     killed = subprocess.run([sys.executable, __file__, str(tmp_path)], env=env, check=False)
     assert killed.returncode not in (0, 1)  # neither done nor failed
     path, went_on = decode_in_parts(tmp_path, lambda latent_frames: None)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import REPO, random_weights
 
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.data import area_downscale, read_video, to_images, to_video
 from simplegvr_core.degradations import RECIPES, degrade_video
 from simplegvr_core.flow import interpolate, shifted_sigmas
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.noise import draw_noise
-from simplegvr_core.sampling import sample_euler
+from simplegvr_core.sampling.super_resolve import sample_euler
+from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video
 
 FLOW = dict(seed=3, color_bleeding=0.8, ellipses=32, motion_blur=1.5, min_motion=1.0)
 CLASSICAL = dict(scale=1, seed=3, blur=1.0, smallest=0.15, noise=1.0, jpeg_quality=30, kilobits=10.0)

@@ -11,7 +11,6 @@ import torch
 from conftest import ATTENTION, REPO, random_weights
 from einops import rearrange
 
-from simplegvr_core.data import area_downscale, read_video, to_video
 from simplegvr_core.degradations import RECIPES, ModelGuidedConfig, Recipe, degrade_latent, degrade_video
 from simplegvr_core.degradations.blur import BlurConfig, bell_kernel, draw_kernels, sinc_kernel
 from simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, ResizeConfig, apply_noise, degrade_classical
@@ -19,7 +18,8 @@ from simplegvr_core.degradations.codecs import DECODERS, jpeg, video_codec
 from simplegvr_core.degradations.flow_based import FlowBasedConfig, bleed_colours, degrade_flow_based
 from simplegvr_core.degradations.motion import MotionConfig, estimate_motion, optical_flow_picture
 from simplegvr_core.degradations.randomness import Drift, choose, happens
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.video.read import area_downscale, read_video, to_video
 
 WIDTH, HEIGHT = 240, 144
 Z = torch.randn(1, 16, 3, 5, 7, generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,9 @@ import torch
 from client import WorkflowError, run_workflow
 from conftest import REPO
 
-from simplegvr_core.data import area_downscale, read_video, to_images
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.metrics import METRICS, Reference, Result, measure
+from simplegvr_core.evaluation.metrics import METRICS, Reference, Result, measure
+from simplegvr_core.planning.tensor_memory import peak_bytes
+from simplegvr_core.video.read import area_downscale, read_video, to_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = 11  # more than a block of the node, and no whole number of them

@@ -82,7 +82,7 @@ def test_a_killed_server_resumes_to_the_latent_of_an_unbroken_run(fresh):
 
 @pytest.mark.slow
 def test_a_short_soak_passes():
-    command = [sys.executable, REPO / "scripts" / "soak.py", "--prompts", "6", "--seed", "18"]
+    command = [sys.executable, REPO / "tools" / "soak.py", "--prompts", "6", "--seed", "18"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from simplegvr_core.data import write_video
 from simplegvr_core.files import sha256, whole
-from simplegvr_core.latent_file import write_latent
+from simplegvr_core.sampling.latent_file import write_latent
+from simplegvr_core.video.read import write_video
 
 
 @pytest.fixture

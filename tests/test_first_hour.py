@@ -9,7 +9,7 @@ from conftest import REPO
 from playwright.sync_api import expect
 from stand_ins import use_stand_ins
 
-from simplegvr_core.data import read_video
+from simplegvr_core.video.read import read_video
 
 SCREENSHOTS = REPO / "out" / "first_hour"
 SMALL_T2V = {"EmptyHunyuanLatentVideo": {"width": 80, "height": 48, "length": 5}, "KSampler": {"steps": 2, "cfg": 1.0}}

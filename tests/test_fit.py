@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from simplegvr_core.fit import LoopConfig, fit
+from simplegvr_core.training.loop import LoopConfig, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOOP = LoopConfig(steps=12, warmup=2, save_every=5, cpu=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from simplegvr_core.attention import AttentionConfig, full_attention
-from simplegvr_core.flops import attention_pairs, dit_flops, share_of_dense, table_2
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.attention import AttentionConfig, full_attention
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.planning.flops import attention_pairs, dit_flops, share_of_dense, table_2
 
 
 @pytest.mark.parametrize("block", [0, 1])

@@ -80,7 +80,7 @@ def test_pictures_are_small_and_all_shown():
 def messages() -> list[str]:
     """The texts in the nodes' and the core's code, with … for each value that is put in."""
     found = []
-    for path in [*(REPO / "nodes").glob("*.py"), *(REPO / "simplegvr_core").rglob("*.py")]:
+    for path in [*(REPO / "nodes").rglob("*.py"), *(REPO / "simplegvr_core").rglob("*.py")]:
         for part in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(part, ast.JoinedStr):
                 found.append("".join(value.value if isinstance(value, ast.Constant) else "…" for value in part.values))

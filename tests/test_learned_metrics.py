@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from simplegvr_core import learned_metrics as learned
-from simplegvr_core.metrics import METRICS, Reference, Result, measure
+from simplegvr_core.evaluation import learned
+from simplegvr_core.evaluation.metrics import METRICS, Reference, Result, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,12 +13,12 @@ from browser import comfyui_page, show_graph
 from conftest import REPO
 from PIL import Image, ImageSequence
 
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.attention_map import AttentionMap, SelectedWindow, draw_map, map_attention
-from simplegvr_core.data import read_frames
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.attention_map import AttentionMap, SelectedWindow, draw_map, map_attention
+from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.tiling import Box
-from simplegvr_core.vae import load_tiny_vae
-from simplegvr_core.video_file import Encoding, write_frames
+from simplegvr_core.video.read import read_frames
+from simplegvr_core.video.write import Encoding, write_frames
 
 GRID, CONFIG = (2, 8, 5), AttentionConfig(window=(1, 4, 3), top_k=2, unit=None)
 
@@ -101,7 +101,7 @@ def test_attention_map_node_shows_what_the_network_selects(comfy, request, laten
     """A frame has 9 x 9 tokens, so 3 x 3 windows of 4 x 3: the pixel is in window 2 * 9 + 1 * 3 + 2."""
     model = request.getfixturevalue(kind)
     model = model if kind == "gvr" else sparse(comfy, model)
-    core = sys.modules[f"{comfy.pack.__name__}.simplegvr_core.attention"]
+    core = sys.modules[f"{comfy.pack.__name__}.simplegvr_core.networks.attention"]
     seen, select = [], core.select_windows
 
     def noting(q, k, *rest):
@@ -196,7 +196,7 @@ def clip_preview(comfy, gvr, monkeypatch):
 
     still = Still()
     monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: still)
-    return (lambda frames: sys.modules[f"{comfy.pack.__name__}.nodes.preview"].ClipPreview(gvr, frames)), still
+    return (lambda frames: sys.modules[f"{comfy.pack.__name__}.nodes.host.preview"].ClipPreview(gvr, frames)), still
 
 
 def greys(image: Image.Image) -> list[int]:

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from conftest import DIT, REPO, random_weights
 
-from simplegvr_core import benchmark_memory
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.model import SimpleGVRDiT
-from simplegvr_core.upsampler import VARIANTS, LatentUpsampler
-from simplegvr_core.vae import TinyVAE, TinyVAEConfig
+from simplegvr_core.benchmark import memory as benchmark_memory
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import SimpleGVRDiT
+from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
+from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
+from simplegvr_core.planning.tensor_memory import peak_bytes
 
 ATTENTIONS = [
     AttentionConfig(kind="full", unit=None),
@@ -84,9 +84,9 @@ def test_tiny_vae_counts_the_same_on_meta_and_on_a_real_device():
 
 GROWTH = """
 import psutil, torch
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.planning.tensor_memory import peak_bytes
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 torch.set_num_threads(1)
 model = SimpleGVRDiT(DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=1, text_dim=64), AttentionConfig())
 for p in model.parameters():

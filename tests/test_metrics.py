@@ -11,10 +11,12 @@ import torch
 from conftest import REPO
 from scipy.ndimage import gaussian_filter
 
-from simplegvr_core import full_reference, motion_metrics, no_reference
-from simplegvr_core.data import area_downscale, read_video, to_video
-from simplegvr_core.metrics import METRICS, Reference, Result, measure, pixel_borders
+from simplegvr_core.evaluation import full_reference
+from simplegvr_core.evaluation import motion as motion_metrics
+from simplegvr_core.evaluation import niqe as no_reference
+from simplegvr_core.evaluation.metrics import METRICS, Reference, Result, measure, pixel_borders
 from simplegvr_core.tiling import Tiling
+from simplegvr_core.video.read import area_downscale, read_video, to_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import ATTENTION, DIT, random_weights
 
-from simplegvr_core.attention import AttentionConfig, attend
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT, widen
+from simplegvr_core.networks.attention import AttentionConfig, attend
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, widen
 
 FULL = AttentionConfig(kind="full", unit=None)
 

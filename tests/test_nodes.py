@@ -172,7 +172,7 @@ def test_another_packs_upscaler_is_refused(comfy, sample, wan):
 def test_another_family_of_model_is_refused(sample, checkpoints, comfy):
     from conftest import save_dit
 
-    from simplegvr_core.model import DiTConfig
+    from simplegvr_core.networks.dit import DiTConfig
 
     save_dit(
         checkpoints / "diffusion_models" / "i2v_test.safetensors", DiTConfig(in_dim=36, dim=256, ffn_dim=160, num_heads=2, num_layers=1)
@@ -206,7 +206,7 @@ def test_a_simplegvr_model_without_condition_is_refused(comfy, model):
 def test_equals_the_stock_loader_with_dense_attention(comfy, checkpoints, upsampler):
     from conftest import save_dit
 
-    from simplegvr_core.attention import AttentionConfig
+    from simplegvr_core.networks.attention import AttentionConfig
 
     save_dit(checkpoints / "diffusion_models" / "full_test.safetensors", attention=AttentionConfig(kind="full", unit=None))
     ours = comfy.run("SimpleGVRLoadModel", model_name="full_test.safetensors", weight_dtype="default")[0]

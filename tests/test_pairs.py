@@ -14,10 +14,10 @@ import torch
 from conftest import DIT, REPO, random_weights, save_dit
 from einops import rearrange
 
-from simplegvr_core import checkpoint
-from simplegvr_core.data import area_downscale, crop_centre, read_video, resize_frames, to_images, to_video, write_video
-from simplegvr_core.pairs import BuildPairs, Pairs
-from simplegvr_core.vae import TinyVAE, TinyVAEConfig, load_tiny_vae
+from simplegvr_core.networks import checkpoint
+from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae
+from simplegvr_core.training.pairs import BuildPairs, Pairs
+from simplegvr_core.video.read import area_downscale, crop_centre, read_video, resize_frames, to_images, to_video, write_video
 
 VAE = TinyVAEConfig(8, 1, 8, 1, 8)
 
@@ -123,7 +123,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_unbroken_one(build, tmp_path):
         "spacing": 5,
         "seed": 5,
     }
-    command = [sys.executable, "-m", "simplegvr_core.pairs", "--shard-pairs", "2", "--scales", "2", "3"]
+    command = [sys.executable, "-m", "simplegvr_core.training.pairs", "--shard-pairs", "2", "--scales", "2", "3"]
     command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     child = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while child.poll() is None and not (killed.out / "shard_00003.safetensors").exists():

@@ -9,18 +9,19 @@ import pytest
 import torch
 from conftest import REPO
 
-from simplegvr_core import flops, paper_bench
-from simplegvr_core.ablate import AXES as ABLATED
-from simplegvr_core.ablate import as_markdown
-from simplegvr_core.data import area_downscale, read_video, to_images, to_video, write_video
-from simplegvr_core.evaluate import mean_of
-from simplegvr_core.paper import MEASURED, Paper
-from simplegvr_core.paper_ablation import AXES, ablation_rows
-from simplegvr_core.paper_bench import Bench, Options
-from simplegvr_core.paper_page import NOT_MEASURED, PAPER, join
-from simplegvr_core.paper_tables import alone
-from simplegvr_core.sampling import SamplingConfig
-from simplegvr_core.temporal import segments
+from simplegvr_core.evaluation.evaluate import mean_of
+from simplegvr_core.networks.temporal import segments
+from simplegvr_core.paper import bench as paper_bench
+from simplegvr_core.paper.ablate import AXES as ABLATED
+from simplegvr_core.paper.ablate import as_markdown
+from simplegvr_core.paper.ablation import AXES, ablation_rows
+from simplegvr_core.paper.bench import Bench, Options
+from simplegvr_core.paper.command import MEASURED, Paper
+from simplegvr_core.paper.page import NOT_MEASURED, PAPER, join
+from simplegvr_core.paper.tables import alone
+from simplegvr_core.planning import flops
+from simplegvr_core.sampling.super_resolve import SamplingConfig
+from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video, write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ITEMS = {f"figure-{number}" for number in range(1, 11)} | {"table-1", "table-2", "table-3", "upsampler-ablation", "degradation-ablation"}
@@ -208,7 +209,7 @@ def test_what_is_finished_is_made_anew_when_a_peer_or_the_code_is_another(tmp_pa
         ({"only": "figure-1,figure-11"}, "--only has unknown figure-11; known are figure-1, "),
         ({"t2v_size": (120, 224)}, r"--t2v-size is \(120, 224\), wanted multiples of 16"),
         ({"num_frames": 16}, r"--num-frames is 16, wanted 4 n \+ 1"),
-        ({"ablation": REPO / "tests"}, "--ablation .*tests has no ablation.json: give the --out of simplegvr_core.ablate"),
+        ({"ablation": REPO / "tests"}, "--ablation .*tests has no ablation.json: give the --out of simplegvr_core.paper.ablate"),
         ({"contexts": REPO / "docs"}, "--contexts .*docs has no .safetensors file"),
         ({"t2v": Paper.model, "only": "figure-4"}, "--t2v .*gvr_tiny.safetensors takes 32 channels, a text-to-video model 16"),
     ],

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from conftest import REPO
 
-from simplegvr_core import peers
-from simplegvr_core.data import area_downscale, read_video, to_video
-from simplegvr_core.evaluate import Evaluate
-from simplegvr_core.full_reference import psnr
-from simplegvr_core.methods import bicubic
+from simplegvr_core.evaluation import peers
+from simplegvr_core.evaluation.evaluate import Evaluate
+from simplegvr_core.evaluation.full_reference import psnr
+from simplegvr_core.evaluation.methods import bicubic
+from simplegvr_core.video.read import area_downscale, read_video, to_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FILES = {
@@ -80,7 +80,7 @@ def test_an_unknown_peer_is_named_before_anything_is_fetched(home, wheel):
 
 def test_evaluation_downloads_nothing_and_says_what_fetches_a_missing_peer(home, tmp_path):
     (tmp_path / "clips").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"run.py -m simplegvr_core.peers span"):
+    with pytest.raises(FileNotFoundError, match=r"run.py -m simplegvr_core.evaluation.peers span"):
         Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,span").run()
     assert not home.exists()
 

@@ -16,7 +16,7 @@ from conftest import REPO
 from test_repository import tracked
 from test_server import clip, quickstart, run  # noqa: F401 (a fixture)
 
-from simplegvr_core.data import read_video
+from simplegvr_core.video.read import read_video
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_zip_holds_what_runs_and_not_what_tests_it(published):
     there = set(tracked())
     names = set(zipfile.ZipFile(published).namelist())
     assert names == {name for name in there if not re.match(r"\.|tests/|docs/conf\.py|docs/templates/", name)}
-    for folder in ("nodes", "simplegvr_core", "models", "workflows", "web", "locales", "subgraphs", "assets", "scripts"):
+    for folder in ("nodes", "simplegvr_core", "models", "workflows", "web", "locales", "subgraphs", "assets", "scripts", "tools"):
         assert any(name.startswith(f"{folder}/") for name in names) or not (REPO / folder).exists(), folder
     assert {"__init__.py", "pyproject.toml", "README.md", "LICENSE"} <= names
     templates = [name for name in names if re.fullmatch(r"workflows/\w+\.json", name)]

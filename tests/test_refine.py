@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import random_weights
 
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.latent_file import LatentFile, write_latent
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
 from simplegvr_core.noise import draw_noise
-from simplegvr_core.refine import BoxedVelocity, is_out_of_memory
-from simplegvr_core.sampling import SamplingConfig, super_resolve, super_resolve_in
+from simplegvr_core.sampling.latent_file import LatentFile, write_latent
+from simplegvr_core.sampling.refine import BoxedVelocity, is_out_of_memory
+from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve, super_resolve_in
 from simplegvr_core.tiling import Tiling, aligned_tiling, alignment, share, spans
-from simplegvr_core.upsampler import VARIANTS, LatentUpsampler
 
 ATTENTION = AttentionConfig(window=(1, 3, 2), top_k=1, unit=2)
 SMALL = Tiling((4, 12, 8), (2, 6, 4))

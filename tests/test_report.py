@@ -16,9 +16,10 @@ from conftest import REPO
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from simplegvr_core import crops, report
-from simplegvr_core.data import read_video, write_video
-from simplegvr_core.report_page import Page
+from simplegvr_core.evaluation import report
+from simplegvr_core.evaluation.report_page import Page
+from simplegvr_core.video import pictures as crops
+from simplegvr_core.video.read import read_video, write_video
 
 FRAMES = 6
 CLIPS = ("held out #1 <b>", "deeper/second")  # names that a page must quote
@@ -68,7 +69,7 @@ def folder(tmp_path_factory):
         "files": files,
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
-    command = [sys.executable, "-m", "simplegvr_core.report", str(folder)]
+    command = [sys.executable, "-m", "simplegvr_core.evaluation.report", str(folder)]
     ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == str(folder / "report.html")
     return folder

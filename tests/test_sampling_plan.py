@@ -11,21 +11,21 @@ import torch
 from conftest import ATTENTION, DIT, REPO, UPSAMPLER
 from PIL import Image
 
-from simplegvr_core import plan_command
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.flops import dit_flops
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
-from simplegvr_core.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
-from simplegvr_core.plan_command import Clip
-from simplegvr_core.plan_picture import draw_plan
-from simplegvr_core.refine import BoxedVelocity, refine
-from simplegvr_core.sampling import SamplingConfig, match_source
-from simplegvr_core.sampling_plan import grid, least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
+from simplegvr_core.networks.upsampler import LatentUpsampler
+from simplegvr_core.networks.windows import cut_windows, token_order
+from simplegvr_core.planning import command as plan_command
+from simplegvr_core.planning.command import Clip
+from simplegvr_core.planning.flops import dit_flops
+from simplegvr_core.planning.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
+from simplegvr_core.planning.picture import draw_plan
+from simplegvr_core.planning.plan import grid, least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
+from simplegvr_core.planning.tensor_memory import peak_bytes
+from simplegvr_core.sampling.refine import BoxedVelocity, refine
+from simplegvr_core.sampling.super_resolve import SamplingConfig, match_source
 from simplegvr_core.tiling import Tiling, alignment, spans
-from simplegvr_core.upsampler import LatentUpsampler
-from simplegvr_core.vae import TinyVAE, TinyVAEConfig
-from simplegvr_core.windows import cut_windows, token_order
 
 SHAPE, SIZE = (1, 21, 23, 31), (69, 93)
 STOCK = replace(DIT, in_dim=16)
@@ -277,7 +277,7 @@ def test_on_the_host_a_segment_takes_of_the_same_memory():
 
 
 def test_the_samplers_auto_plans_the_boxes_and_no_more(comfy, models, monkeypatch):
-    planning = sys.modules[f"{comfy.pack.__name__}.nodes.planning"]
+    planning = sys.modules[f"{comfy.pack.__name__}.nodes.host.planning"]
     monkeypatch.setattr(planning, "free_memory", lambda model: model.model_size() + 60_000_000)
     shape, size = (1, 16, *SHAPE[1:]), SIZE
     tiling = planning.plan_run(models.gvr, None, shape, size, SamplingConfig()).tiling
@@ -293,7 +293,7 @@ def test_node_counts_free_memory_and_times_a_box(comfy, models):
 
 
 def test_node_reads_stock_models_and_what_a_node_put_on_them(comfy, models):
-    planning = sys.modules[f"{comfy.pack.__name__}.nodes.planning"]
+    planning = sys.modules[f"{comfy.pack.__name__}.nodes.host.planning"]
     dit, attention = planning.describe_model(models.wan)
     assert (dit.in_dim, dit.dim, dit.ffn_dim, dit.num_heads, dit.num_layers, dit.text_dim) == (16, 128, 160, 1, 3, 4096)
     assert (attention.kind, attention.unit) == ("full", None)

@@ -14,12 +14,12 @@ from conftest import REPO
 from einops import rearrange
 from PIL import Image
 
-from simplegvr_core.data import read_video, to_video
-from simplegvr_core.latent_file import write_latent
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.seams import LATENT, VIDEO, Borders, MeasureSeams, ends, jumps, measure
+from simplegvr_core.evaluation.seams import LATENT, VIDEO, Borders, MeasureSeams, ends, jumps, measure
+from simplegvr_core.networks.tiny_vae import load_tiny_vae
+from simplegvr_core.planning.tensor_memory import peak_bytes
+from simplegvr_core.sampling.latent_file import write_latent
 from simplegvr_core.tiling import spans
-from simplegvr_core.vae import load_tiny_vae
+from simplegvr_core.video.read import read_video, to_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLIPS = [REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4"))]
@@ -198,7 +198,20 @@ def test_frames_are_not_held():
 
 def test_the_command_measures_a_video_and_a_latent(tmp_path, z):
     video, out = CLIPS[1], tmp_path / "seams.png"
-    command = [sys.executable, "-m", "simplegvr_core.seams", "--video", video, "--period", "8", "--tile", "96", "64", "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "simplegvr_core.evaluation.seams",
+        "--video",
+        video,
+        "--period",
+        "8",
+        "--tile",
+        "96",
+        "64",
+        "--out",
+        out,
+    ]
     command += ["--overlap", "8", "--tile-overlap", "48", "32"]
     ran = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=True)
     expected = seams_of(read_video(video)[0] / 255, 8, (96, 64), overlap=8, tile_overlap=(48, 32))

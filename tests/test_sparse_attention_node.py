@@ -9,8 +9,8 @@ import torch
 from conftest import DIT, latent
 from test_nodes import conditioned_ksampler
 
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.model import SimpleGVRDiT
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import SimpleGVRDiT
 
 ALL_WINDOWS = {"preset": "custom", "window_frames": 1, "window_height": 4, "window_width": 3, "top_k": 4096, "unit": 0, "radius": 0}
 ONE_WINDOW = {**ALL_WINDOWS, "top_k": 1}
@@ -33,7 +33,7 @@ def reports(comfy, model, monkeypatch):
     """Returns the list of texts that the model's node will show."""
     texts, override = [], override_of(model)
     override.attention = replace(override.attention, node_id="7")
-    monkeypatch.setattr(sys.modules[f"{comfy.pack.__name__}.nodes.attention"], "show_text", lambda node_id, text: texts.append(text))
+    monkeypatch.setattr(sys.modules[f"{comfy.pack.__name__}.nodes.host.attention"], "show_text", lambda node_id, text: texts.append(text))
     return texts
 
 
@@ -96,7 +96,7 @@ def test_presets_run_and_their_report_forecasts_what_will(comfy, wan, preset, li
     ],
 )
 def test_the_report_says_what_there_is_not_what_was_asked_for(comfy, config, text):
-    describe = sys.modules[f"{comfy.pack.__name__}.nodes.attention"].describe
+    describe = sys.modules[f"{comfy.pack.__name__}.nodes.host.attention"].describe
     assert describe(config, (2, 3, 4), True, torch.device("cpu"), torch.float32, 128) == text
 
 
@@ -184,7 +184,7 @@ def test_dense_parts_are_comfyuis_on_stock_wan(comfy, wan):
 
 
 def test_dense_parts_are_comfyuis_in_our_model(comfy, monkeypatch):
-    module, seen = sys.modules[f"{comfy.pack.__name__}.nodes.comfy_models"], []
+    module, seen = sys.modules[f"{comfy.pack.__name__}.nodes.host.networks"], []
     dense = module.optimized_attention
     monkeypatch.setattr(module, "optimized_attention", lambda q, *args, **kwargs: seen.append(q.shape[1]) or dense(q, *args, **kwargs))
     model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]

@@ -6,9 +6,9 @@ from conftest import random_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from simplegvr_core.memory import peak_bytes
-from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig
-from simplegvr_core.vae import TinyVAE, TinyVAEConfig
+from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
+from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig
+from simplegvr_core.planning.tensor_memory import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHUNKS = {"1": [1] * 21, "2": [2] * 11, "3": [3] * 7, "5": [5] * 5, "mixed": [1, 5, 2, 7, 1, 3, 2]}

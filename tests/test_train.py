@@ -13,18 +13,18 @@ import torch
 from conftest import REPO, random_weights
 from safetensors.torch import load_file, save_file
 
-from simplegvr_core import checkpoint
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.data import read_video
-from simplegvr_core.fit import LoopConfig
-from simplegvr_core.loss import draw_training_noise
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT, load_dit
-from simplegvr_core.pairs import BuildPairs, Pairs
-from simplegvr_core.train import PRESETS
-from simplegvr_core.train_vae import Crops, TrainVAE
-from simplegvr_core.training_data import Crop, PairSampler
-from simplegvr_core.upsampler import VARIANTS, load_upsampler
-from simplegvr_core.vae import TinyVAEConfig, load_tiny_vae
+from simplegvr_core.networks import checkpoint
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, load_dit
+from simplegvr_core.networks.tiny_vae import TinyVAEConfig, load_tiny_vae
+from simplegvr_core.networks.upsampler import VARIANTS, load_upsampler
+from simplegvr_core.training.batches import Crop, PairSampler
+from simplegvr_core.training.loop import LoopConfig
+from simplegvr_core.training.loss import draw_training_noise
+from simplegvr_core.training.pairs import BuildPairs, Pairs
+from simplegvr_core.training.train import PRESETS
+from simplegvr_core.training.train_vae import Crops, TrainVAE
+from simplegvr_core.video.read import read_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOOP = LoopConfig(steps=4, warmup=2, save_every=2, cpu=True)
@@ -50,7 +50,7 @@ def losses(folder):
 
 def command(*arguments, processes=1):
     launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    return [*launcher, "-m", "simplegvr_core.train", "--preset", "smoke", *map(str, arguments)]
+    return [*launcher, "-m", "simplegvr_core.training.train", "--preset", "smoke", *map(str, arguments)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}

@@ -8,13 +8,13 @@ import torch
 from conftest import ATTENTION, DIT, REPO, random_weights
 from safetensors.torch import load_file, save_file
 
-from simplegvr_core import checkpoint
-from simplegvr_core.fit import LoopConfig
-from simplegvr_core.model import SimpleGVRDiT, load_dit
-from simplegvr_core.pairs import BuildPairs
-from simplegvr_core.sampling import SamplingConfig
-from simplegvr_core.timesteps import Curve
-from simplegvr_core.train import PRESETS
+from simplegvr_core.networks import checkpoint
+from simplegvr_core.networks.dit import SimpleGVRDiT, load_dit
+from simplegvr_core.sampling.super_resolve import SamplingConfig
+from simplegvr_core.sampling.timesteps import Curve
+from simplegvr_core.training.loop import LoopConfig
+from simplegvr_core.training.pairs import BuildPairs
+from simplegvr_core.training.train import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

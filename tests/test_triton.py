@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import REPO
 
-from simplegvr_core import kernels
-from simplegvr_core.attention import AttentionConfig, attend, select_windows
-from simplegvr_core.kernels import reference, sdpa
-from simplegvr_core.windows import cut_windows
+from simplegvr_core.networks import kernels
+from simplegvr_core.networks.attention import AttentionConfig, attend, select_windows
+from simplegvr_core.networks.kernels import reference, sdpa
+from simplegvr_core.networks.windows import cut_windows
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 pytestmark = pytest.mark.usefixtures("one_thread")

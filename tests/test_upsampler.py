@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import random_weights
 
-from simplegvr_core.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, resize, sampling_position, tile_axes, whole_frame
+from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, resize, sampling_position, tile_axes, whole_frame
 
 Z = torch.randn(1, 16, 5, 9, 13, generator=torch.Generator().manual_seed(0))
 SMALL = UpsamplerConfig(width=16)

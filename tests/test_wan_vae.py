@@ -7,13 +7,13 @@ import torch
 from conftest import REPO, random_weights
 from safetensors.torch import save_file
 
-from simplegvr_core.attention import AttentionConfig
-from simplegvr_core.fit import LoopConfig
-from simplegvr_core.model import DiTConfig, SimpleGVRDiT
-from simplegvr_core.pairs import BuildPairs, Pairs
-from simplegvr_core.train import PRESETS
-from simplegvr_core.training_data import Crop
-from simplegvr_core.wan_vae import load_vae
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.wan_vae import load_vae
+from simplegvr_core.training.batches import Crop
+from simplegvr_core.training.loop import LoopConfig
+from simplegvr_core.training.pairs import BuildPairs, Pairs
+from simplegvr_core.training.train import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from simplegvr_core.temporal import segments
-from simplegvr_core.windows import cut_windows, token_order
+from simplegvr_core.networks.temporal import segments
+from simplegvr_core.networks.windows import cut_windows, token_order
 
 GRIDS = [(3, 5, 7), (5, 9, 13), (20, 12, 18)]
 

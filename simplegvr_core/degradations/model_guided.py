@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..flow import interpolate, shifted_sigmas
-from ..sampling import sample_euler
+from ..sampling.super_resolve import sample_euler
 from .randomness import uniform
 
 

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..optical_flow import dis_optical_flow
+from ..video.optical_flow import dis_optical_flow
 from .opencv import opencv
 
 

@@ -1,0 +1,1 @@
+"""ComfyUI, the host: what the nodes share of it."""

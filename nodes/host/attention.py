@@ -1,0 +1,53 @@
+"""The self-attention of one run inside ComfyUI, and its report on the node that set it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...simplegvr_core.networks import kernels
+from ...simplegvr_core.networks.attention import AttentionConfig, attend
+from ...simplegvr_core.planning.flops import share_of_dense
+from .bridge import show_text
+
+ATTENTION_OPTION = "simplegvr_attention"  # key in transformer_options: a RunAttention in place of the checkpoint's
+
+
+@dataclass(frozen=True)
+class RunAttention:
+    """Attention by a configuration. node_id: the node that shows, while sampling, which implementation ran; None shows nothing."""
+
+    config: AttentionConfig
+    node_id: str | None = None
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, dense: Callable, ordered: bool = False
+    ) -> Tensor:
+        """Returns attention (B, L, n, d) of one block, as attend does. dense: ComfyUI's attention, for what is dense."""
+        if block == 0 and self.node_id is not None:
+            self.show(describe(self.config, grid, ordered, q.device, q.dtype, q.shape[-1]))
+        return attend(q, k, v, grid, self.config, block, ordered, dense=dense)
+
+    def show(self, text: str) -> None:
+        """Shows a text on the node, if there is one."""
+        if self.node_id is not None:
+            show_text(self.node_id, text)
+
+
+@lru_cache
+def describe(
+    config: AttentionConfig, grid: tuple[int, int, int], ordered: bool, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> str:
+    """Returns in words which attention runs on a grid of tokens, how many windows it has, and its share of dense attention."""
+    percent = 100 * share_of_dense(config, grid)
+    bound = "at most " if config.radius else ""
+    share = f"{bound}{percent:.0f} % of dense attention" if percent > 10 else f"{bound}{percent:.2g} % of dense attention"
+    if config.kind == "full":
+        return f"ComfyUI: full attention in units of {config.unit} latent frames: {share}"
+    windows = config.windows(grid, 0, ordered)
+    implementation = kernels.fastest(device, dtype, head_dim, windows.table.shape[1], windows.contiguous, training=False)
+    size = " x ".join(str(min(sides)) for sides in zip(config.window, (min(config.unit or grid[0], grid[0]), *grid[1:]), strict=True))
+    seen = min(1 + config.top_k, windows.unit.shape[1]) if config.kind == "sparse_local" else 1
+    return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}: {share}"

@@ -1,0 +1,223 @@
+"""The core's networks inside ComfyUI: its operations, memory management, model options and VAE socket."""
+
+import logging
+import math
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.sd
+import comfy.supported_models
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ...simplegvr_core.networks import checkpoint
+from ...simplegvr_core.networks.attention import AttentionConfig
+from ...simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config
+from ...simplegvr_core.networks.layers import Past
+from ...simplegvr_core.networks.tiny_vae import PreviewColours, TinyVAE, TinyVAEConfig
+from ...simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
+from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, implementation
+from ...simplegvr_core.sampling.super_resolve import SamplingConfig
+from .attention import ATTENTION_OPTION, RunAttention
+
+
+class ComfyDiT(SimpleGVRDiT):
+    """The DiT with ComfyUI's operations, dense attention and wrappers. Of the stock Wan's patches it reads none but
+    attention overrides, and those for its dense attention only."""
+
+    def __init__(self, config: DiTConfig, attention: AttentionConfig, dtype=None, device=None, operations=None, **detected):
+        super().__init__(config, attention, device=device, dtype=dtype, operations=operations)
+        self.text_dim = config.text_dim
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, transformer_options: dict, **kwargs) -> Tensor:
+        """Returns the velocity (B, 16, T, H, W) of x (B, 32, T, H, W). kwargs: other models' conditions, unused."""
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, None, None, transformer_options)
+
+    def _forward(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options):
+        transformer_options["total_blocks"] = len(self.blocks)
+        options = {"transformer_options": transformer_options}
+        self_attention, token_order = partial(self.self_attention, **options), partial(self.token_order, **options)
+        return super().forward(x, timestep, context, self_attention, partial(dense_attention, **options), token_order)
+
+    @torch.compiler.disable  # a compiled model would keep the options it was compiled with
+    def token_order(self, grid: tuple[int, int, int], device: torch.device, transformer_options: dict) -> Tensor | None:
+        """Returns the order of tokens that serves the attention of this run best, None for raster order."""
+        return self.run_attention(transformer_options).config.token_order(grid, device)
+
+    def run_attention(self, transformer_options: dict) -> RunAttention:
+        """Returns the attention that a node set, else the checkpoint's."""
+        return transformer_options.get(ATTENTION_OPTION, RunAttention(self.attention))
+
+    @torch.compiler.disable
+    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, transformer_options: dict) -> Tensor:
+        """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
+        transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
+        attention = self.run_attention(transformer_options)
+        return attention(q, k, v, grid, block, partial(dense_attention, transformer_options=transformer_options), ordered=True)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+    """Returns ComfyUI's own attention, (B, L, n, d), by the kernel the user chose; k and v may have another length."""
+    heads = q.shape[2]
+    q, k, v = (y.flatten(2) for y in (q, k, v))
+    return optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options).unflatten(2, (heads, -1))
+
+
+class SimpleGVRModel(comfy.model_base.WAN21):
+    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT. sampling: what its checkpoint recommends.
+
+    colours: of previews of its latents, where they are not those of Wan's.
+    """
+
+    def __init__(
+        self,
+        model_config,
+        dit: DiTConfig,
+        attention: AttentionConfig,
+        sampling: SamplingConfig,
+        colours: PreviewColours | None = None,
+        device=None,
+    ):
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=partial(ComfyDiT, dit, attention)
+        )
+        self.image_to_video, self.sampling = False, sampling
+        if colours is not None:
+            self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = colours.factors, colours.bias
+
+    def concat_cond(self, **kwargs) -> Tensor:
+        """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
+        condition, latent = kwargs.get("concat_latent_image"), kwargs["noise"]
+        if condition is None:
+            raise ValueError("a SimpleGVR model has no condition: put SimpleGVR Conditioning before the sampler, or use SimpleGVR Sampler")
+        if condition.shape[2:] != latent.shape[2:]:
+            raise ValueError(
+                f"the condition is {tuple(condition.shape[2:])} latent frames, rows, columns, but the latent to sample is "
+                f"{tuple(latent.shape[2:])}: sample the latent that SimpleGVR Conditioning gives"
+            )
+        return super().concat_cond(**kwargs)
+
+    def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006
+        """Returns the bytes of one forward pass at input_shape (B, 16, T, H, W), counted from the network.
+
+        Beside the network's there are four float32 latents: noised, condition, velocity, clean.
+        """
+        network, dtype = self.diffusion_model, self.get_dtype_inference()
+        batch, _, *box = input_shape
+        run = implementation(network.config, network.attention, comfy.model_management.get_torch_device(), dtype)
+        return dit_bytes(network.config, network.attention, batch, tuple(box), dtype, run) + 4 * 4 * math.prod(input_shape)
+
+
+@contextmanager
+def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, colours: PreviewColours | None):
+    """While open, ComfyUI's loader builds our model for a text-to-video Wan state dict."""
+
+    class SimpleGVRConfig(comfy.supported_models.WAN21_T2V):
+        sampling_settings = {"shift": sampling.shift}
+
+        def get_model(self, state_dict, prefix="", device=None):
+            return SimpleGVRModel(self, dit, attention, sampling, colours, device)
+
+    comfy.supported_models.models.insert(0, SimpleGVRConfig)
+    try:
+        yield
+    finally:
+        comfy.supported_models.models.remove(SimpleGVRConfig)
+
+
+def load_model(path: str, model_options: dict, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Returns the MODEL of a GVR checkpoint, its configuration applied. model_options: ComfyUI's dtype options.
+
+    Raises ValueError that names the file when it is no complete GVR checkpoint or does not fit its configuration.
+    """
+    state_dict, config = checkpoint.read(Path(path), "dit")
+    dit, attention = parse_dit_config(config, Path(path))
+    checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), state_dict, Path(path))
+    sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
+    colours = checkpoint.parse_config(PreviewColours, config, "preview", Path(path)) if "preview" in config else None
+    with detect_as_simplegvr(dit, attention, sampling, colours):
+        model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, disable_dynamic=disable_dynamic)
+    model.cached_patcher_init = (load_model, (path, model_options))
+    return model
+
+
+def load_upsampler(path: str) -> comfy.model_patcher.ModelPatcher:
+    """Returns the LATENT_UPSCALE_MODEL of an upsampler checkpoint, under ComfyUI's memory management.
+
+    Raises ValueError that names the file when it is no complete upsampler or does not fit its configuration.
+    """
+    state_dict, config = checkpoint.read(Path(path), "upsampler")
+    upsampler_config = checkpoint.parse_config(UpsamplerConfig, config, "model", Path(path))
+    checkpoint.check_fit(LatentUpsampler(upsampler_config, device="meta"), state_dict, Path(path))
+    dtype = comfy.model_management.vae_dtype(allowed_dtypes=[torch.bfloat16, torch.float32])
+    model = LatentUpsampler(upsampler_config, dtype=dtype, operations=comfy.ops.disable_weight_init).eval()
+    comfy.model_management.archive_model_dtypes(model)
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
+    )
+    model.load_state_dict(state_dict, assign=patcher.is_dynamic())
+    return patcher
+
+
+class ComfyTinyVAE(TinyVAE):
+    """TinyVAE at ComfyUI's border: latents in VAE space instead of normalised."""
+
+    latent_format = comfy.latent_formats.Wan21()
+
+    def encode(self, video: Tensor) -> Tensor:
+        return self.latent_format.process_out(super().encode(video))
+
+    def decode_after(self, past: Past | None, samples: Tensor) -> Tensor:
+        return super().decode_after(past, self.latent_format.process_in(samples))
+
+
+class TinyVAESocket(comfy.sd.VAE):
+    """A VAE for ComfyUI's stock encode and decode nodes. Videos of any size are padded, not cropped, to whole cells."""
+
+    def __init__(self, path: str):
+        with without_empty_vae_warning():
+            super().__init__(sd={})
+        state_dict, config = checkpoint.read(Path(path), "tiny_vae")
+        vae_config = checkpoint.parse_config(TinyVAEConfig, config, "model", Path(path))
+        checkpoint.check_fit(TinyVAE(vae_config, device="meta"), state_dict, Path(path))
+        self.latent_dim, self.latent_channels, self.crop_input = 3, 16, False
+        self.upscale_ratio = (lambda frames: max(0, 4 * frames - 3), 8, 8)
+        self.downscale_ratio = (lambda frames: max(0, (frames + 3) // 4), 8, 8)
+        self.upscale_index_formula = self.downscale_index_formula = (4, 8, 8)
+        self.memory_used_encode = lambda shape, dtype: coding_bytes(vae_config, "encode", (1, *shape[1:]), dtype)
+        self.memory_used_decode = lambda shape, dtype: coding_bytes(vae_config, "decode", (1, *shape[1:]), dtype)
+        self.device = comfy.model_management.vae_device()
+        self.output_device = comfy.model_management.intermediate_device()
+        self.vae_dtype = comfy.model_management.vae_dtype(self.device, [torch.bfloat16, torch.float32])
+        self.first_stage_model = ComfyTinyVAE(vae_config, dtype=self.vae_dtype, operations=comfy.ops.disable_weight_init).eval()
+        comfy.model_management.archive_model_dtypes(self.first_stage_model)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
+        )
+        self.first_stage_model.load_state_dict(state_dict, assign=self.patcher.is_dynamic())
+        self.model_size()
+
+
+@contextmanager
+def without_empty_vae_warning():
+    """While open, silences ComfyUI's word that a VAE was built without weights: its defaults are all we ask of it."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No VAE weights detected" not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)

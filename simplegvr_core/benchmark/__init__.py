@@ -1,0 +1,1 @@
+"""Timings and memory, measured against baselines."""

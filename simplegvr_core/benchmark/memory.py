@@ -1,0 +1,256 @@
+"""Memory over the length of a clip: the sampler, the upsampler and decoding to a file, each in a process of its own.
+
+`python scripts/run.py -m simplegvr_core.benchmark.command memory --latent-frames 20,200`. What streams takes as much for a long clip as
+for a short one; beside it stand the same parts with the whole clip at once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..files import write_text
+from ..networks.checkpoint import parse_config, read_config
+from ..networks.dit import load_dit, parse_dit_config
+from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
+from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, load_upsampler
+from ..planning.network_memory import coding_bytes, dit_bytes
+from ..planning.tensor_memory import peak_bytes
+from ..sampling.latent_file import LatentFile, write_latent
+from ..sampling.refine import is_out_of_memory
+from ..sampling.super_resolve import CELL, UPSAMPLER_FRAMES, SamplingConfig, super_resolve_in
+from ..tiling import WHOLE, Box, aligned_tiling
+from ..video.decode import StreamDecoder, Tile
+from ..video.decode_to_file import decode_to_parts, first_frame
+from ..video.read import to_images
+from ..video.write import Encoding, write_frames
+from .machine import versions
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+GVR_TINY = MODELS / "diffusion_models" / "gvr_tiny.safetensors"
+UPSAMPLER = MODELS / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+TINY_VAE = MODELS / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+RATE = 24
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. part: of PARTS; streamed: or with the whole clip at once. size: target cells, three times the source's."""
+
+    part: str
+    frames: int
+    streamed: bool
+    size: tuple[int, int]
+    segment: int
+    device: str
+
+    @property
+    def source(self) -> tuple[int, int]:
+        return tuple(-(-cells // 3) for cells in self.size)
+
+    @torch.inference_mode()
+    def measure(self) -> dict:
+        """Returns bytes at the peak, those above what the loaded networks take, and seconds, of one run in this process."""
+        with TemporaryDirectory(prefix="simplegvr_") as folder:
+            run = PARTS[self.part](self, Path(folder))
+            before, start = self.taken(), perf_counter()
+            run()
+            seconds = perf_counter() - start
+            peak = self.peak()
+        return {"peak": peak, "above": peak - before, "seconds": seconds}
+
+    def taken(self) -> int:
+        """Returns the bytes that are taken now, resident or allocated on the GPU."""
+        if self.device == "cpu":
+            return psutil.Process().memory_info().rss
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        return peak_resident() if self.device == "cpu" else torch.cuda.max_memory_allocated(self.device)
+
+    def latent(self, folder: Path, size: tuple[int, int]) -> LatentFile:
+        """Returns a file of noise, (1, 16, frames, *size)."""
+        path, generator = folder / "given.safetensors", torch.Generator().manual_seed(0)
+        with write_latent(path, (1, 16, self.frames, *size), {}) as append:
+            for _ in range(self.frames):
+                append(torch.randn(1, 16, 1, *size, generator=generator))
+        return LatentFile(path)
+
+
+def sampler(case: Case, folder: Path) -> Callable[[], LatentFile]:
+    """Returns a run of super_resolve_in, with the steps that gvr_tiny recommends."""
+    dit, config = load_dit(GVR_TINY)
+    upsampler = load_upsampler(UPSAMPLER).to(case.device)
+    sampling = parse_config(SamplingConfig, config, "sampling", GVR_TINY)
+    z_lr, null = case.latent(folder, case.source)[:].to(case.device), torch.zeros(1, 1, dit.config.text_dim, device=case.device)
+    tiling = aligned_tiling((case.segment, None, None), dit.attention) if case.streamed else WHOLE
+    return lambda: super_resolve_in(folder, dit.to(case.device), upsampler, z_lr, case.size, sampling, null, null, 0, 1, tiling)
+
+
+def upsampler(case: Case, folder: Path) -> Callable[[], None]:
+    """Returns a run of the upsampler, from file to file."""
+    model, z_lr = load_upsampler(UPSAMPLER).to(case.device), case.latent(folder, case.source)
+    frames = UPSAMPLER_FRAMES if case.streamed else case.frames
+
+    def run() -> None:
+        chunks = (z_lr[start : start + frames].to(case.device) for start in range(0, case.frames, frames))
+        with write_latent(folder / "upsampled.safetensors", (1, 16, case.frames, *case.size), {}) as append:
+            for z in model.stream(chunks, case.size):
+                append(z)
+
+    return run
+
+
+class Frames:
+    """A latent in a file, sliced as a tensor is: z[:, :, a:b]."""
+
+    def __init__(self, file: LatentFile):
+        self.file = file
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> Tensor:
+        return self.file[index[2]]
+
+
+def decode(case: Case, folder: Path) -> Callable[[], None]:
+    """Returns a run of TinyVAE, from a latent's file to a video's."""
+    vae, z = load_tiny_vae(TINY_VAE).to(case.device), case.latent(folder, case.size)
+    encoding = Encoding(CELL * case.size[1], CELL * case.size[0], Fraction(RATE), crf=18)
+
+    def stream() -> None:
+        decoder = StreamDecoder(
+            lambda z, past: vae.decode_chunk(z.to(case.device), past), [Tile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory
+        )
+        decode_to_parts(Frames(z), decoder, first_frame(case.frames), encoding, folder)
+
+    def whole() -> None:
+        with write_frames(folder / "video.mp4", encoding) as add:
+            add(to_images(vae.decode(z[:].to(case.device))))
+
+    return stream if case.streamed else whole
+
+
+PARTS = {"sampler": sampler, "upsampler": upsampler, "decode to file": decode}
+
+
+def counted(case: Case) -> int:
+    """Returns the bytes of tensors that a part needs at its peak with the whole clip at once, above the weights, counted."""
+    dtype = torch.float32
+    if case.part == "sampler":
+        dit, attention = parse_dit_config(read_config(GVR_TINY, "dit"), GVR_TINY)
+        return dit_bytes(dit, attention, 1, (case.frames, *case.size), dtype, "sdpa")
+    if case.part == "upsampler":
+        config = parse_config(UpsamplerConfig, read_config(UPSAMPLER, "upsampler"), "model", UPSAMPLER)
+        model = LatentUpsampler(config, device="meta")
+        return peak_bytes(lambda: model(torch.zeros(1, 16, case.frames, *case.source, device="meta"), case.size), "meta")
+    config = parse_config(TinyVAEConfig, read_config(TINY_VAE, "tiny_vae"), "model", TINY_VAE)
+    return coding_bytes(config, "decode", (1, 16, case.frames, *case.size), dtype)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of the sampler, the upsampler and decoding to a file, by the length of the clip."""
+
+    latent_frames: str = "20,200"
+    """Lengths of the clip, the shortest first. 200 are 797 frames."""
+    width: int = 256
+    height: int = 192
+    """Size of the video in pixels, multiples of 8."""
+    segment: int = 10
+    """Latent frames that the sampler's model sees at a time."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu or cuda."""
+    out: Path = Path("out/benchmark")
+    """Folder for memory.json and memory.md of the last run."""
+
+    def run(self) -> dict:
+        """Returns the measurements, and as peak_ratio the largest of the parts' peaks with the longest clip over the shortest."""
+        lengths = parse_lengths(self.latent_frames)
+        size = self.height // CELL, self.width // CELL
+        cases = [
+            Case(part, frames, streamed, size, self.segment, self.device)
+            for part in PARTS
+            for frames, streamed in [*((frames, True) for frames in lengths), (lengths[0], False)]
+        ]
+        whole = [Case(part, frames, False, size, self.segment, self.device) for part in PARTS for frames in lengths]
+        whole_counted = [{"part": case.part, "frames": case.frames, "bytes": counted(case)} for case in whole]
+        rows = [asdict(case) | measure_apart(case) for case in tqdm(cases, unit="run")]
+        ratios = {part: ratio([row["peak"] for row in rows if row["part"] == part and row["streamed"]]) for part in PARTS}
+        above = {part: ratio([row["above"] for row in rows if row["part"] == part and row["streamed"]]) for part in PARTS}
+        results = {
+            "peak_ratio": max(ratios.values()),
+            "ratio": ratios,
+            "ratio_above_start": above,
+            "whole_clip_counted": whole_counted,
+            "threads": torch.get_num_threads(),
+            **versions(),
+            "rows": rows,
+        }
+        text = table(results)
+        write_text(self.out / "memory.json", json.dumps(results, indent=1))
+        write_text(self.out / "memory.md", f"{text}\n")
+        print(f"{text}\n")
+        return results
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Returns the numbers in a text such as 20,200. Raises ValueError unless there are two or more, ascending."""
+    parts = text.split(",")
+    lengths = [int(part) for part in parts if part.isdecimal() and int(part)]
+    if len(lengths) != len(parts) or len(lengths) < 2 or lengths != sorted(set(lengths)):
+        raise ValueError(f"--latent-frames is {text!r}, wanted two or more lengths, the shortest first, such as 20,200")
+    return lengths
+
+
+def measure_apart(case: Case) -> dict:
+    """Returns case.measure() of a fresh process. On Linux what it frees goes back at once: resident is what is alive."""
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(case))]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def ratio(peaks: list[int]) -> float:
+    return max(peaks[1:]) / peaks[0]
+
+
+def table(results: dict) -> str:
+    """Returns the measurements as a table in Markdown."""
+    lines = ["| part | latent frames | | peak MB | above the start MB | s |", "|---|---|---|---|---|---|"]
+    for row in results["rows"]:
+        how = "streamed" if row["streamed"] else "whole clip at once"
+        numbers = f"{row['peak'] / 1e6:.0f} | {row['above'] / 1e6:.0f} | {row['seconds']:.1f}"
+        lines.append(f"| {row['part']} | {row['frames']} | {how} | {numbers} |")
+    lines += [
+        f"| {row['part']} | {row['frames']} | whole clip at once, counted | - | {row['bytes'] / 1e6:.0f} | - |"
+        for row in results["whole_clip_counted"]
+    ]
+    ratios = (f"{part} {value:.3f} ({results['ratio_above_start'][part]:.3f} above the start)" for part, value in results["ratio"].items())
+    return "\n".join([*lines, "", f"Peaks of the longest clip over the shortest, streamed: {', '.join(ratios)}."])
+
+
+def peak_resident() -> int:
+    """Returns the most bytes that this process had resident."""
+    if sys.platform == "linux":  # whose ru_maxrss begins with that of the process that started this one
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    case = json.loads(sys.argv[1])
+    print(json.dumps(Case(**case | {"size": tuple(case["size"])}).measure()))

@@ -1,0 +1,1 @@
+"""Metrics, methods compared, and their report."""

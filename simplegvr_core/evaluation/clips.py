@@ -1,0 +1,126 @@
+"""What methods are compared on: clips with their truth (pairs), or what a text-to-video model made (aigc).
+
+F frames, T latent frames, F = 4 (T - 1) + 1; H, W pixels, h, w of the low resolution; video (1, 3, F, H, W) in [-1, 1]
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..networks.layers import LATENT_CHANNELS
+from ..video.read import VIDEO_SUFFIXES, area_downscale, find_videos, read_video, shrink, to_video
+from .metrics import SMALLEST, Reference
+from .seams import Borders
+
+LATENT_SUFFIXES = {".latent", ".safetensors"}
+LATENT_KEYS = ("latent_tensor", "samples")  # of ComfyUI's Save Latent, and of a LATENT saved as it is
+LATENT_RATE = Fraction(16)  # frames a second, of Wan 2.1
+WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
+WAN_MEAN += (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
+WAN_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
+WAN_STD += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to measure on. z_lr: (1, 16, T, h / 8, w / 8) normalised, where a latent is what came. files: that it was read from."""
+
+    reference: Reference
+    z_lr: Tensor | None
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How clips are read: the methods' scale, how many frames from the start, and how tall an original is at most."""
+
+    scale: int
+    num_frames: int
+    height: int
+
+
+def find_clips(folder: Path, suite: str) -> dict[str, tuple[Path, ...]]:
+    """Returns {name: files} of a suite's clips: the path in folder, without the suffix where that tells all of them apart.
+
+    pairs: originals; with their low resolution where folder holds both, as hr/NAME and lr/NAME. aigc: videos and latents.
+    Raises ValueError when there is none, or the low resolution of one is missing.
+    """
+    paired = suite == "pairs" and (folder / "hr").is_dir() and (folder / "lr").is_dir()
+    home = folder / "hr" if paired else folder
+    paths = [path.relative_to(home) for path in find_videos(home, VIDEO_SUFFIXES | (LATENT_SUFFIXES if suite == "aigc" else set()))]
+    unique = max(Counter(path.with_suffix("") for path in paths).values()) == 1
+    files = {(path.with_suffix("") if unique else path).as_posix(): (home / path,) for path in paths}
+    return {name: (*path, partner(folder / "lr", *path, home)) for name, path in files.items()} if paired else files
+
+
+def partner(folder: Path, original: Path, home: Path) -> Path:
+    """Returns the low resolution in folder of an original in home: of its name, with any suffix. Raises ValueError without one."""
+    wanted = folder / original.relative_to(home)
+    found = [path for path in sorted(wanted.parent.glob("*")) if path.stem == wanted.stem and path.suffix.lower() in VIDEO_SUFFIXES]
+    if not found:
+        raise ValueError(f"{original} has no low resolution: {wanted} is not there")
+    return found[0]
+
+
+def read_clip(
+    files: tuple[Path, ...], suite: str, reading: Reading, decode: Callable[[Tensor], Tensor], borders: Borders | None = None
+) -> Clip:
+    """Returns the clip of files as of find_clips. decode: turns a latent into video. borders: of the boxes that gvr refines.
+
+    Raises ValueError that names the file when it is damaged, too short or too small.
+    """
+    z_lr, original = None, None
+    if suite == "aigc" and files[0].suffix.lower() in LATENT_SUFFIXES:
+        z_lr = read_latent(files[0])[:, :, : (reading.num_frames - 1) // 4 + 1]
+        source, rate = decode(z_lr).clamp(-1, 1), LATENT_RATE
+    else:
+        (images, rate), *small = (read_video(file, reading.num_frames) for file in files)
+        if suite == "aigc":
+            source = to_video(images)
+        elif small:
+            original, source = to_video(images), to_video(small[0][0])
+            check_pair(files, original, source, reading.scale)
+        else:
+            original = to_video(torch.stack([shrink(image, reading.height) for image in images]))
+            source = area_downscale(original, reading.scale)
+    height, width = (reading.scale * extent for extent in source.shape[3:])
+    if source.shape[2] < 2 or min(height, width) < SMALLEST:
+        raise ValueError(f"{files[0]} has {source.shape[2]} frames of {width} x {height}, wanted at least 2 of {SMALLEST} x {SMALLEST}")
+    if original is not None:
+        original = original[..., :height, :width]
+    return Clip(Reference((height, width), original, source, rate, borders), z_lr, files)
+
+
+def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, scale: int) -> None:
+    """Raises ValueError unless original has as many frames as source and scale times its size, or up to a low-resolution pixel more."""
+    shapes = [f"{video.shape[2]} frames of {video.shape[4]} x {video.shape[3]}" for video in (original, source)]
+    fits = all(large // scale == small for large, small in zip(original.shape[3:], source.shape[3:], strict=True))
+    if not fits or original.shape[2] != source.shape[2]:
+        raise ValueError(f"{files[0]} has {shapes[0]} and {files[1]} {shapes[1]}: wanted as many frames of {scale} times the size, --scale")
+
+
+def read_latent(path: Path) -> Tensor:
+    """Returns z (1, 16, T, h, w) of a file with a LATENT of ComfyUI's, un-normalised values of Wan 2.1's latent space; its first clip.
+
+    Raises ValueError that names the file when it holds no such latent.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in LATENT_KEYS if key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file that can be read ({error})") from error
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    latent = next((tensor for tensor in tensors.values() if tensor.ndim == 5 and tensor.shape[1] == LATENT_CHANNELS), None)
+    if latent is None:
+        raise ValueError(
+            f"{path} holds no latent of Wan 2.1: wanted {' or '.join(LATENT_KEYS)} of shape (1, 16, T, h, w), as Save Latent writes it, "
+            f"found {shapes or 'neither'}"
+        )
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
+    return (latent[:1].float() - mean) / std

@@ -1,0 +1,278 @@
+"""`python3 scripts/run.py -m simplegvr_core.evaluation.evaluate --clips DIR --methods gvr,latent_bilinear,bicubic --scale 3 --out DIR`.
+
+Suites. pairs: videos that are the truth, of which area averaging makes the low resolution; or DIR/hr/NAME.mp4 and DIR/lr/NAME.mp4,
+truth and low resolution as they are. aigc: what a text-to-video model made, low-resolution videos or latents (ComfyUI's Save Latent,
+or safetensors with `samples`), without a truth: only metrics that need none.
+
+A clip that is done is not measured again when the same command is run again; each has its measured.json. At the end out/results.json::
+
+    {
+    "suite": "pairs" | "aigc",
+    "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
+            "files": {name: sha256 of the weights}},
+    "reconstructions": [METHOD],   those that are given the original
+    "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals", "meaning"}},   those measured on some clip
+    "skipped": {metric: sentence why it was not measured, or not on every clip},
+    "clips": {clip: {method: {metric: float | null}}},
+    "curves": {clip: {method: {metric: [one number per frame, null where a frame has none]}}},   metrics of single frames
+    "mean": {method: {metric: float | null}},   over the clips that have one
+    "original": {clip: {metric: float | null}},   of the original itself, metrics that need no other; {} for aigc
+    "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
+    }
+
+and report.html and results.md, made from it by report.py.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from ..benchmark.machine import versions
+from ..command_line import plain_errors
+from ..files import sha256, whole, write_text
+from ..networks.checkpoint import parse_config
+from ..networks.dit import load_dit
+from ..networks.upsampler import load_upsampler
+from ..networks.wan_vae import load_vae
+from ..sampling.super_resolve import CELL, SamplingConfig
+from ..tiling import WHOLE, aligned_tiling
+from ..video.pictures import side_by_side
+from ..video.read import resize_frames, to_images, write_video
+from . import metrics, peers, report
+from .clips import Clip, Reading, find_clips, read_clip
+from .methods import METHODS, Models
+from .metrics import MEANINGS, METRICS, Reference, Result, finite
+from .seams import VIDEO
+
+BUNDLE = Path(__file__).resolve().parents[2] / "models"
+WEIGHTS = ("vae", "upsampler", "model")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compares methods on a folder of clips: quality and time of each, their videos, a picture of each clip, tables."""
+
+    clips: Path
+    out: Path
+    methods: str = "gvr,upsampler,latent_bilinear,bicubic"
+    """Names with commas, of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
+    vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: simplegvr_core.evaluation.peers)."""
+    scale: int = 3
+    num_frames: int = 17
+    """How many frames of each clip, from its start."""
+    height: int = 360
+    """Taller clips are made this tall by area averaging; not those that come with their low resolution, or without a truth."""
+    steps: int | None = None
+    """Sampling steps of gvr; by default what its checkpoint says."""
+    seed: int = 0
+    device: str = "cpu"
+    vae: Path = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+    """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
+    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
+    suite: Literal["pairs", "aigc"] = "pairs"
+    """pairs: clips with their truth. aigc: low-resolution videos or latents of a text-to-video model."""
+    metrics: str = "all"
+    """Names with commas; all is every one that the suite and this machine have. docs/metrics.md says what they are."""
+    segment: int | None = None
+    """Latent frames that gvr refines at a time; by default all. Then seams are measured."""
+    tile: tuple[int, int] | None = None
+    """Width and height in pixels that gvr refines at a time; by default all. Then seams are measured."""
+
+    def run(self) -> dict:
+        """Returns what results.json holds, after writing it. Raises ValueError and FileNotFoundError for arguments and clips of no use."""
+        methods = self.check()
+        models = self.load_models()
+        borders = None if models.tiling == WHOLE else metrics.pixel_borders(models.tiling)
+        if borders:
+            borders.check(VIDEO)
+        self.warm_up(methods, models)
+        run, measured = self.describe(models.sampling), {}
+        for name, files in tqdm(find_clips(self.clips, self.suite).items(), unit="clip"):
+            clip = read_clip(files, self.suite, Reading(self.scale, self.num_frames, self.height), models.vae.decode, borders)
+            measured[name] = self.measured(name, clip, methods, models, run)
+        reconstructions = [method for method in methods if METHODS[method].sees == "original"]
+        results = {"suite": self.suite, "run": run, "reconstructions": reconstructions, **gather(methods, measured)}
+        write_text(self.out / "results.json", json.dumps(results, indent=1))
+        report.write(self.out)
+        return results
+
+    def check(self) -> list[str]:
+        """Returns the methods' names. Raises ValueError or FileNotFoundError for what would fail later."""
+        methods = self.methods.split(",")
+        for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
+            if unknown := set(names) - known.keys():
+                raise ValueError(f"--{option} has unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+        for name, least in (("scale", 1), ("num_frames", 2), ("height", metrics.SMALLEST), ("steps", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}")
+        if self.out.resolve().is_relative_to(self.clips.resolve()):
+            raise ValueError(f"--out {self.out} is inside --clips {self.clips}: its videos would be taken for clips")
+        if self.suite == "aigc" and (blind := [method for method in methods if METHODS[method].sees == "original"]):
+            raise ValueError(f"--methods has {', '.join(blind)}, which need an original, and clips of --suite aigc have none")
+        for method in set(methods) & peers.PEERS.keys():
+            peers.find(method)
+        return methods
+
+    def metric_names(self) -> list[str]:
+        return list(METRICS) if self.metrics == "all" else self.metrics.split(",")
+
+    def load_models(self) -> Models:
+        dit, config = load_dit(self.model)
+        sampling = parse_config(SamplingConfig, config, "sampling", self.model)
+        width, height = (-(-pixels // CELL) for pixels in self.tile) if self.tile else (None, None)
+        whole = self.segment is None and self.tile is None
+        return Models(
+            load_vae(self.vae).to(self.device),
+            load_upsampler(self.upsampler).to(self.device),
+            dit.to(self.device),
+            replace(sampling, steps=self.steps or sampling.steps),
+            self.seed,
+            WHOLE if whole else aligned_tiling((self.segment, height, width), dit.attention),
+        )
+
+    def warm_up(self, methods: list[str], models: Models) -> None:
+        """Runs each method once, on little, so that no clip's time includes loading its network."""
+        blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
+        reference = Reference((40 * self.scale,) * 2, blank, blank[..., :40, :40])
+        for method in methods:
+            self.apply(method, Clip(reference, None, ()), models)
+
+    def describe(self, sampling: SamplingConfig) -> dict:
+        """Returns what was run, with what."""
+        weights = {name: getattr(self, name) for name in WEIGHTS}
+        return {
+            "command": self.command(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **{name: version for name, version in versions().items() if name in ("commit", "torch")},
+            **{name: getattr(self, name) for name in ("device", "scale", "num_frames", "height", "seed", "segment", "tile")},
+            "sampling": asdict(sampling),
+            "files": {path.name: sha256(path) for path in weights.values()},
+        }
+
+    def command(self) -> str:
+        """Returns the command line, with CLIPS and DIR for the folders."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)[2:] if getattr(self, field.name) != field.default}
+        words = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in given.items()}
+        options = "".join(f" --{name.replace('_', '-')} {getattr(value, 'name', value)}" for name, value in words.items())
+        return f"python3 scripts/run.py -m simplegvr_core.evaluation.evaluate --clips CLIPS --out DIR{options}"
+
+    def measured(self, name: str, clip: Clip, methods: list[str], models: Models, run: dict) -> dict:
+        """Returns the measurement of a clip: as it was written when the very same was measured before, by this version of the code."""
+        path = self.out / name / "measured.json"
+        skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip.reference))}
+        chosen = [metric for metric in self.metric_names() if metric not in skipped]
+        settings = {key: value for key, value in run.items() if key not in ("command", "date", "torch")}
+        clip_files = {file.name: sha256(file) for file in clip.files}
+        task = json.loads(json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": methods, "metrics": chosen}))
+        if path.exists() and (before := json.loads(path.read_text()))["task"] == task:
+            return {**before, "skipped": skipped}
+        found = {"task": task, "skipped": skipped, **self.measure(name, clip, methods, chosen, models)}
+        write_text(path, json.dumps(found, indent=1))
+        return found
+
+    def measure(self, name: str, clip: Clip, methods: list[str], chosen: list[str], models: Models) -> dict:
+        """Returns the clip's "methods", "curves", "original" and "files", after writing its videos and its picture."""
+        reference = clip.reference
+        images = {"source": to_images(reference.source.cpu())}
+        values, curves, original = {}, {}, {}
+        if reference.original is not None:
+            images["original"] = to_images(reference.original.cpu())
+            alone = [metric for metric in chosen if "original" not in METRICS[metric].needs and metric != "seconds_per_frame"]
+            original, _ = scores(alone, Result(reference.original, reference))
+        for method in methods:
+            video, seconds = self.apply(method, clip, models)
+            values[method], curves[method] = scores(chosen, Result(video, reference, seconds))
+            images[method] = to_images(video.cpu())
+        files = {}
+        for each, frames in images.items():
+            write_video(self.out / name / f"{each}.mp4", frames, reference.rate)
+            files[each] = f"{name}/{each}.mp4"
+        self.draw(name, images, values, reference)
+        return {"methods": values, "curves": curves, "original": original, "files": {**files, "picture": f"{name}/side_by_side.png"}}
+
+    def apply(self, method: str, clip: Clip, models: Models) -> tuple[Tensor, float]:
+        """Returns the method's video of the clip, of its size and frames, and the seconds that it took."""
+        run, sees = METHODS[method].run, METHODS[method].sees
+        shown = clip.reference.original if sees == "original" else clip.reference.source
+        seen = (shown if clip.z_lr is None or sees != "latent" else clip.z_lr).to(self.device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            if sees == "latent" and clip.z_lr is None:
+                seen = models.vae.encode(seen)
+            video = run(seen, 1 if sees == "original" else self.scale, models)
+        video.sum().item()  # waits for the device
+        seconds = time.perf_counter() - start
+        height, width = clip.reference.size
+        return video[:, :, : shown.shape[2], :height, :width].clamp(-1, 1), seconds
+
+    def draw(self, name: str, images: dict[str, Tensor], values: dict[str, dict], reference: Reference) -> None:
+        """Writes the picture of the clip's middle frame: the original, or the source enlarged, and the methods beside it."""
+        title = next((metric for metric in ("st_lpips", "niqe") if values and metric in next(iter(values.values()))), None)
+        first = "original" if "original" in images else "source"
+        enlarged = images | {"source": to_images(resize_frames(reference.source.cpu(), reference.size, "nearest-exact"))}
+        middle = len(images["source"]) // 2
+        labels = {method: f"{method}  {METRICS[title].label} {value[title]:.3f}" if title else method for method, value in values.items()}
+        tiles = {labels.get(each, each): enlarged[each][middle] for each in (first, *values)}
+        with whole(self.out / name / "side_by_side.png") as partial:
+            side_by_side(tiles).save(partial)
+
+
+def scores(names: list[str], result: Result) -> tuple[dict, dict]:
+    """Returns {metric: value} of a result, and {metric: numbers of its frames} where frames have one; None where there is none."""
+    measured = {name: metrics.measure(name, result) for name in names}
+    curves = {name: [finite(number) for number in score.curve] for name, score in measured.items() if score.curve}
+    return {name: finite(score.value) for name, score in measured.items()}, curves
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Returns the mean of those that are numbers, None when none is."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def gather(methods: list[str], measured: dict[str, dict]) -> dict:
+    """Returns the results of all clips and their means."""
+    names = [name for name in METRICS if any(name in clip["task"]["metrics"] for clip in measured.values())]
+    clips = {
+        name: {method: {metric: clip["methods"][method].get(metric) for metric in names} for method in methods}
+        for name, clip in measured.items()
+    }
+
+    def mean(method: str, metric: str) -> float | None:
+        return mean_of(clip[method][metric] for clip in clips.values())
+
+    def described(metric: str) -> dict:
+        shown = {key: getattr(METRICS[metric], key) for key in ("label", "unit", "better", "decimals")}
+        return {**shown, "meaning": MEANINGS[metric]}
+
+    return {
+        "metrics": {name: described(name) for name in names},
+        "skipped": {
+            metric: f"{why} ({clip})" if metric in names else why
+            for clip, each in measured.items()
+            for metric, why in each["skipped"].items()
+        },
+        "clips": clips,
+        "curves": {name: clip["curves"] for name, clip in measured.items()},
+        "mean": {method: {metric: mean(method, metric) for metric in names} for method in methods},
+        "original": {name: clip["original"] for name, clip in measured.items()},
+        "files": {name: clip["files"] for name, clip in measured.items()},
+    }
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        run = tyro.cli(Evaluate)
+        results = run.run()
+        print((run.out / "results.md").read_text(encoding="utf-8"))
+        print(json.dumps(results))

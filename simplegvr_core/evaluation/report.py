@@ -1,0 +1,110 @@
+"""The report of an evaluation: `python scripts/run.py -m simplegvr_core.evaluation.report DIR`, which evaluation ends with by itself.
+
+Makes report.html and results.md in DIR from its results.json and its videos. The page needs no network; move the folder as a whole.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..command_line import plain_errors
+from ..files import write_text
+from .report_page import Page
+
+HOW = {
+    "pairs": "Each clip is the truth; its low resolution is made by area averaging, unless it came with one. From that every method makes "
+    "a video of the truth's size. vae and vae_linear are the truth itself, encoded and decoded: what a method in those latents can hardly "
+    "exceed. The learned peers (basicvsr, animesr, span, animevideo) get the pixels, not the latent, and are made for x4: their result is "
+    "area-averaged to the size wanted.",
+    "aigc": "Each clip was made by a text-to-video model, as a latent or as a video of low resolution. There is no truth: what can be "
+    "measured is how natural and how steady a result is, and whether it is still the picture that it was made from.",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Makes report.html and results.md again from what an evaluation left in a folder."""
+
+    folder: tyro.conf.Positional[Path]
+
+    def run(self) -> Path:
+        """Returns the page's path. Raises ValueError when the folder holds no results."""
+        if not (self.folder / "results.json").is_file():
+            raise ValueError(f"{self.folder} holds no results.json: give the --out of simplegvr_core.evaluation.evaluate")
+        return write(self.folder)
+
+
+def write(folder: Path) -> Path:
+    """Returns the path of report.html, after making it and results.md from the results.json in folder, see evaluate.py.
+
+    Raises ValueError when that was written by an older version.
+    """
+    results = json.loads((folder / "results.json").read_text())
+    if "reconstructions" not in results:
+        raise ValueError(f"{folder / 'results.json'} is from an older version: run the evaluation again")
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "report.html", Page(folder, results).html(HOW[results["suite"]]))
+    return folder / "report.html"
+
+
+def markdown(results: dict) -> str:
+    """Returns the results as a document of tables: the means, every clip, and how often gvr is better than another method."""
+    clips, mean, metrics = results["clips"], results["mean"], results["metrics"]
+    headings = {name: f"{metric['label']}, {metric['unit']}" if metric["unit"] else metric["label"] for name, metric in metrics.items()}
+    direction = {name: f" ({metric['better']} is better)" if metric["better"] else "" for name, metric in metrics.items()}
+
+    def number(metric: str, values: dict) -> str:
+        value = values.get(metric)
+        return "-" if value is None else f"{value:.{metrics[metric]['decimals']}f}"
+
+    lines = ["# Results", "", HOW[results["suite"]], "", describe(results["run"]), "", f"## Mean of {len(clips)} clips", ""]
+    lines += table(
+        ["method", *(headings[metric] + direction[metric] for metric in metrics)],
+        [[method, *(number(metric, values) for metric in metrics)] for method, values in mean.items()],
+    )
+    for metric in (name for name in metrics if name != "seconds_per_frame"):
+        truth = results["original"] if any(metric in values for values in results["original"].values()) else {}
+        lines += ["", f"## {headings[metric]} of each clip{direction[metric]}", ""]
+        lines += table(
+            ["clip", *mean, *(["original"] if truth else [])],
+            [
+                [name, *(number(metric, clip[method]) for method in mean), *([number(metric, truth[name])] if truth else [])]
+                for name, clip in clips.items()
+            ],
+        )
+    if others := [method for method in mean if method != "gvr" and "gvr" in mean]:
+        lines += ["", "## Clips on which gvr is better", ""]
+        quality = [name for name, metric in metrics.items() if metric["better"] and name != "seconds_per_frame"]
+        lines += table(
+            ["than", *(headings[metric] for metric in quality)],
+            [[method, *(wins(clips, method, metric, metrics[metric]["better"]) for metric in quality)] for method in others],
+        )
+    if results["skipped"]:
+        lines += ["", "## Not measured", "", *(f"- {metric}: {why}." for metric, why in results["skipped"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def describe(run: dict) -> str:
+    """Returns the command and what it left to defaults."""
+    frames = f"the first {run['num_frames']} frames of each clip, at most {run['height']} lines"
+    return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {run['sampling']['steps']} steps, on {run['device']}."
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Returns the lines of a markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
+
+
+def wins(clips: dict[str, dict], method: str, metric: str, better: str) -> str:
+    """Returns on how many clips gvr is better than method, of those on which both have a value."""
+    sign = 1 if better == "higher" else -1
+    both = [(clip["gvr"].get(metric), clip[method].get(metric)) for clip in clips.values()]
+    both = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    return f"{sum(sign * ours > sign * theirs for ours, theirs in both)} of {len(both)}"
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        print(tyro.cli(Report).run())

@@ -1,0 +1,1 @@
+"""The networks: transformer, attention, latent upsampler, autoencoders, and their checkpoints."""

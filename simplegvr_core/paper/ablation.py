@@ -1,0 +1,78 @@
+"""What simplegvr_core.paper.ablate measured, under the names of the paper's rows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ablate import Ablate
+from .page import Rows
+
+REPO = Path(__file__).resolve().parents[2]
+COLUMNS = {"psnr": "PSNR, dB", "st_lpips": "ST-LPIPS", "warping_error": "warping error, 1e-3"}
+SMOKE = "models of ten steps, which mean nothing"
+MISSING = (
+    "it takes models trained each way: train small ones with simplegvr_core.paper.ablate and give its folder with --ablation, "
+    "or look at the structure alone with --smoke-ablation"
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of simplegvr_core.paper.ablate, and the paper's name of each of its variants."""
+
+    name: str
+    variants: dict[str, str]
+
+
+AXES = {
+    "figure-6": (Axis("timesteps", {"uniform": "uniform", "detail-aware": "detail-aware"}),),
+    "figure-7": (
+        Axis("noise range", {"small": "trained with 0 to 0.3", "middle": "trained with 0.3 to 0.6", "large": "trained with 0.6 to 0.9"}),
+    ),
+    "upsampler-ablation": (
+        Axis(
+            "upsampler",
+            {
+                "temporal expansion": "upsampler and channel concatenation",
+                "channel expansion": "channel expansion only",
+                "bilinear": "latent interpolation and channel concatenation",
+            },
+        ),
+        Axis("condition", {"tokens": "token concatenation"}),
+    ),
+    "degradation-ablation": (
+        Axis("degradation", {"classical": "RealBasicVSR only", "+ flow-based": "+ flow-based", "+ model-guided": "+ model-guided"}),
+    ),
+    "table-2": (Axis("attention", {"full": "full", "swin": "swin", "sparse local": "sparse local"}),),
+}
+
+
+def smoke_ablation(out: Path, vae: Path, t2v: Path) -> Path:
+    """Returns the folder of an ablation of ten steps on the bundled clips: it has every row, and means nothing."""
+    Ablate(REPO / "assets", REPO / "tests" / "clips", out, t2v, vae, seeds=1, steps=10, clips=1).run()
+    return out
+
+
+def read_ablation(folder: Path) -> dict:
+    """Returns the results that simplegvr_core.paper.ablate left in a folder. Raises FileNotFoundError when there are none."""
+    path = folder / "ablation.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--ablation {folder} has no ablation.json: give the --out of simplegvr_core.paper.ablate")
+    return json.loads(path.read_text())
+
+
+def ablation_rows(item: str, table: dict) -> Rows:
+    """Returns the rows that belong to one of the paper's items: means over the trainings' seeds."""
+    found = {}
+    for axis in AXES.get(item, ()):
+        variants = table.get(axis.name, {}).get("variants", {})
+        for variant, name in axis.variants.items():
+            if variant in variants:
+                found[name] = {COLUMNS[metric]: column["mean"] for metric, column in variants[variant].items()}
+    return found
+
+
+def verdict(item: str, table: dict) -> str:
+    """Returns a sentence for each axis of the item: whether the paper's order held, as ablate decides it."""
+    axes = [table[axis.name] | {"name": axis.name} for axis in AXES[item] if axis.name in table]
+    return " ".join(f"Axis {axis['name']}: paper's order {axis['paper']}; here: {axis['direction']}." for axis in axes)

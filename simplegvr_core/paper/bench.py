@@ -1,0 +1,292 @@
+"""What the paper's tables and figures share: networks, low-resolution clips, videos drawn from text, each made once.
+
+B batch, F frames, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised;
+video (B, 3, F, H, W) in [-1, 1]
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, partial
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..benchmark.machine import versions
+from ..degradations import RECIPES, degrade_video
+from ..evaluation import peers
+from ..evaluation.evaluate import Evaluate
+from ..evaluation.full_reference import mean_decibels, psnr
+from ..evaluation.metrics import METRICS
+from ..files import sha256, write_text
+from ..flow import shifted_sigmas
+from ..networks.attention import AttentionConfig
+from ..networks.checkpoint import load_strict, parse_config
+from ..networks.dit import SimpleGVRDiT, load_dit, read_dit
+from ..networks.layers import LATENT_CHANNELS
+from ..networks.tiny_vae import TinyVAE
+from ..networks.upsampler import LatentUpsampler, load_upsampler
+from ..networks.wan_vae import WanVAE, load_vae
+from ..sampling.super_resolve import CELL, SamplingConfig, guided_network, sample_euler, scaled_size, super_resolve
+from ..video.read import crop_centre, find_videos, read_video, shrink, to_images, to_video, write_video
+
+REPO = Path(__file__).resolve().parents[2]
+BUNDLE = REPO / "models"
+BUNDLED_CLIPS = (REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
+HEIGHT = 120  # lines of the bundled clips at low resolution
+METHODS = ("gvr", "upsampler", "latent_bilinear", "bicubic", "basicvsr", "span")  # of table 1
+BY_OTHERS = ("table-1", "table-3", "figure-9")  # have what peers and other people's metrics give
+RATE = Fraction(12)  # of videos drawn from text
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the results; the defaults are small enough for a CPU."""
+
+    clips: Path | None = None
+    """Folder of low-resolution videos that a text-to-video model drew. Without it, the bundled clips are made small, with the
+    flow-based degradation, which imitates such videos."""
+    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
+    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+    vae: Path = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+    """TinyVAE's or the stock wan_2.1_vae.safetensors."""
+    t2v: Path = BUNDLE / "diffusion_models" / "gvr_tiny_t2v.safetensors"
+    """Text-to-video model: ours, or a stock Wan 2.1 (safetensors, original key names)."""
+    contexts: Path | None = None
+    """Folder with a file PROMPT.safetensors for each video to draw from text, tensor "context" (S, text_dim): the text
+    encoder's features. Without it the null prompt is drawn --samples times."""
+    samples: int = 1
+    scale: int = 3
+    num_frames: int = 17
+    """How many frames of each clip, from its start, and of each video drawn from text."""
+    t2v_size: tuple[int, int] = (128, 224)
+    """Height and width in pixels of the videos drawn from text; the paper's are 384 672."""
+    t2v_sampling: SamplingConfig = SamplingConfig(steps=20, shift=3.0)
+    """Its steps, cfg and shift; Wan 2.1 wants 50, 5 and 5."""
+    seed: int = 0
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raises ValueError or FileNotFoundError for what would fail later."""
+        if any(side % (2 * CELL) for side in self.t2v_size):
+            raise ValueError(f"--t2v-size is {self.t2v_size}, wanted multiples of {2 * CELL}: the paper's are 384 672")
+        if self.num_frames < 5 or self.num_frames % 4 != 1:
+            raise ValueError(f"--num-frames is {self.num_frames}, wanted 4 n + 1, at least 5: the paper's are 17 and 77")
+        if self.clips is not None:
+            find_videos(self.clips)
+        if self.contexts is not None and not sorted(self.contexts.glob("*.safetensors")):
+            raise FileNotFoundError(f"--contexts {self.contexts} has no .safetensors file")
+
+    @cached_property
+    def key(self) -> str:
+        """Returns 16 digits that change with all that decides the results, the files' contents and the version of the code included."""
+        files = [self.model, self.upsampler, self.vae, self.t2v]
+        for folder, listed in ((self.clips, find_videos), (self.contexts, lambda path: sorted(path.glob("*.safetensors")))):
+            files += listed(folder) if folder is not None else []
+        decisive = repr((self, versions()["commit"], [sha256(path) for path in files]))
+        return hashlib.sha256(decisive.encode()).hexdigest()[:16]
+
+
+class Bench:
+    """The networks on one device, and what is made with them once and kept in a folder."""
+
+    def __init__(self, options: Options, out: Path):
+        self.options, self.out = options, out
+
+    def kept(self, name: str, make: Callable[[Path], dict]) -> dict:
+        """Returns make(folder)'s dictionary, out/name/result.json; one that has its key is taken as it is."""
+        folder = self.out / name
+        if not (kept := self.finished(name)):
+            start = perf_counter()
+            kept = make(folder) | {"key": self.key(name), "seconds": perf_counter() - start}
+            write_text(folder / "result.json", json.dumps(kept, indent=1))
+        return kept
+
+    def finished(self, name: str) -> dict | None:
+        """Returns what kept left under that name with the key that it has now, None if nothing."""
+        path = self.out / name / "result.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        return kept if kept.get("key") == self.key(name) else None
+
+    def key(self, name: str) -> str:
+        """Returns what a kept result depends on: the options, and which peers and metrics are here if it has theirs."""
+        return " ".join((self.options.key, *(self.others if name in BY_OTHERS else ())))
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """The methods of table 1 and the metrics that are on this machine."""
+        methods = [method for method in METHODS if method not in self.absent_peers()]
+        return *methods, *(name for name, metric in METRICS.items() if metric.absent() is None)
+
+    @property
+    def cascade_folder(self) -> Path:
+        return self.out / "cascade"
+
+    @property
+    def evaluation_folder(self) -> Path:
+        return self.out / "evaluation"
+
+    @cached_property
+    def vae(self) -> TinyVAE | WanVAE:
+        return load_vae(self.options.vae).to(self.options.device)
+
+    @cached_property
+    def upsampler(self) -> LatentUpsampler:
+        return load_upsampler(self.options.upsampler).to(self.options.device)
+
+    @cached_property
+    def checkpoint(self) -> tuple[SimpleGVRDiT, dict]:
+        """The SimpleGVR model, and its checkpoint's configuration."""
+        dit, config = load_dit(self.options.model)
+        return dit.to(self.options.device), config
+
+    @property
+    def dit(self) -> SimpleGVRDiT:
+        return self.checkpoint[0]
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return parse_config(SamplingConfig, self.checkpoint[1], "sampling", self.options.model)
+
+    @cached_property
+    def t2v(self) -> SimpleGVRDiT:
+        """The text-to-video model, with full attention. Raises ValueError when it takes a condition."""
+        config, weights = read_dit(self.options.t2v)
+        if config.in_dim != LATENT_CHANNELS:
+            raise ValueError(f"--t2v {self.options.t2v} takes {config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
+        model = SimpleGVRDiT(config, AttentionConfig(kind="full", unit=None))
+        load_strict(model, weights, self.options.t2v)
+        return model.eval().to(self.options.device)
+
+    @property
+    def prompts(self) -> dict[str, tuple[Tensor, int]]:
+        """Text features (1, S, text_dim) and the seed of each video drawn from text, by name."""
+        seed = self.options.seed
+        if self.options.contexts is None:
+            return {f"null_prompt_seed_{seed + i}": (self.null_context(), seed + i) for i in range(self.options.samples)}
+        paths = sorted(self.options.contexts.glob("*.safetensors"))
+        return {path.stem: (load_file(path)["context"][None].to(self.options.device), seed) for path in paths}
+
+    @property
+    def toy_t2v(self) -> str:
+        """A sentence that belongs beside what the bundled text-to-video model drew."""
+        if self.options.t2v != Options.t2v:
+            return ""
+        return " The bundled text-to-video model draws blotches in its film's colours: give --t2v one that draws to compare anything."
+
+    def null_context(self) -> Tensor:
+        return torch.zeros(1, 1, self.t2v.config.text_dim, device=self.options.device)
+
+    @cached_property
+    def sources(self) -> dict[str, Path]:
+        """The low-resolution clips by name, before any degradation."""
+        return self.low_resolution("area")
+
+    @cached_property
+    def inputs(self) -> dict[str, Path]:
+        """The low-resolution clips by name as SimpleGVR is given them: of --clips the same, else with flow-based degradation."""
+        return self.low_resolution("flow_based")
+
+    def low_resolution(self, recipe: str) -> dict[str, Path]:
+        """Returns --clips by name, or the bundled clips made small by a recipe, in out/inputs."""
+        paths = find_videos(self.options.clips) if self.options.clips else [self.shrunk(path, recipe) for path in BUNDLED_CLIPS]
+        return {path.stem: path for path in paths}
+
+    def shrunk(self, path: Path, recipe: str) -> Path:
+        """Returns the video of a bundled clip, HEIGHT lines tall, by a recipe of degradations."""
+        out = self.out / "inputs" / self.options.key / recipe / path.name
+        if not out.exists():
+            images, rate = read_video(path, self.options.num_frames)
+            scale = self.options.scale
+            images = crop_centre(torch.stack([shrink(image, scale * HEIGHT) for image in images]), CELL * scale)
+            generator = torch.Generator().manual_seed(self.options.seed)
+            write_video(out, to_images(degrade_video(to_video(images), scale, RECIPES[recipe], generator)), rate)
+        return out
+
+    def read(self, path: Path) -> Tensor:
+        """Returns a low-resolution clip's video (1, 3, F, 8h, 8w) on the device, its edges cut to whole cells."""
+        images, _ = read_video(path, self.options.num_frames)
+        return to_video(crop_centre(images, CELL)).to(self.options.device)
+
+    def first(self, clips: dict[str, Path]) -> Tensor:
+        """Returns the video of the first of several clips."""
+        return self.read(next(iter(clips.values())))
+
+    def t2v_velocity(self, context: Tensor | None = None, cfg: float = 1.0) -> Callable:
+        """Returns (z_t, sigma) -> velocity of the text-to-video model, by default for the null prompt."""
+        null = self.null_context()
+        network = guided_network(self.t2v, cfg, null if context is None else context, null, null)
+        return lambda z, sigma: network(z, None, sigma).to(z)
+
+    def super_resolve(self, z_lr: Tensor, sampling: SamplingConfig | None = None, **options) -> Tensor:
+        """Returns z_lr (B, 16, T, h, w) at --scale by SimpleGVR for the null prompt, as its checkpoint wants to be sampled."""
+        null = torch.zeros(1, 1, self.dit.config.text_dim, device=z_lr.device)
+        size, seed = scaled_size(z_lr.shape[3:], self.options.scale), self.options.seed
+        return super_resolve(self.dit, self.upsampler, z_lr, size, sampling or self.sampling, null, null, seed, seed + 1, **options)
+
+    @torch.inference_mode()
+    def draw(self, context: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
+        """Returns the latent (1, 16, T, *size) that the text-to-video model draws from noise. size: (H, W) cells."""
+        sampling, frames = self.options.t2v_sampling, (self.options.num_frames - 1) // 4 + 1
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator).to(self.options.device)
+        velocity = self.t2v_velocity(context, sampling.cfg)
+        return sample_euler(velocity, z, shifted_sigmas(sampling.steps, sampling.shift).to(z.device), lambda step, z, z_0: None)
+
+    def cascade(self) -> dict:
+        """Returns {"videos": {prompt: {"seconds": {part: its seconds}}}}: videos drawn from text, end to end and cascaded.
+
+        cascade_folder/PROMPT has low.mp4, end_to_end.mp4 and cascaded.mp4.
+        """
+        return self.kept("cascade", self.draw_cascade)
+
+    def evaluation(self) -> dict:
+        """Returns Evaluate's results of METHODS on the inputs, of the peers those that are here. Its files are in evaluation_folder."""
+        methods = ",".join(method for method in METHODS if method not in self.absent_peers())
+        shared = {name: getattr(self.options, name) for name in ("scale", "num_frames", "seed", "device", "vae", "upsampler", "model")}
+        clips = next(iter(self.inputs.values())).parent if self.options.clips is None else self.options.clips
+        return Evaluate(clips, self.evaluation_folder, methods, suite="aigc", **shared).run()
+
+    def absent_peers(self) -> dict[str, str]:
+        """Returns the peers of METHODS that were not fetched, and how to fetch them."""
+        absent = {}
+        for name in (name for name in METHODS if name in peers.PEERS):
+            try:
+                peers.find(name)
+            except FileNotFoundError as error:
+                absent[name] = str(error)
+        return absent
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Returns the video of a latent."""
+        return self.vae.decode(z).clamp(-1, 1)
+
+    def likeness(self, video: Tensor, original: Tensor) -> float:
+        """Returns the PSNR of a clip in dB."""
+        return mean_decibels(psnr(video, original))
+
+    def draw_cascade(self, folder: Path) -> dict:
+        """Returns what cascade says, after writing its videos."""
+        low = tuple(side // CELL for side in self.options.t2v_size)
+        high, videos = scaled_size(low, self.options.scale), {}
+        for name, prompt in self.prompts.items():
+            z_lr, first = timed(partial(self.draw, *prompt, low))
+            cascaded, second = timed(partial(self.super_resolve, z_lr))
+            end_to_end, whole = timed(partial(self.draw, *prompt, high))
+            for file, z in {"low": z_lr, "end_to_end": end_to_end, "cascaded": cascaded}.items():
+                write_video(folder / name / f"{file}.mp4", to_images(self.vae.decode(z).cpu()), RATE)
+            videos[name] = {"seconds": {"text to video, low": first, "SimpleGVR": second, "text to video, end to end": whole}}
+        return {"videos": videos}
+
+
+def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """Returns what run gives, and the seconds that it took."""
+    start = perf_counter()
+    result = run()
+    result.sum().item()  # waits for the device
+    return result, perf_counter() - start

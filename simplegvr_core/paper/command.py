@@ -1,0 +1,109 @@
+"""The paper's tables and figures for given weights: `python scripts/run.py -m simplegvr_core.paper.command --out DIR`.
+
+Each stands beside what the paper shows, whose own figures are data in paper.json. The defaults, with the bundled gvr_tiny,
+take minutes on a CPU. What is finished is kept: the same command goes on where it was cut off.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from ..command_line import plain_errors
+from ..files import write_text
+from ..training.pairs import flatten
+from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdict
+from .bench import Bench, Options
+from .figures import FIGURES
+from .page import PAPER, Here, write_page
+from .tables import QUALITIES, TABLES, unmeasured
+
+MEASURED: dict[str, Callable[[Bench, Path], Here]] = FIGURES | TABLES
+
+
+@dataclass(frozen=True)
+class Paper(Options):
+    """Makes the paper's tables and figures with the weights given, and one page of them: paper.md, paper.html, paper.json."""
+
+    out: Path = Path("out/paper")
+    only: str = ",".join(PAPER["items"])
+    """Which, with commas. Those finished earlier with the same options are on the page too."""
+    ablation: Path | None = None
+    """Folder of simplegvr_core.paper.ablate's results: for what takes models trained each way."""
+    smoke_ablation: bool = False
+    """Without --ablation, trains such models for ten steps: that shows the structure, the values mean nothing."""
+
+    def run(self) -> dict:
+        """Returns {item: what the page says of it}, with the paper's own figures under "paper" and ours under "groups".
+
+        Raises ValueError and FileNotFoundError for options of no use.
+        """
+        chosen = self.check()
+        bench = Bench(Options(**{field.name: getattr(self, field.name) for field in fields(Options)}), self.out)
+        ablations = self.ablations()
+        with torch.inference_mode():
+            for name in tqdm([name for name in chosen if name in MEASURED], unit="item"):
+                bench.kept(name, lambda folder, name=name: asdict(MEASURED[name](bench, folder)))
+        items = {name: {"paper": paper, **self.item(name, bench, ablations)} for name, paper in PAPER["items"].items()}
+        write_page(self.out, items, self.command(), f"{self.model.stem} and {self.upsampler.stem}")
+        write_text(self.out / "paper.json", json.dumps(items, indent=1))
+        return items
+
+    def check(self) -> list[str]:
+        """Returns the items' names. Raises ValueError or FileNotFoundError for what would fail later."""
+        super().check()
+        chosen = self.only.split(",")
+        if unknown := set(chosen) - PAPER["items"].keys():
+            raise ValueError(f"--only has unknown {', '.join(sorted(unknown))}; known are {', '.join(PAPER['items'])}")
+        return chosen
+
+    def ablations(self) -> dict:
+        """Returns simplegvr_core.paper.ablate's results, {} when they are neither given nor asked for."""
+        if self.ablation is not None:
+            return read_ablation(self.ablation)
+        if self.smoke_ablation:
+            return read_ablation(smoke_ablation(self.out / "smoke_ablation", self.vae, self.t2v))
+        return {}
+
+    def item(self, name: str, bench: Bench, ablations: dict) -> dict:
+        """Returns what the page says of an item: {"note", "groups": rows by whose they are, "missing": by reason, "pictures"}."""
+        here, columns = bench.finished(name), PAPER["items"][name]["columns"]
+        notes, groups, missing, pictures = [], {}, {}, []
+        if here:
+            notes, groups, missing = [here["differs"]], {f"here, {self.model.stem}": here["rows"]}, here["missing"]
+            pictures = [(f"{name}/{file}", caption) for file, caption in here["pictures"].items()]
+        elif name in MEASURED:
+            notes = [f"Not made with these options yet: `--only {name}`."]
+        if ablated := ablation_rows(name, ablations):
+            groups[f"here, {'small models' if self.ablation else SMOKE}"] = ablated
+            notes.append(verdict(name, ablations))
+        elif name in AXES:
+            missing = missing | {"models trained each way": MISSING}
+        if groups:
+            measured = {column for rows in groups.values() for row in rows.values() for column in row}
+            absent = [column for column in columns if column not in measured]
+            missing = {column: unmeasured(column) if column in QUALITIES else f"it takes `--only {name}`" for column in absent} | missing
+        reasons = {reason: [key for key in missing if missing[key] == reason] for reason in missing.values()}
+        return {"note": " ".join(notes), "groups": groups, "missing": reasons, "pictures": pictures}
+
+    def command(self) -> str:
+        """Returns the command of this page: the options that are not the defaults, of paths the last name."""
+        default = flatten(asdict(Paper()))
+        words = ["python3 scripts/run.py -m simplegvr_core.paper.command --out DIR"]
+        for name, value in flatten(asdict(self)).items():
+            if name not in ("out", "only") and value != default.get(name):
+                values = value if isinstance(value, tuple) else (value,) * (value is not True)
+                words += ["--" + name.replace("_", "-"), *(v.name if isinstance(v, Path) else str(v) for v in values)]
+        return " ".join(words)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        run = tyro.cli(Paper)
+        results = run.run()
+        print((run.out / "paper.md").read_text(encoding="utf-8"))
+        print(json.dumps(results))

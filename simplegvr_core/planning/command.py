@@ -1,0 +1,185 @@
+"""Plans a run, or tabulates what fits where: `python scripts/run.py -m simplegvr_core.planning.command {clip,table} --help`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from ..command_line import plain_errors
+from ..files import whole, write_text
+from ..networks import checkpoint
+from ..networks.attention import AttentionConfig
+from ..networks.dit import DiTConfig, load_dit, parse_dit_config
+from ..networks.tiny_vae import TinyVAEConfig
+from ..networks.upsampler import UpsamplerConfig
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, pixel_size, pixels, short_side_size
+from .flops import dit_flops
+from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
+from .picture import draw_plan
+from .plan import DECODER_FRAMES, Plan, amount, grid, longest_segment, plan_sampling, trial
+
+SIZES = {"wan-1.3b": DiTConfig(), "wan-14b": DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)}
+MODELS = Path(__file__).resolve().parents[2] / "models"
+GVR_TINY = MODELS / "diffusion_models" / "gvr_tiny.safetensors"
+GVR_TINY_UPSAMPLER = MODELS / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+CARDS = (8, 12, 16, 24, 80)  # GB, of 10^9: what they have above that is for the desktop and the driver
+CLIPS = [(size, frames) for size in (1080, 1440, 2160) for frames in (21, 81, 241)]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The plan of one run: segments, tiles, bytes and operations; with --trial also the time."""
+
+    source: tuple[int, int] = (640, 360)
+    """Width and height of the video to super-resolve, in pixels, multiples of 8."""
+    target: tuple[int, int] = (1920, 1080)
+    """Width and height to make of it."""
+    latent_frames: int = 21
+    """21 are 81 frames of video."""
+    batch: int = 1
+    model: str = "wan-1.3b"
+    """A SimpleGVR checkpoint, or the size of one: wan-1.3b or wan-14b, with the paper's attention."""
+    upsampler: Path | None = None
+    """An upsampler's checkpoint; by default one of the paper's widths."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    memory_gb: float = 16
+    """Memory for weights and everything else, in 10^9 bytes."""
+    kernel: Literal["triton", "sdpa"] = "triton"
+    """What runs the attention in windows: Triton's kernels, or PyTorch's attention, which gathers."""
+    trial: bool = False
+    """Also run the checkpoint on one small box, twice, and forecast the time from it."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run the trial."""
+    out: Path | None = None
+    """PNG to draw the plan in."""
+
+    def run(self) -> Plan:
+        """Returns the plan, after printing it."""
+        dit, attention, sampling = describe(self.model)
+        source, target = (pixel_size(*size) for size in (self.source, self.target))
+        plan = plan_sampling(
+            dit,
+            attention,
+            read_upsampler(self.upsampler),
+            (self.batch, self.latent_frames, *source),
+            target,
+            sampling,
+            int(1e9 * self.memory_gb),
+            getattr(torch, self.dtype),
+            longest_segment(dit, attention),
+            implementation=self.kernel,
+        )
+        if self.trial:
+            plan = replace(plan, seconds_per_operation=self.seconds_per_operation(plan))
+        print(plan.text())
+        if self.out:
+            with whole(self.out) as partial:
+                draw_plan(plan).save(partial, "PNG")
+        return plan
+
+    @torch.inference_mode()
+    def seconds_per_operation(self, plan: Plan) -> float:
+        """Returns the seconds that an operation of the checkpoint's forward pass takes, timed on a small box."""
+        if self.model in SIZES:
+            raise ValueError(f"--model is {self.model}, a size without weights: give a checkpoint to run a trial")
+        factory = {"device": self.device, "dtype": getattr(torch, self.dtype)}
+        model, _ = load_dit(Path(self.model))
+        model = model.to(**factory)
+        box = plan.trial_box
+        z, context = torch.zeros(1, model.config.in_dim, *box, **factory), torch.zeros(1, TEXT_TOKENS, model.config.text_dim, **factory)
+        timestep = torch.tensor([500.0], device=self.device)
+        return trial(lambda: model(z, timestep, context), dit_flops(model.config, model.attention, grid(box)).total)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What fits on which card: a table in Markdown, of a model of Wan 1.3B's size and of gvr_tiny."""
+
+    out: Path = Path("docs/memory.md")
+
+    def run(self) -> None:
+        """Writes the table."""
+        models = {
+            "a SimpleGVR model of Wan 1.3B's size": (*describe("wan-1.3b"), UpsamplerConfig()),
+            "the bundled gvr_tiny": (*describe(str(GVR_TINY)), read_upsampler(GVR_TINY_UPSAMPLER)),
+        }
+        write_text(self.out, "\n\n".join([INTRODUCTION, *(section(name, *model) for name, model in models.items())]) + "\n")
+
+
+INTRODUCTION = f"""# What fits where
+
+Written by `python3 scripts/run.py -m simplegvr_core.planning.command table`. **All of it is counted, nothing is measured on a GPU**: the
+bytes of tensors that are alive at once, from running the networks on PyTorch's "meta" device, where a tensor has a size but
+no memory. On a CPU such counts are within 10 % of what a process grows by (`tests/test_memory.py`). bfloat16, batch 1, a target three
+times the source, windows by Triton's kernels, a prompt of {TEXT_TOKENS} tokens. A card's gigabytes are 10^9 bytes: what it has above that
+is left to the desktop and the driver. A tenth of them is left to what is not counted, workspaces of kernels and what the
+allocator cannot reuse. Where that is too little, the sampler halves its boxes and goes on. That memory does not grow with the clip's
+length is measured, on a CPU too, by `python3 scripts/run.py -m simplegvr_core.benchmark.command memory --latent-frames 20,200`.
+
+A cell says what the model sees at a time, latent frames and pixels; the bytes of that box above the weights; and how many
+times the clip's own tokens are computed, because neighbouring boxes overlap. For another size, model or memory:
+`python3 scripts/run.py -m simplegvr_core.planning.command clip --help`, or the node *SimpleGVR Plan*."""
+
+
+def describe(model: str) -> tuple[DiTConfig, AttentionConfig, SamplingConfig]:
+    """Returns the configuration of a checkpoint, or of a size of SIZES. Raises what checkpoint.read_config raises."""
+    if model in SIZES:
+        return SIZES[model], AttentionConfig(), SamplingConfig()
+    config = checkpoint.read_config(Path(model), "dit")
+    return *parse_dit_config(config, Path(model)), checkpoint.parse_config(SamplingConfig, config, "sampling", Path(model))
+
+
+def read_upsampler(path: Path | None) -> UpsamplerConfig:
+    """Returns the widths of an upsampler's checkpoint, the paper's for None."""
+    if path is None:
+        return UpsamplerConfig()
+    return checkpoint.parse_config(UpsamplerConfig, checkpoint.read_config(path, "upsampler"), "model", path)
+
+
+def section(name: str, dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, upsampler: UpsamplerConfig) -> str:
+    """Returns the tables of one model in Markdown."""
+    lines = [f"| target | latent frames | {' | '.join(f'{card} GB' for card in CARDS)} |", "|---" * (2 + len(CARDS)) + "|"]
+    for side, frames in tqdm(CLIPS, desc=name, leave=False):
+        size, source = landscape(side)
+        plans = []
+        for card in CARDS:
+            shape, memory = (1, frames, *source), card * 10**9
+            plans.append(plan_sampling(dit, attention, upsampler, shape, size, sampling, memory, torch.bfloat16, implementation="triton"))
+        lines.append(f"| {pixels(size)} | {frames} | {' | '.join(map(cell, plans))} |")
+    around = ["| target | upsampler | TinyVAE |", "|---|---|---|"]
+    for side in dict.fromkeys(side for side, _ in CLIPS):
+        size, source = landscape(side)
+        up = upsampler_bytes(upsampler, 1, UPSAMPLER_FRAMES, source, size, None, torch.bfloat16)
+        decode = decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, torch.bfloat16)
+        around.append(f"| {pixels(size)} | {amount(up)} | {amount(decode)} |")
+    return "\n".join(
+        [
+            f"## {name[0].upper()}{name[1:]}",
+            f"Weights: {amount(plans[0].weights_bytes)}.\n",
+            *lines,
+            "\nBefore and after it, whole frames, two latent frames at a time, for a clip of any length:\n",
+            *around,
+        ]
+    )
+
+
+def landscape(side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the size in cells of 16:9 frames with a short side of so many pixels, and of the source of a third of it."""
+    size = short_side_size((9, 16), side)
+    return size, tuple(-(-cells // 3) for cells in size)
+
+
+def cell(plan: Plan) -> str:
+    """Returns a plan in a cell of a table."""
+    segment, *tile = plan.tiling.size
+    clip = "all" if segment is None else segment
+    frames = "whole frames" if tile == [None, None] else f"frames of {pixels(plan.box_size[1:])}"
+    return f"{clip} {frames}, {amount(plan.dit_bytes)}, {plan.overhead:.2f} x"
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        tyro.extras.subcommand_cli_from_dict({"clip": Clip, "table": Table}).run()

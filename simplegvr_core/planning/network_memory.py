@@ -1,0 +1,120 @@
+"""Bytes that the networks need at any size: counted by running them on PyTorch's "meta" device.
+
+Counted are tensors alive at once above the weights. Sizes are latent cells; B batch, T frames, H, W rows and columns.
+"""
+
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from ..networks import kernels
+from ..networks.attention import AttentionConfig, attend, select_windows
+from ..networks.dit import DiTConfig, SimpleGVRDiT
+from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
+from ..networks.upsampler import LatentUpsampler, UpsamplerConfig
+from ..networks.windows import Windows
+from .tensor_memory import fused_attention, peak_bytes
+
+TEXT_TOKENS = 512  # Wan 2.1 pads every prompt to as many
+COUNTED_BLOCKS = 2  # an even and an odd one: each takes the memory that the one before it gave back
+meta = partial(torch.empty, device="meta")
+
+
+@lru_cache(maxsize=4096)
+def dit_bytes(
+    dit: DiTConfig, attention: AttentionConfig, batch: int, box: tuple[int, int, int], dtype: torch.dtype, implementation: str
+) -> int:
+    """Returns the bytes of one forward pass over a box (T, H, W). implementation: "triton" or "sdpa", of window attention.
+
+    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU. The windows' tables, which stay for
+    later passes, are among them.
+    """
+    config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
+    grid = box[0], -(-box[1] // 2), -(-box[2] // 2)
+    tables = window_tables(attention, grid, config.num_layers)
+    model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
+    timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
+    self_attention = partial(attend, config=attention, ordered=True, implementation="sdpa")
+    if implementation == "triton" and attention.kind != "full":
+        self_attention = partial(attend_by_triton, config=attention)
+    return tables + peak_bytes(
+        lambda: model(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context, self_attention, token_order=attention.token_order),
+        "meta",
+    )
+
+
+def window_tables(attention: AttentionConfig, grid: tuple[int, int, int], blocks: int) -> int:
+    """Returns the bytes of the tables of so many blocks' windows and of the order of tokens, and leaves them on "meta"."""
+    device = torch.device("meta")
+    order = attention.token_order(grid, device)
+    windows = [] if attention.kind == "full" else [attention.windows(grid, block, True, device=device) for block in range(blocks)]
+    tables = {id(w): w for w in windows}  # blocks whose windows are the same share them
+    tensors = [x for w in tables.values() for x in vars(w).values() if isinstance(x, Tensor)]
+    return sum(x.nbytes for x in tensors) + (0 if order is None else order.nbytes)
+
+
+@lru_cache
+def upsampler_bytes(
+    upsampler: UpsamplerConfig,
+    batch: int,
+    frames: int,
+    source: tuple[int, int],
+    size: tuple[int, int],
+    tile: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> int:
+    """Returns the bytes of LatentUpsampler.stream from source to size, (h, w) and (H, W), in chunks of so many frames."""
+    model = LatentUpsampler(upsampler, device="meta", dtype=dtype)
+
+    def run() -> None:
+        for _ in model.stream((meta(batch, 16, frames, *source, dtype=dtype) for _ in range(3)), size, tile):
+            pass
+
+    return peak_bytes(run, "meta")
+
+
+@lru_cache
+def decode_bytes(vae: TinyVAEConfig, frames: int, size: tuple[int, int], dtype: torch.dtype) -> int:
+    """Returns the bytes of TinyVAE.decode_stream at (H, W), in chunks of so many frames."""
+    model = TinyVAE(vae, device="meta", dtype=dtype)
+
+    def run() -> None:
+        for _ in model.decode_stream(meta(1, 16, frames, *size, dtype=dtype) for _ in range(3)):
+            pass
+
+    return peak_bytes(run, "meta")
+
+
+@lru_cache
+def coding_bytes(vae: TinyVAEConfig, method: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Returns the bytes of TinyVAE's "encode" or "decode" of a whole video or latent of that shape."""
+    run = getattr(TinyVAE(vae, device="meta", dtype=dtype), method)
+    return peak_bytes(lambda: run(meta(shape, dtype=dtype)), "meta")
+
+
+def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Returns the name of the implementation of window attention that runs on a device, as kernels.fastest does."""
+    windows = attention.windows(tuple(2 * side for side in attention.window), 0, ordered=True)
+    return kernels.fastest(device, dtype, dit.dim // dit.num_heads, windows.table.shape[1], windows.contiguous, training=False)
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Returns the bytes of a network's weights."""
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def attend_by_triton(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, config: AttentionConfig) -> Tensor:
+    """Returns what attend gives with the Triton kernels, which allocate their results only."""
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    select_windows(q, k, config.windows(grid, block, True, device=q.device), config, TritonMeans)
+    out, _ = fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    return out.transpose(1, 2)
+
+
+class TritonMeans:
+    @staticmethod
+    def window_mean(x: Tensor, windows: Windows) -> Tensor:
+        batch, _, heads, head_dim = x.shape
+        return x.new_empty(batch, windows.num_windows, heads, head_dim, dtype=torch.float32)

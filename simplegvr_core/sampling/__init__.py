@@ -1,0 +1,1 @@
+"""Super-resolution of a latent: the pipeline, its steps, its latent files."""

@@ -1,0 +1,1 @@
+"""Pairs, losses, the training loop and its commands."""

@@ -1,0 +1,120 @@
+"""Measures the curve of the detail-aware timestep sampler:
+`python scripts/run.py -m simplegvr_core.training.measure_curve --pairs DIR --out curve.json`.
+
+While a model samples, the clean latent that it predicts gains fine detail, more in some steps than in others (paper,
+section 4.3, figure 5).
+
+B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from ..command_line import plain_errors
+from ..files import whole, write_text
+from ..flow import shifted_sigmas
+from ..networks.checkpoint import parse_config
+from ..networks.dit import SimpleGVRDiT, load_dit
+from ..networks.upsampler import LatentUpsampler, load_upsampler
+from ..sampling.super_resolve import SamplingConfig, super_resolve
+from ..sampling.timesteps import Curve
+from .pairs import Pairs
+
+BUNDLE = Path(__file__).resolve().parents[2] / "models"
+
+
+def high_frequency_energy(z: Tensor) -> float:
+    """Returns the mean square of the cosine coefficients in the upper half of either axis: what half the size cannot hold.
+
+    z: (B, C, T, H, W), each latent frame transformed alone (orthonormal DCT-II).
+    """
+    coefficients = scipy.fft.dctn(z.cpu().double().numpy(), axes=(-2, -1), norm="ortho")
+    height, width = z.shape[-2:]
+    rows, columns = np.arange(height)[:, None] >= height / 2, np.arange(width) >= width / 2
+    return float(np.square(coefficients)[..., rows | columns].mean())
+
+
+def measure_curve(
+    model: SimpleGVRDiT, upsampler: LatentUpsampler, latents: Iterable[tuple[Tensor, tuple[int, int]]], sampling: SamplingConfig, seed: int
+) -> Curve:
+    """Returns the curve of a model over the sampling of clips, for the null prompt.
+
+    latents: each clip's (1, 16, T, h, w) and its target size (H, W) in cells. Sampling starts from pure noise, whatever
+    sampling says, so that it has all noise levels. seed: of the first clip's noise; each clip has its own.
+    """
+    sampling = replace(sampling, denoise=1.0)
+    device = next(model.parameters()).device
+    null = torch.zeros(1, 1, model.config.text_dim, device=device)
+    sigma, energies = shifted_sigmas(sampling.steps, sampling.shift)[:-1], []
+    for i, (z_lr, size) in enumerate(tqdm(latents, unit="clip")):
+        energy = np.zeros(sampling.steps)
+
+        def record(step: int, first_frame: int, z_0: Tensor, energy: np.ndarray = energy) -> None:
+            energy[step] += high_frequency_energy(z_0)
+
+        seeds = seed + 2 * i, seed + 2 * i + 1
+        super_resolve(model, upsampler, z_lr.to(device), size, sampling, null, null, *seeds, on_segment=record)
+        energies.append(energy)
+    return Curve(tuple(sigma.tolist()), tuple(np.mean(energies, axis=0).tolist()), len(energies))
+
+
+@dataclass(frozen=True)
+class MeasureCurve:
+    """Measures the curve of a trained model over the sampling of many clips; writes it as JSON and as a picture."""
+
+    pairs: Path
+    out: Path
+    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
+    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+    clips: int = 200
+    steps: int = 50
+    seed: int = 0
+    device: str = "cpu"
+
+    def run(self) -> Curve:
+        """Returns the curve."""
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out is {self.out}, wanted the name of a .json file")
+        pairs = Pairs(self.pairs)
+        clips = min(self.clips, len(pairs))
+        dit, config = load_dit(self.model)
+        dit, upsampler = dit.to(self.device), load_upsampler(self.upsampler).to(self.device)
+        sampling = parse_config(SamplingConfig, config, "sampling", self.model)
+        chosen = (pairs[i * len(pairs) // clips] for i in range(clips))
+        latents = ((z_lr[None], tuple(z_hr.shape[-2:])) for z_lr, z_hr in chosen)
+        curve = measure_curve(dit, upsampler, latents, replace(sampling, steps=self.steps), self.seed)
+        write_curve(self.out, curve)
+        return curve
+
+
+def write_curve(path: Path, curve: Curve) -> None:
+    """Writes the JSON, and beside it the picture: energy over sampling, and the sampler's density."""
+    from matplotlib.figure import Figure  # slow to import, and training reads curves without it
+
+    sigma, density = curve.density()
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left = figure.add_subplot(1, 2, 1, xlabel="noise level sigma", ylabel="energy of high frequencies", title="predicted clean latent")
+    left.plot(curve.sigma, curve.energy, marker=".")
+    right = figure.add_subplot(1, 2, 2, xlabel="noise level sigma", ylabel="density", title="detail-aware sampler")
+    right.stairs(density / np.diff(sigma), sigma, fill=True, alpha=0.5)
+    right.axhline(1 / (sigma[-1] - sigma[0]), color="0.5", linestyle="--", label="uniform")
+    right.legend()
+    for axes in (left, right):
+        axes.invert_xaxis()  # sampling goes from noise to picture
+    with whole(path.with_suffix(".png")) as partial:
+        figure.savefig(partial, dpi=120)
+    write_text(path, json.dumps(asdict(curve)))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        print(json.dumps(asdict(tyro.cli(MeasureCurve).run())))

@@ -1,0 +1,117 @@
+"""Writes workflows/*.jpg, the pictures of the Templates browser, from real runs: what went in, enlarged, above what came out.
+
+`python3 tools/author_thumbnails.py [NAME ...]`, after a change to a workflow or to gvr_tiny. The Wan workflows run with gvr_tiny in
+place of Wan's files, and their pictures say so.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from author_workflows import authoring
+from comfyui import REPO, enter, say
+
+WIDTH = 720  # pixels
+BEFORE = "thumbnail"  # how the files begin that hold what went in
+SMALL_T2V = {"EmptyHunyuanLatentVideo": {"width": 224, "height": 128, "length": 17}, "KSampler": {"steps": 20, "cfg": 1.0}}
+THREE_TIMES = {"size": "scale", "size.scale": 3.0}
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """captions: of what went in and what came out, or of the panels of a video that holds several side by side. widgets: by node type."""
+
+    captions: tuple[str, ...]
+    widgets: dict[str, dict] = field(default_factory=dict)
+
+
+THUMBNAILS = {
+    "quickstart_video": Thumbnail(("192 x 108, its latent decoded", "SimpleGVR, 576 x 324")),
+    "quickstart_t2v": Thumbnail(("a toy text-to-video model, 224 x 128", "SimpleGVR, 672 x 384"), SMALL_T2V),
+    "long_video": Thumbnail(("192 x 108, its latent decoded", "planned, in segments and tiles: 576 x 336")),
+    "degradation_preview": Thumbnail(("before", "flow-based", "classical", "optical flow", "what moves", "model-guided")),
+    "wan21_t2v_to_1080p": Thumbnail(
+        ("text-to-video   (shown: gvr_tiny, a toy)", "SimpleGVR   (shown: gvr_tiny)"), {**SMALL_T2V, "SimpleGVRSampler": THREE_TIMES}
+    ),
+    "wan21_training_free_1080p": Thumbnail(
+        ("text-to-video   (shown: gvr_tiny, a toy)", "training-free   (shown: gvr_tiny)"),
+        {**SMALL_T2V, "SimpleGVRSampler": {**THREE_TIMES, "settings.cfg": 1.0}},
+    ),
+}
+
+
+def run(page, base: Path, name: str, thumbnail: Thumbnail) -> tuple[list, list]:
+    """Returns the frames, as pictures, of what went into SimpleGVR Sampler (none if it has no such node) and of the workflow's video."""
+    from browser import drop_file, press_run, set_widgets, show_graph, shown_result
+    from PIL import Image
+    from stand_ins import use_stand_ins
+
+    from simplegvr_core.video.read import read_video
+
+    drop_file(page, REPO / "workflows" / f"{name}.json")
+    use_stand_ins(page)
+    for node_type, values in thumbnail.widgets.items():
+        set_widgets(page, node_type, values)
+    saver = page.evaluate(
+        """prefix => {
+            const find = type => app.graph._nodes.find(node => node.type.startsWith(type))
+            const sampler = find('SimpleGVRSampler'), decoder = find('VAEDecode') ?? find('SimpleGVRDecodeSave')
+            if (sampler) {
+                const decode = LiteGraph.createNode('VAEDecode'), save = LiteGraph.createNode('SaveImage')
+                for (const node of [decode, save]) app.graph.add(node)
+                const origin = (node, input) => app.graph.links.get(node.inputs.find(slot => slot.name === input).link)
+                const latent = origin(sampler, 'latent'), vae = origin(decoder, 'vae')
+                app.graph.getNodeById(latent.origin_id).connect(latent.origin_slot, decode, 'samples')
+                app.graph.getNodeById(vae.origin_id).connect(vae.origin_slot, decode, 'vae')
+                decode.connect(0, save, 'images')
+                save.widgets.find(widget => widget.name === 'filename_prefix').value = prefix
+            }
+            return find('SimpleGVRDecodeSave') ? 'SimpleGVRDecodeSave' : 'SaveVideo'
+        }""",
+        f"{BEFORE}_{name}",
+    )
+    show_graph(page)
+    press_run(page)
+    video = base / "output" / shown_result(page, saver)["file"]
+    page.wait_for_function("fetch('api/prompt').then(answer => answer.json()).then(state => state.exec_info.queue_remaining === 0)")
+    before = [Image.open(path) for path in sorted((base / "output").glob(f"{BEFORE}_{name}_*.png"))]
+    return before, [Image.fromarray(image.numpy()) for image in read_video(video)[0]]
+
+
+def picture(panels: list, captions: tuple[str, ...], columns: int, size: tuple[int, int]):
+    """Returns the panels in columns, each cut to the proportions of size (in pixels), enlarged to it, and captioned."""
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    font = ImageFont.load_default(size=20)
+    sheet = Image.new("RGB", (columns * size[0], -(-len(panels) // columns) * size[1]))
+    for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+        tile = ImageOps.fit(panel.convert("RGB"), size, Image.Resampling.BICUBIC, centering=(0.5, 0.2))
+        draw = ImageDraw.Draw(tile)
+        left, top, right, bottom = draw.textbbox((10, size[1] - 10), caption, font, anchor="lb")
+        draw.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill="black")
+        draw.text((10, size[1] - 10), caption, "white", font, anchor="lb")
+        sheet.paste(tile, (i % columns * size[0], i // columns * size[1]))
+    return sheet
+
+
+def main() -> None:
+    sys.path.append(str(REPO))
+    with authoring() as (page, base):
+        for name in sys.argv[1:] or THUMBNAILS:
+            say(f"running {name} for its picture")
+            thumbnail = THUMBNAILS[name]
+            before, after = run(page, base, name, thumbnail)
+            if before:
+                middle = len(after) // 2
+                sheet = picture([before[middle], after[middle]], thumbnail.captions, 1, (WIDTH, WIDTH // 2))
+            else:
+                strip = after[len(after) * 7 // 8]  # where the bundled clip moves most
+                side = strip.width // len(thumbnail.captions)
+                panels = [strip.crop((i * side, 0, (i + 1) * side, strip.height)) for i in range(len(thumbnail.captions))]
+                sheet = picture(panels, thumbnail.captions, 2, (WIDTH // 2, WIDTH // 3))
+            sheet.save(REPO / "workflows" / f"{name}.jpg", quality=88)
+
+
+if __name__ == "__main__":
+    enter()
+    main()

@@ -1,0 +1,124 @@
+"""Writes workflows/*.json from workflows/api/*.json, through ComfyUI's own front end.
+
+`python3 tools/author_workflows.py [NAME ...]`, after a change to an API workflow or to a node's inputs.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from comfyui import REPO, enter, say, server
+
+WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+DOWNLOADS = {
+    "wan2.1_t2v_1.3B_fp16.safetensors": "diffusion_models",
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": "text_encoders",
+    "wan_2.1_vae.safetensors": "vae",
+}
+NOTES = {
+    "quickstart_video": """## SimpleGVR quickstart
+Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a CPU), and run.
+
+Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
+substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.
+**SimpleGVR Compare** plays before and after in one place: drag the line between them.""",
+    "long_video": """## Long videos, large frames
+**SimpleGVR Plan** says what the run will take: the segments and tiles that fit your memory. **SimpleGVR Sampler** takes
+the same with tiling *auto*, blends neighbours at every step, and makes boxes smaller when memory runs out all the same.
+**SimpleGVR Decode and Save** writes the file as it decodes: frames are never all in memory.
+
+**resume** is on in both: after a cancel or a crash run the workflow again, and it goes on where it was.
+The source itself is loaded whole by ComfyUI's Load Video. Set **trim** for sources whose size is no multiple of 8.""",
+    "quickstart_t2v": """## Text-to-video and SimpleGVR, all bundled
+A tiny text-to-video model dreams up a latent (it was trained without captions, so there is no prompt), **SimpleGVR
+Sampler** makes it three times as large, and TinyVAE decodes it. Nothing is decoded in between.
+
+The model is a toy that was trained on a CPU: expect moving shapes in the colours of its training film. It shows the
+wiring. With Wan 2.1 take *wan21_t2v_to_1080p*.""",
+    "degradation_preview": """## What SimpleGVR learns to undo
+**SimpleGVR Flow Degrade** gives a video the faults of text-to-video models: colours of the frame before bleed into
+what moves, and it blurs along its motion. **SimpleGVR Classical Degrade** is RealBasicVSR's: blur, noise, compression.
+
+**SimpleGVR Model Degrade** lets a text-to-video model redraw the latent. Here it is the bundled toy; use your own.
+
+Two nodes compare before and after in a player. The saved video shows, from left to right: before, flow-based, classical,
+optical flow (hue: direction, brightness: speed), what moves, and model-guided. Another **seed** draws anew.""",
+    "wan21_t2v_to_1080p": """## Wan 2.1 to 1080p with SimpleGVR
+The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decoded in between.
+
+**There are no SimpleGVR weights for Wan 2.1 yet.** This workflow is ready for them (`gvr_wan21_1.3b` and
+`gvr_wan21_upsampler` are example names). Until then use *wan21_training_free_1080p*.""",
+    "wan21_training_free_1080p": """## Wan 2.1 to 1080p, training-free
+Works today with stock Wan 2.1 1.3B: the upsampled latent is noised to **denoise** (0.3 to 0.6) and refined by the
+same model with sparse attention. This is not the trained SimpleGVR; expect less detail and more change.""",
+}
+
+
+def author(page, name: str) -> dict:
+    """Returns the UI workflow of one API workflow: arranged, seeds fixed, model links and a note added."""
+    api = json.loads((REPO / "workflows" / "api" / f"{name}.json").read_text())
+    downloads = {
+        file: {"name": file, "url": f"{WAN}/{folder}/{file}?download=true", "directory": folder} for file, folder in DOWNLOADS.items()
+    }
+    return page.evaluate(
+        """async ([api, name, downloads, note]) => {
+            await app.loadApiJson(api, name)
+            app.graph.arrange()
+            for (const node of app.graph._nodes) {
+                const [width, height] = node.computeSize()
+                const room = { // for what it shows when it has run
+                    CLIPTextEncode: 160, LoadVideo: 320, SaveVideo: 420, SimpleGVRClassicalDegrade: 460, SimpleGVRCompare: 460,
+                    SimpleGVRDecodeSave: 400, SimpleGVRFlowDegrade: 420, SimpleGVRPlan: 520, SimpleGVRSampler: 620,
+                }[node.type]
+                node.setSize([Math.max(width, 280), Math.max(height, room ?? 0)])
+                for (const widget of node.widgets ?? []) {
+                    if (widget.name === 'control_after_generate') widget.value = 'fixed'
+                    if (downloads[widget.value]) node.properties.models = [downloads[widget.value]]
+                }
+            }
+            app.graph.arrange()
+            const top = Math.min(...app.graph._nodes.map(n => n.pos[1])), left = Math.min(...app.graph._nodes.map(n => n.pos[0]))
+            const markdown = LiteGraph.createNode('MarkdownNote')
+            app.graph.add(markdown)
+            markdown.widgets[0].value = note
+            markdown.setSize([640, 200])
+            markdown.pos = [left, top - 260]
+            return app.graph.serialize()
+        }""",
+        [api, name, downloads, NOTES[name]],
+    )
+
+
+@contextmanager
+def authoring() -> Iterator[tuple]:
+    """Yields the front end's page on a server that lists every file that the workflows name, and the server's base folder."""
+    from browser import comfyui_page, install_chromium
+    from stand_ins import place_stand_ins
+
+    install_chromium()
+    with TemporaryDirectory() as folder:
+        base = Path(folder)
+        place_stand_ins(base / "models")
+        (base / "input").mkdir()
+        shutil.copy(REPO / "assets" / "demo.mp4", base / "input")
+        with server(base) as (address, _), comfyui_page(address) as page:
+            yield page, base
+
+
+def main() -> None:
+    with authoring() as (page, _):
+        for name in sys.argv[1:] or NOTES:
+            say(f"authoring {name}")
+            graph = author(page, name)
+            for key in ("id", "revision"):
+                graph.pop(key, None)
+            (REPO / "workflows" / f"{name}.json").write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    enter()
+    main()
