@@ -10,11 +10,11 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
+from ..simplegvr_core.flow import draw_noise
+from ..simplegvr_core.latent_space import CELL, first_frame, latent_frames
 from ..simplegvr_core.networks.attention import AttentionConfig
 from ..simplegvr_core.networks.attention_map import TOKEN, AttentionMap, draw_map, map_attention
-from ..simplegvr_core.noise import draw_noise
-from ..simplegvr_core.sampling.super_resolve import CELL, SamplingConfig
-from ..simplegvr_core.video.decode_to_file import first_frame, latent_frames
+from ..simplegvr_core.sampling.super_resolve import SamplingConfig
 from .host.attention import RunAttention
 from .host.bridge import CATEGORY, latent_samples, seed_input, to_core, to_image
 from .latent import add_condition, null_prompt

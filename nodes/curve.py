@@ -41,7 +41,7 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
         if not config.get("trained", {}).get("curve"):
             raise ValueError(
                 f"SimpleGVR Timestep Curve: {model_name} was trained with even noise levels, there is no curve in it: "
-                "choose another checkpoint, or measure one with `python3 scripts/run.py -m simplegvr_core.training.measure_curve`"
+                "choose another checkpoint, or measure one with `python3 scripts/run.py curve`"
             )
         picture = draw_curve(checkpoint.parse_config(Curve, config["trained"], "curve", path))
         image = to_image(picture)[None]

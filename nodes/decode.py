@@ -14,12 +14,12 @@ from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
+from ..simplegvr_core.latent_space import first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.planning.plan import amount
-from ..simplegvr_core.sampling.super_resolve import pixels
 from ..simplegvr_core.tiling import Box
 from ..simplegvr_core.video.decode import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
-from ..simplegvr_core.video.decode_to_file import decode_to_parts, first_frame, latent_frames
+from ..simplegvr_core.video.decode_to_file import decode_to_parts
 from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
 from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
 from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder

@@ -16,8 +16,7 @@ from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig
 from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
 from ..simplegvr_core.degradations.randomness import Drift
-from ..simplegvr_core.flow import shifted_sigmas
-from ..simplegvr_core.noise import draw_noise
+from ..simplegvr_core.flow import draw_noise, shifted_sigmas
 from ..simplegvr_core.sampling.super_resolve import sample_euler
 from ..simplegvr_core.video.read import area_downscale
 from .compare import comparison

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
+from ..simplegvr_core.latent_space import CELL
 from ..simplegvr_core.planning.picture import draw_plan
-from ..simplegvr_core.sampling.super_resolve import CELL
 from .host.bridge import CATEGORY, latent_samples, size_input, target_size, to_image, upsampler_network
 from .host.planning import plan_run, seconds_per_operation
 from .sampler import sampling_config, settings_input, takes_no_condition

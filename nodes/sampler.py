@@ -7,11 +7,11 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..simplegvr_core.flow import shifted_sigmas
+from ..simplegvr_core.latent_space import CELL, LATENT_CHANNELS, pixels
 from ..simplegvr_core.networks.attention import AttentionConfig
-from ..simplegvr_core.networks.layers import LATENT_CHANNELS
 from ..simplegvr_core.sampling.latent_file import LatentFile, write_latent
-from ..simplegvr_core.sampling.super_resolve import CELL, SamplingConfig, match_source, pixels, write_condition
-from ..simplegvr_core.tiling import Tiling, aligned_tiling, alignment
+from ..simplegvr_core.sampling.super_resolve import SamplingConfig, match_source, write_condition
+from ..simplegvr_core.tiling import Tiling, aligned_tiling
 from .host.bridge import (
     CATEGORY,
     LATENT_FORMAT,
@@ -143,7 +143,7 @@ class SimpleGVRSampler(io.ComfyNode):
                 sampling.cfg,
                 seed,
                 boxes,
-                alignment(attention),
+                attention.alignment,
                 folder,
                 finish,
             )
@@ -222,9 +222,9 @@ def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling | N
     if tiling is None or tiling["tiling"] == "auto":
         return None
     if tiling["tiling"] == "whole":
-        return aligned_tiling((None, None, None), attention)
+        return aligned_tiling((None, None, None), attention.alignment)
     cells = tiling["segment"], -(-tiling["tile_height"] // CELL), -(-tiling["tile_width"] // CELL)
-    return aligned_tiling(tuple(side or None for side in cells), attention)
+    return aligned_tiling(tuple(side or None for side in cells), attention.alignment)
 
 
 def planned_tiling(model, samples: Tensor, size: tuple[int, int]) -> Tiling:

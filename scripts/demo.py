@@ -146,9 +146,9 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
 
     from simplegvr_core.evaluation import metrics
     from simplegvr_core.evaluation.evaluate import BUNDLE
+    from simplegvr_core.latent_space import scaled_size
     from simplegvr_core.networks.tiny_vae import load_tiny_vae
     from simplegvr_core.networks.upsampler import resize
-    from simplegvr_core.sampling.super_resolve import scaled_size
     from simplegvr_core.video.read import read_video, resize_frames, to_images, to_video, write_video
 
     result = arguments.out / f"{arguments.input.stem}_simplegvr.mp4"

@@ -1,4 +1,7 @@
-"""Runs Python inside the pack's environment: `python3 scripts/run.py -m simplegvr_core.training.train vae --help`."""
+"""Runs a command of the core in the pack's environment: `python3 scripts/run.py COMMAND --help`; without one, lists them.
+
+A Python file and Python's own -m and -c run there, too: `python3 scripts/run.py tools/soak.py`.
+"""
 
 import os
 import sys
@@ -11,4 +14,6 @@ if __name__ == "__main__":
     enter()
     os.environ["PYTHONPATH"] = str(REPO)
     os.environ["COMFYUI_PATH"] = str(find_comfyui(HOME))  # for benchmarks against it
-    become([sys.executable, *sys.argv[1:]])
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    is_python = first in ("-m", "-c") or first.endswith(".py")
+    become([sys.executable, *([] if is_python else ["-m", "simplegvr_core"]), *sys.argv[1:]])

@@ -9,8 +9,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .networks.attention import AttentionConfig
-
 LEAST_OVERLAP = (5, 16, 16)
 
 
@@ -69,21 +67,14 @@ class Tiling:
 WHOLE = Tiling()
 
 
-def alignment(attention: AttentionConfig) -> tuple[int, int, int]:
-    """Returns the cells between whose multiples a box begins: temporal units and windows then fall as in the whole latent."""
-    frames, rows, columns = (1, 1, 1) if attention.kind == "full" else attention.window
-    return attention.unit or frames, 2 * rows, 2 * columns
+def aligned_tiling(wanted: tuple[int | None, int | None, int | None], alignment: tuple[int, int, int]) -> Tiling:
+    """Returns the tiling whose boxes are at least as large as wanted and begin at multiples of alignment.
 
-
-def aligned_tiling(wanted: tuple[int | None, int | None, int | None], attention: AttentionConfig) -> Tiling:
-    """Returns the tiling whose boxes are at least as large as wanted, and fall as the attention's units and windows do.
-
-    Neighbours share at least LEAST_OVERLAP, and at least a unit and a window.
+    Neighbours share at least LEAST_OVERLAP, and at least the alignment.
     """
-    align = alignment(attention)
-    overlap = tuple(round_up(least, a) for least, a in zip(LEAST_OVERLAP, align, strict=True))
+    overlap = tuple(round_up(least, a) for least, a in zip(LEAST_OVERLAP, alignment, strict=True))
     size = tuple(
-        None if cells is None else max(2 * shared, round_up(cells, a)) for cells, shared, a in zip(wanted, overlap, align, strict=True)
+        None if cells is None else max(2 * shared, round_up(cells, a)) for cells, shared, a in zip(wanted, overlap, alignment, strict=True)
     )
     return Tiling(size, overlap)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import latent, scale
 
+from simplegvr_core.latent_space import COLOUR_FACTORS
 from simplegvr_core.networks.upsampler import resize
-from simplegvr_core.sampling.color_match import COLOUR_FACTORS
 
 CUT = {"tiling": "custom", "segment": 10, "tile_width": 288, "tile_height": 384}
 SIZES, FRAMES = ((34, 61), (60, 104), (90, 160), (135, 240)), (1, 2, 5, 21, 41)

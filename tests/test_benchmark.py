@@ -128,7 +128,7 @@ def test_a_wrong_grid_is_named(grid):
 
 
 def test_the_last_line_is_json():
-    command = [sys.executable, "-m", "simplegvr_core.benchmark.command", "table-2"]
+    command = [sys.executable, "-m", "simplegvr_core", "benchmark", "table-2"]
     result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1])["sparse_local"]["paper_full_over_this"] == pytest.approx(1612.5 / 377.1)
 

@@ -5,17 +5,10 @@ import torch
 from conftest import REPO
 
 from simplegvr_core.evaluation.full_reference import psnr
+from simplegvr_core.latent_space import COLOUR_FACTORS, PREVIEW_FACTORS
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import resize
-from simplegvr_core.sampling.color_match import (
-    COLOUR_FACTORS,
-    PREVIEW_FACTORS,
-    coarse,
-    colour_directions,
-    low_pass,
-    match_colours,
-    match_frame,
-)
+from simplegvr_core.sampling.color_match import coarse, colour_directions, low_pass, match_colours, match_frame
 from simplegvr_core.sampling.super_resolve import match_source
 from simplegvr_core.video.read import area_downscale, read_video, to_video
 

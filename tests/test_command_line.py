@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import REPO
 
-from simplegvr_core.command_line import plain_errors
+from simplegvr_core.__main__ import plain_errors
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from simplegvr_core.command_line import plain_errors
 )
 def test_an_error_is_a_sentence(arguments, sentence):
     ran = subprocess.run(
-        [sys.executable, "-m", f"simplegvr_core.training.{arguments[0]}", *arguments[1:]],
+        [sys.executable, "-m", "simplegvr_core", *arguments],
         cwd=REPO,
         capture_output=True,
         text=True,

@@ -8,10 +8,9 @@ import torch
 from conftest import REPO, random_weights
 
 from simplegvr_core.degradations import RECIPES, degrade_video
-from simplegvr_core.flow import interpolate, shifted_sigmas
+from simplegvr_core.flow import draw_noise, interpolate, shifted_sigmas
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
-from simplegvr_core.noise import draw_noise
 from simplegvr_core.sampling.super_resolve import sample_euler
 from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video
 

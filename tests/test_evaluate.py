@@ -14,11 +14,12 @@ from conftest import REPO
 from safetensors.torch import save_file
 
 from simplegvr_core.evaluation import report
-from simplegvr_core.evaluation.clips import WAN_MEAN, WAN_STD, Reading, find_clips, read_clip
+from simplegvr_core.evaluation.clips import Reading, find_clips, read_clip
 from simplegvr_core.evaluation.evaluate import Evaluate
 from simplegvr_core.evaluation.methods import bicubic
 from simplegvr_core.evaluation.metrics import MEANINGS, METRICS, Result, measure
 from simplegvr_core.files import sha256
+from simplegvr_core.latent_space import WAN_MEAN, WAN_STD
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import load_upsampler
 from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video, write_video
@@ -44,7 +45,7 @@ def command(tmp_path_factory):
     arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", "vae,vae_linear,decoded_bicubic,bicubic"]
     arguments += ["--num-frames", "5", "--height", "96"]
     ran = subprocess.run(
-        [sys.executable, "-m", "simplegvr_core.evaluation.evaluate", *arguments], cwd=REPO, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "simplegvr_core", "evaluate", *arguments], cwd=REPO, capture_output=True, text=True, check=True
     )
     return ran.stdout.splitlines(), base / "out"
 

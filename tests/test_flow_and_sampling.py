@@ -4,19 +4,11 @@ import pytest
 import torch
 from conftest import ATTENTION, DIT, UPSAMPLER, random_weights
 
-from simplegvr_core.flow import clean_from_velocity, interpolate, shifted_sigmas, velocity_target
+from simplegvr_core.flow import clean_from_velocity, draw_noise, interpolate, shifted_sigmas, velocity_target
+from simplegvr_core.latent_space import pixel_size, scaled_size, short_side_size
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.upsampler import LatentUpsampler
-from simplegvr_core.noise import draw_noise
-from simplegvr_core.sampling.super_resolve import (
-    SamplingConfig,
-    augment_condition,
-    pixel_size,
-    sample_euler,
-    scaled_size,
-    short_side_size,
-    super_resolve,
-)
+from simplegvr_core.sampling.super_resolve import SamplingConfig, augment_condition, sample_euler, super_resolve
 
 Z = torch.randn(2, 16, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 NOISE = draw_noise(Z.shape, 1)

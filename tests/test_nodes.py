@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import LATENT, latent, scale
 
-from simplegvr_core.noise import draw_noise
+from simplegvr_core.flow import draw_noise
 
 NODE_IDS = {
     "SimpleGVRLoadModel", "SimpleGVRLoadUpsampler", "SimpleGVRLoadTinyVAE", "SimpleGVRLatentUpscale", "SimpleGVRConditioning",

@@ -123,7 +123,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_unbroken_one(build, tmp_path):
         "spacing": 5,
         "seed": 5,
     }
-    command = [sys.executable, "-m", "simplegvr_core.training.pairs", "--shard-pairs", "2", "--scales", "2", "3"]
+    command = [sys.executable, "-m", "simplegvr_core", "pairs", "--shard-pairs", "2", "--scales", "2", "3"]
     command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     child = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while child.poll() is None and not (killed.out / "shard_00003.safetensors").exists():

@@ -209,7 +209,7 @@ def test_what_is_finished_is_made_anew_when_a_peer_or_the_code_is_another(tmp_pa
         ({"only": "figure-1,figure-11"}, "--only has unknown figure-11; known are figure-1, "),
         ({"t2v_size": (120, 224)}, r"--t2v-size is \(120, 224\), wanted multiples of 16"),
         ({"num_frames": 16}, r"--num-frames is 16, wanted 4 n \+ 1"),
-        ({"ablation": REPO / "tests"}, "--ablation .*tests has no ablation.json: give the --out of simplegvr_core.paper.ablate"),
+        ({"ablation": REPO / "tests"}, "--ablation .*tests has no ablation.json: give the --out of `simplegvr ablate`"),
         ({"contexts": REPO / "docs"}, "--contexts .*docs has no .safetensors file"),
         ({"t2v": Paper.model, "only": "figure-4"}, "--t2v .*gvr_tiny.safetensors takes 32 channels, a text-to-video model 16"),
     ],

@@ -80,7 +80,7 @@ def test_an_unknown_peer_is_named_before_anything_is_fetched(home, wheel):
 
 def test_evaluation_downloads_nothing_and_says_what_fetches_a_missing_peer(home, tmp_path):
     (tmp_path / "clips").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"run.py -m simplegvr_core.evaluation.peers span"):
+    with pytest.raises(FileNotFoundError, match=r"run.py -m simplegvr_core peers span"):
         Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,span").run()
     assert not home.exists()
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import random_weights
 
+from simplegvr_core.flow import draw_noise
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
-from simplegvr_core.noise import draw_noise
 from simplegvr_core.sampling.latent_file import LatentFile, write_latent
 from simplegvr_core.sampling.refine import BoxedVelocity, is_out_of_memory
 from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve, super_resolve_in
-from simplegvr_core.tiling import Tiling, aligned_tiling, alignment, share, spans
+from simplegvr_core.tiling import Tiling, aligned_tiling, share, spans
 
 ATTENTION = AttentionConfig(window=(1, 3, 2), top_k=1, unit=2)
 SMALL = Tiling((4, 12, 8), (2, 6, 4))
@@ -52,20 +52,20 @@ def test_shares_of_all_boxes_add_up_to_one():
 
 
 def test_boxes_begin_where_units_and_windows_do():
-    tiling = aligned_tiling((9, 70, 80), AttentionConfig())
-    assert alignment(AttentionConfig()) == (5, 24, 18)
+    tiling = aligned_tiling((9, 70, 80), AttentionConfig().alignment)
+    assert AttentionConfig().alignment == (5, 24, 18)
     assert tiling == Tiling((10, 72, 90), (5, 24, 18))
     starts = [box.start for box in tiling.boxes((41, 135, 240))]
     assert all(t % 5 == 0 and h % 24 == 0 and w % 18 == 0 for t, h, w in starts)
-    assert alignment(AttentionConfig(window=(4, 2, 3), unit=None)) == (4, 4, 6)
+    assert AttentionConfig(window=(4, 2, 3), unit=None).alignment == (4, 4, 6)
 
 
 def test_boxes_that_are_halved_stay_where_units_and_windows_begin():
-    tiling, extent, attention = aligned_tiling((None, None, None), AttentionConfig()), (41, 136, 240), AttentionConfig()
+    tiling, extent, attention = aligned_tiling((None, None, None), AttentionConfig().alignment), (41, 136, 240), AttentionConfig()
     for _ in range(6):
-        tiling = tiling.halved(tuple(side or whole for side, whole in zip(tiling.size, extent, strict=True)), alignment(attention))
+        tiling = tiling.halved(tuple(side or whole for side, whole in zip(tiling.size, extent, strict=True)), attention.alignment)
         assert all(t % 5 == 0 and h % 24 == 0 and w % 18 == 0 for t, h, w in (box.start for box in tiling.boxes(extent)))
-    assert tiling.halved((10, 48, 36), alignment(attention)) is None
+    assert tiling.halved((10, 48, 36), attention.alignment) is None
 
 
 def test_a_box_that_is_less_than_twice_its_overlap_is_refused():
@@ -161,7 +161,7 @@ def test_memory_that_never_suffices_is_an_error_that_says_so():
     def network(z, condition, sigma):
         raise torch.OutOfMemoryError("simulated")
 
-    velocity = BoxedVelocity(network, SMALL, alignment(ATTENTION))
+    velocity = BoxedVelocity(network, SMALL, ATTENTION.alignment)
     with pytest.raises(ValueError, match="out of memory with the smallest box"):
         velocity(torch.zeros(1, 16, 7, 16, 22), None, torch.tensor(0.5))
 
@@ -173,7 +173,7 @@ def test_other_errors_pass():
         raise RuntimeError("sizes do not match")
 
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        BoxedVelocity(network, SMALL, alignment(ATTENTION))(torch.zeros(1, 16, 2, 2, 2), None, torch.tensor(0.5))
+        BoxedVelocity(network, SMALL, ATTENTION.alignment)(torch.zeros(1, 16, 2, 2, 2), None, torch.tensor(0.5))
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_last_step(model, tmp_path):

@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
         "files": files,
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
-    command = [sys.executable, "-m", "simplegvr_core.evaluation.report", str(folder)]
+    command = [sys.executable, "-m", "simplegvr_core", "report", str(folder)]
     ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == str(folder / "report.html")
     return folder

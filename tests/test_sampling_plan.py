@@ -11,6 +11,7 @@ import torch
 from conftest import ATTENTION, DIT, REPO, UPSAMPLER
 from PIL import Image
 
+from simplegvr_core.latent_space import token_grid
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
@@ -21,11 +22,11 @@ from simplegvr_core.planning.command import Clip
 from simplegvr_core.planning.flops import dit_flops
 from simplegvr_core.planning.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
 from simplegvr_core.planning.picture import draw_plan
-from simplegvr_core.planning.plan import grid, least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
+from simplegvr_core.planning.plan import least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
 from simplegvr_core.planning.tensor_memory import peak_bytes
 from simplegvr_core.sampling.refine import BoxedVelocity, refine
 from simplegvr_core.sampling.super_resolve import SamplingConfig, match_source
-from simplegvr_core.tiling import Tiling, alignment, spans
+from simplegvr_core.tiling import Tiling, spans
 
 SHAPE, SIZE = (1, 21, 23, 31), (69, 93)
 STOCK = replace(DIT, in_dim=16)
@@ -50,7 +51,7 @@ def test_dit_bytes_are_those_of_a_real_run(attention):
     first, second = peak_bytes(run), peak_bytes(run)
     counts = {dit_bytes.__wrapped__(DIT, attention, 2, box, torch.float32, "sdpa") for _ in range(2)}
     assert len(counts) == 1  # whether the tables are there already or not
-    cutting_on_the_cpu = 0 if attention.kind == "full" else 8 * math.prod(grid(box))  # keeps an order of tokens there
+    cutting_on_the_cpu = 0 if attention.kind == "full" else 8 * math.prod(token_grid(box))  # keeps an order of tokens there
     assert counts == {first - cutting_on_the_cpu}
     assert (second < first) == (attention.kind != "full")  # tables of windows stay
 
@@ -121,7 +122,7 @@ def test_the_less_memory_the_more_work_down_to_an_error_with_a_cure():
     assert overheads[-1] > 1.2
     for p in plans:
         assert p.resident_bytes + p.dit_bytes <= 0.9 * p.free_bytes
-        for cells, shared, step in zip(p.tiling.size, p.tiling.overlap, alignment(ATTENTION), strict=True):
+        for cells, shared, step in zip(p.tiling.size, p.tiling.overlap, ATTENTION.alignment, strict=True):
             assert shared % step == 0
             assert cells is None or cells % step == 0
     with pytest.raises(ValueError, match=r"smallest box, 10 latent frames of .* smaller batch"):
@@ -151,11 +152,11 @@ def test_what_the_plan_says():
     p = plan(60_000_000, sampling=SamplingConfig(steps=3, cfg=4.0), shape=(2, 21, 23, 31))
     p = replace(p, seconds_per_operation=1e-9)
     sizes_of_boxes = [box.size for box in p.boxes]
-    assert p.tokens == sum(math.prod(grid(size)) for size in sizes_of_boxes)
+    assert p.tokens == sum(math.prod(token_grid(size)) for size in sizes_of_boxes)
     assert p.clip_tokens == 21 * 35 * 47
     assert p.forwards == 6
     assert p.disk_bytes == 4 * 2 * 16 * 21 * 69 * 93 * 4
-    assert p.flops == pytest.approx(2 * 6 * sum(dit_flops(DIT, ATTENTION, grid(size)).total for size in sizes_of_boxes))
+    assert p.flops == pytest.approx(2 * 6 * sum(dit_flops(DIT, ATTENTION, token_grid(size)).total for size in sizes_of_boxes))
     assert p.seconds == pytest.approx(p.flops * 1e-9)
     assert plan(10**10, dit=STOCK, attention=DENSE).disk_bytes == 3 * 16 * 21 * 69 * 93 * 4
     text = p.text()

@@ -201,7 +201,8 @@ def test_the_command_measures_a_video_and_a_latent(tmp_path, z):
     command = [
         sys.executable,
         "-m",
-        "simplegvr_core.evaluation.seams",
+        "simplegvr_core",
+        "seams",
         "--video",
         video,
         "--period",

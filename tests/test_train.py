@@ -50,7 +50,7 @@ def losses(folder):
 
 def command(*arguments, processes=1):
     launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    return [*launcher, "-m", "simplegvr_core.training.train", "--preset", "smoke", *map(str, arguments)]
+    return [*launcher, "-m", "simplegvr_core", "train", "--preset", "smoke", *map(str, arguments)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import REPO, random_weights
 
+from simplegvr_core.latent_space import PREVIEW_FACTORS
 from simplegvr_core.networks.checkpoint import read_config
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
-from simplegvr_core.sampling.color_match import PREVIEW_FACTORS
 from simplegvr_core.video.read import read_video, resize_frames, to_video
 
 SMALL = TinyVAEConfig(latent_width=16, latent_blocks=1, fine_width=16, fine_blocks=1, pixel_width=8)

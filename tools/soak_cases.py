@@ -6,7 +6,7 @@ from random import Random
 
 from comfyui import REPO
 
-from simplegvr_core.sampling.super_resolve import scaled_size
+from simplegvr_core.latent_space import scaled_size
 
 SOURCE = REPO / "assets" / "demo.mp4"
 MOST_WORK = 6_000  # latent cells times steps of a prompt: about a second of two cores

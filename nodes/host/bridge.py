@@ -17,9 +17,10 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ...simplegvr_core.latent_space import pixel_size, pixels, scaled_size, short_side_size
 from ...simplegvr_core.networks.upsampler import LatentUpsampler, smaller_tiles
 from ...simplegvr_core.planning.network_memory import upsampler_bytes
-from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES, pixel_size, pixels, refine, scaled_size, short_side_size
+from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES, refine
 
 CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()

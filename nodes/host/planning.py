@@ -6,12 +6,13 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from ...simplegvr_core.latent_space import token_grid
 from ...simplegvr_core.networks.attention import AttentionConfig
 from ...simplegvr_core.networks.dit import DiTConfig
 from ...simplegvr_core.networks.upsampler import UpsamplerConfig
 from ...simplegvr_core.planning.flops import dit_flops
 from ...simplegvr_core.planning.network_memory import implementation
-from ...simplegvr_core.planning.plan import Plan, grid, longest_segment, plan_boxes, plan_sampling, trial
+from ...simplegvr_core.planning.plan import Plan, longest_segment, plan_boxes, plan_sampling, trial
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from ...simplegvr_core.tiling import Tiling
 from ..latent import null_prompt
@@ -90,7 +91,8 @@ def seconds_per_operation(model, plan: Plan) -> float:
     prompt = node_helpers.conditioning_set_values(null_prompt(), {"concat_latent_image": empty})
 
     def time_it(denoise, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback, disable) -> torch.Tensor:
-        found.append(trial(lambda: denoise(x, sigmas[:1], **extra_args), dit_flops(*describe_model(model), grid(box), text_tokens=1).total))
+        operations = dit_flops(*describe_model(model), token_grid(box), text_tokens=1).total
+        found.append(trial(lambda: denoise(x, sigmas[:1], **extra_args), operations))
         return x
 
     sampler, sigmas = comfy.samplers.KSAMPLER(time_it), torch.tensor([0.5, 0.0])

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...simplegvr_core.latent_space import pixels
 from ...simplegvr_core.sampling.latent_file import LatentFile
 from ...simplegvr_core.sampling.refine import STATE, BoxedVelocity, finished_steps, refine
-from ...simplegvr_core.sampling.super_resolve import pixels
 from ...simplegvr_core.tiling import Box, Tiling, padded
 from .bridge import is_out_of_memory
 from .preview import ClipPreview

@@ -1,4 +1,4 @@
-"""`python3 scripts/run.py -m simplegvr_core.benchmark.command {attention,scaling,model,cascade,memory,seams,table-2,all} --help`.
+"""`python3 scripts/run.py benchmark {attention,scaling,model,cascade,memory,seams,table-2,all} --help`.
 
 Every ratio is of two timings of one run on one machine, and stands beside the floor: the time at the machine's best copy
 bandwidth and matrix rate, measured in the same run. The last line is JSON; a table, the JSON and a plot go to --out, in
@@ -7,7 +7,7 @@ machine cannot run is listed with the reason.
 """
 
 import gc
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..command_line import plain_errors
+from ..latent_space import latent_frames
 from ..networks import kernels
 from ..networks.attention import AttentionConfig, attend, full_attention, select_windows
 from ..networks.dit import DiTConfig, SimpleGVRDiT
@@ -337,7 +337,7 @@ def nbytes(x: Tensor) -> int:
 
 def token_grid(frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Returns the tokens of a video of so many frames and pixels."""
-    return ((frames - 1) // 4 + 1, -(-size[0] // 16), -(-size[1] // 16))
+    return (latent_frames(frames), -(-size[0] // 16), -(-size[1] // 16))
 
 
 def random_model(config: DiTConfig, machine: Machine) -> SimpleGVRDiT:
@@ -397,6 +397,6 @@ COMMANDS = {
     "all": All,
 }
 
-if __name__ == "__main__":
-    with plain_errors():
-        print(json.dumps(tyro.extras.subcommand_cli_from_dict(COMMANDS).run()))
+
+def main(arguments: Sequence[str]) -> dict:
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="simplegvr benchmark", args=arguments).run()

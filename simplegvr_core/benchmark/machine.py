@@ -1,22 +1,18 @@
 """Timings of one machine in one run, beside its floors: the time at its best copy bandwidth and matrix rate."""
 
-import importlib.metadata
 import json
 import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 from time import perf_counter
 
 import torch
 from torch.utils.benchmark import Timer
 
-from ..files import write_text
+from ..files import versions, write_text
 
-REPO = Path(__file__).resolve().parents[2]
 SLOW_S = 2
 
 
@@ -122,15 +118,6 @@ class Machine:
             "matrix_tflops": self.flops_per_ms / 1e9,
             **versions(),
         }
-
-
-def versions() -> dict[str, str]:
-    """Returns the commit and the versions of what decides about speed, as far as they are there."""
-    found = {str(d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions()}  # None of a broken one
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = which("git") and subprocess.run(describe, cwd=REPO, capture_output=True, text=True, check=False).stdout.strip()
-    names = ("torch", "triton", "triton-windows", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "flash-attn-4")
-    return {"commit": commit or "unknown"} | {name: found[name] for name in names if name in found}
 
 
 def report(folder: Path, name: str, machine: Machine, rows: list[Row], summary: dict) -> dict:

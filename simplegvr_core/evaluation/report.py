@@ -1,15 +1,15 @@
-"""The report of an evaluation: `python scripts/run.py -m simplegvr_core.evaluation.report DIR`, which evaluation ends with by itself.
+"""The report of an evaluation: `python3 scripts/run.py report DIR`, which evaluation ends with by itself.
 
 Makes report.html and results.md in DIR from its results.json and its videos. The page needs no network; move the folder as a whole.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from ..command_line import plain_errors
 from ..files import write_text
 from .report_page import Page
 
@@ -32,7 +32,7 @@ class Report:
     def run(self) -> Path:
         """Returns the page's path. Raises ValueError when the folder holds no results."""
         if not (self.folder / "results.json").is_file():
-            raise ValueError(f"{self.folder} holds no results.json: give the --out of simplegvr_core.evaluation.evaluate")
+            raise ValueError(f"{self.folder} holds no results.json: give the --out of `simplegvr evaluate`")
         return write(self.folder)
 
 
@@ -105,6 +105,5 @@ def wins(clips: dict[str, dict], method: str, metric: str, better: str) -> str:
     return f"{sum(sign * ours > sign * theirs for ours, theirs in both)} of {len(both)}"
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        print(tyro.cli(Report).run())
+def main(arguments: Sequence[str]) -> dict:
+    return {"report": str(tyro.cli(Report, prog="simplegvr report", args=arguments).run())}

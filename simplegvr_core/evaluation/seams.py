@@ -1,4 +1,4 @@
-"""Seams and flicker: `python3 scripts/run.py -m simplegvr_core.evaluation.seams --video FILE --period FRAMES --tile W H`.
+"""Seams and flicker: `python3 scripts/run.py seams --video FILE --period FRAMES --tile W H`.
 
 A border is where a sampler joined what it had sampled apart: two segments of a clip, two tiles of a frame. What a picture
 does there is compared with what it does nearby, so that its content cancels: a clip without seams measures 1. Where
@@ -7,10 +7,9 @@ neighbours overlap, a border has two ends, where the second begins and where the
 B batch, C channels, H, W pixels or cells; frames (B, C, H, W): video in [0, 1], latents normalised
 """
 
-import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,9 +21,8 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..command_line import plain_errors
 from ..files import whole
-from ..sampling.color_match import PREVIEW_FACTORS
+from ..latent_space import PREVIEW_FACTORS
 from ..sampling.latent_file import LatentFile
 from ..video.read import VIDEO_SUFFIXES, read_frames
 from .seam_plot import Panel, draw_panels
@@ -325,10 +323,9 @@ def latent_frames(path: Path) -> Iterator[Tensor]:
         yield latent[frame : frame + 1][:, :, 0]
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> dict:
     import tyro  # the node imports this file, and ComfyUI has no tyro
 
-    with plain_errors():
-        seams = tyro.cli(MeasureSeams).run()
-        print(describe(seams))
-        print(json.dumps(asdict(seams)))
+    seams = tyro.cli(MeasureSeams, prog="simplegvr seams", args=arguments).run()
+    print(describe(seams))
+    return asdict(seams)

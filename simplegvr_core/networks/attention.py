@@ -50,6 +50,12 @@ class AttentionConfig:
         """Whether the order of tokens that serves it best is window-major: its windows never move."""
         return self.kind == "sparse_local"
 
+    @property
+    def alignment(self) -> tuple[int, int, int]:
+        """Returns the cells along T, H, W between whose multiples a box begins: units and windows then fall as in the whole latent."""
+        frames, rows, columns = (1, 1, 1) if self.kind == "full" else self.window
+        return self.unit or frames, 2 * rows, 2 * columns
+
     @torch.compiler.disable
     def token_order(self, grid: tuple[int, int, int], device: torch.device | None = None) -> Tensor | None:
         """Returns (L,) raster numbers of the tokens in the order that serves it best, None for raster order."""

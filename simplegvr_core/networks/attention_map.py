@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..latent_space import first_frame
 from ..tiling import Box
-from ..video.decode_to_file import first_frame
 from .attention import AttentionConfig, choose, exact_float32
 
 TOKEN = 16  # pixels

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
 from .attention import AttentionConfig, attend, full_attention
-from .layers import LATENT_CHANNELS, apply_rotary, rotary_table, sinusoidal_embedding
+from .layers import apply_rotary, rotary_table, sinusoidal_embedding
 
 CONDITIONS = ("channel", "token")
 STOCK_PREFIX = "model.diffusion_model."

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LATENT_CHANNELS = 16  # of Wan 2.1's video autoencoder
-
 
 class ChannelNorm(nn.Module):
     """Returns x with unit mean square over its channels. x: (B, C, ...). Each cell alone: a tile gives what the whole gives."""

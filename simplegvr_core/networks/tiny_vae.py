@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..sampling.color_match import PREVIEW_FACTORS
+from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from . import checkpoint
-from .layers import LATENT_CHANNELS, CausalConv3d, Past, ResidualBlock3d, name_convolutions
+from .layers import CausalConv3d, Past, ResidualBlock3d, name_convolutions
 
 BLOCK = 3 * 4 * 8 * 8
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
 from .attention import exact_float32
-from .layers import LATENT_CHANNELS, CausalConv3d, ChannelNorm, Past, name_convolutions
+from .layers import CausalConv3d, ChannelNorm, Past, name_convolutions
 
 LEAST_TILE = 32  # cells a side
 

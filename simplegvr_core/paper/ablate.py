@@ -1,4 +1,4 @@
-"""The paper's ablations at toy scale: `python scripts/run.py -m simplegvr_core.paper.ablate --videos DIR --held-out DIR --out DIR`.
+"""The paper's ablations at toy scale: `python3 scripts/run.py ablate --videos DIR --held-out DIR --out DIR`.
 
 Each variant is trained from drawn weights with several seeds and measured on clips it never saw. A small model on one CPU
 cannot decide what the paper's found out on sixteen GPUs; the table says for each comparison whether the direction held.
@@ -6,6 +6,7 @@ cannot decide what the paper's found out on sixteen GPUs; the table says for eac
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +17,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ..command_line import plain_errors
 from ..evaluation import metrics
 from ..files import sha256, write_text
 from ..networks.attention import AttentionConfig
@@ -189,8 +189,7 @@ def as_markdown(table: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        results = tyro.cli(Ablate).run()
-        print(as_markdown(results))
-        print(json.dumps(results))
+def main(arguments: Sequence[str]) -> dict:
+    results = tyro.cli(Ablate, prog="simplegvr ablate", args=arguments).run()
+    print(as_markdown(results))
+    return results

@@ -1,24 +1,24 @@
-"""What simplegvr_core.paper.ablate measured, under the names of the paper's rows."""
+"""What `simplegvr ablate` measured, under the names of the paper's rows."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import REPO
 from .ablate import Ablate
 from .page import Rows
 
-REPO = Path(__file__).resolve().parents[2]
 COLUMNS = {"psnr": "PSNR, dB", "st_lpips": "ST-LPIPS", "warping_error": "warping error, 1e-3"}
 SMOKE = "models of ten steps, which mean nothing"
 MISSING = (
-    "it takes models trained each way: train small ones with simplegvr_core.paper.ablate and give its folder with --ablation, "
+    "it takes models trained each way: train small ones with `simplegvr ablate` and give its folder with --ablation, "
     "or look at the structure alone with --smoke-ablation"
 )
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of simplegvr_core.paper.ablate, and the paper's name of each of its variants."""
+    """An axis of `simplegvr ablate`, and the paper's name of each of its variants."""
 
     name: str
     variants: dict[str, str]
@@ -54,10 +54,10 @@ def smoke_ablation(out: Path, vae: Path, t2v: Path) -> Path:
 
 
 def read_ablation(folder: Path) -> dict:
-    """Returns the results that simplegvr_core.paper.ablate left in a folder. Raises FileNotFoundError when there are none."""
+    """Returns the results that `simplegvr ablate` left in a folder. Raises FileNotFoundError when there are none."""
     path = folder / "ablation.json"
     if not path.is_file():
-        raise FileNotFoundError(f"--ablation {folder} has no ablation.json: give the --out of simplegvr_core.paper.ablate")
+        raise FileNotFoundError(f"--ablation {folder} has no ablation.json: give the --out of `simplegvr ablate`")
     return json.loads(path.read_text())
 
 

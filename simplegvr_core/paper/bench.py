@@ -17,26 +17,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..benchmark.machine import versions
 from ..degradations import RECIPES, degrade_video
 from ..evaluation import peers
 from ..evaluation.evaluate import Evaluate
 from ..evaluation.full_reference import mean_decibels, psnr
 from ..evaluation.metrics import METRICS
-from ..files import sha256, write_text
+from ..files import GVR_TINY, GVR_TINY_T2V, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, sha256, versions, write_text
 from ..flow import shifted_sigmas
+from ..latent_space import CELL, LATENT_CHANNELS, latent_frames, scaled_size
 from ..networks.attention import AttentionConfig
 from ..networks.checkpoint import load_strict, parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit, read_dit
-from ..networks.layers import LATENT_CHANNELS
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import LatentUpsampler, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
-from ..sampling.super_resolve import CELL, SamplingConfig, guided_network, sample_euler, scaled_size, super_resolve
+from ..sampling.super_resolve import SamplingConfig, guided_network, sample_euler, super_resolve
 from ..video.read import crop_centre, find_videos, read_video, shrink, to_images, to_video, write_video
 
-REPO = Path(__file__).resolve().parents[2]
-BUNDLE = REPO / "models"
 BUNDLED_CLIPS = (REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
 HEIGHT = 120  # lines of the bundled clips at low resolution
 METHODS = ("gvr", "upsampler", "latent_bilinear", "bicubic", "basicvsr", "span")  # of table 1
@@ -51,11 +48,11 @@ class Options:
     clips: Path | None = None
     """Folder of low-resolution videos that a text-to-video model drew. Without it, the bundled clips are made small, with the
     flow-based degradation, which imitates such videos."""
-    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
-    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
-    vae: Path = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
+    model: Path = GVR_TINY
+    upsampler: Path = GVR_TINY_UPSAMPLER
+    vae: Path = GVR_TINY_VAE
     """TinyVAE's or the stock wan_2.1_vae.safetensors."""
-    t2v: Path = BUNDLE / "diffusion_models" / "gvr_tiny_t2v.safetensors"
+    t2v: Path = GVR_TINY_T2V
     """Text-to-video model: ours, or a stock Wan 2.1 (safetensors, original key names)."""
     contexts: Path | None = None
     """Folder with a file PROMPT.safetensors for each video to draw from text, tensor "context" (S, text_dim): the text
@@ -232,7 +229,7 @@ class Bench:
     @torch.inference_mode()
     def draw(self, context: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
         """Returns the latent (1, 16, T, *size) that the text-to-video model draws from noise. size: (H, W) cells."""
-        sampling, frames = self.options.t2v_sampling, (self.options.num_frames - 1) // 4 + 1
+        sampling, frames = self.options.t2v_sampling, latent_frames(self.options.num_frames)
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator).to(self.options.device)
         velocity = self.t2v_velocity(context, sampling.cfg)

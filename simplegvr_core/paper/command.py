@@ -1,11 +1,11 @@
-"""The paper's tables and figures for given weights: `python scripts/run.py -m simplegvr_core.paper.command --out DIR`.
+"""The paper's tables and figures for given weights: `python3 scripts/run.py paper --out DIR`.
 
 Each stands beside what the paper shows, whose own figures are data in paper.json. The defaults, with the bundled gvr_tiny,
 take minutes on a CPU. What is finished is kept: the same command goes on where it was cut off.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ..command_line import plain_errors
 from ..files import write_text
 from ..training.pairs import flatten
 from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdict
@@ -33,7 +32,7 @@ class Paper(Options):
     only: str = ",".join(PAPER["items"])
     """Which, with commas. Those finished earlier with the same options are on the page too."""
     ablation: Path | None = None
-    """Folder of simplegvr_core.paper.ablate's results: for what takes models trained each way."""
+    """Folder of `simplegvr ablate`'s results: for what takes models trained each way."""
     smoke_ablation: bool = False
     """Without --ablation, trains such models for ten steps: that shows the structure, the values mean nothing."""
 
@@ -62,7 +61,7 @@ class Paper(Options):
         return chosen
 
     def ablations(self) -> dict:
-        """Returns simplegvr_core.paper.ablate's results, {} when they are neither given nor asked for."""
+        """Returns `simplegvr ablate`'s results, {} when they are neither given nor asked for."""
         if self.ablation is not None:
             return read_ablation(self.ablation)
         if self.smoke_ablation:
@@ -93,7 +92,7 @@ class Paper(Options):
     def command(self) -> str:
         """Returns the command of this page: the options that are not the defaults, of paths the last name."""
         default = flatten(asdict(Paper()))
-        words = ["python3 scripts/run.py -m simplegvr_core.paper.command --out DIR"]
+        words = ["python3 scripts/run.py paper --out DIR"]
         for name, value in flatten(asdict(self)).items():
             if name not in ("out", "only") and value != default.get(name):
                 values = value if isinstance(value, tuple) else (value,) * (value is not True)
@@ -101,9 +100,8 @@ class Paper(Options):
         return " ".join(words)
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        run = tyro.cli(Paper)
-        results = run.run()
-        print((run.out / "paper.md").read_text(encoding="utf-8"))
-        print(json.dumps(results))
+def main(arguments: Sequence[str]) -> dict:
+    run = tyro.cli(Paper, prog="simplegvr paper", args=arguments)
+    results = run.run()
+    print((run.out / "paper.md").read_text(encoding="utf-8"))
+    return results

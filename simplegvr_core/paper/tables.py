@@ -12,8 +12,8 @@ import torch
 
 from ..evaluation.evaluate import finite, mean_of
 from ..evaluation.metrics import METRICS, Reference, Result, measure
+from ..latent_space import scaled_size
 from ..planning import flops
-from ..sampling.super_resolve import scaled_size
 from ..video.read import read_video, to_video
 from .bench import Bench, timed
 from .page import PAPER, Here
@@ -50,8 +50,7 @@ def table_1(bench: Bench, folder: Path) -> Here:
         f"{bench.sampling.denoise:g}; upsampler its latent upsampler alone; latent_bilinear a bilinear resize of the latent. bicubic, "
         "basicvsr and span see pixels and never the autoencoder.",
         rows,
-        missing=bench.absent_peers()
-        | {"the paper's other methods": "their weights are not among those that simplegvr_core.evaluation.peers can fetch"},
+        missing=bench.absent_peers() | {"the paper's other methods": "their weights are not among those that `simplegvr peers` can fetch"},
     )
 
 

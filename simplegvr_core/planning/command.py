@@ -1,5 +1,6 @@
-"""Plans a run, or tabulates what fits where: `python scripts/run.py -m simplegvr_core.planning.command {clip,table} --help`."""
+"""Plans a run, or tabulates what fits where: `python3 scripts/run.py plan {clip,table} --help`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -8,23 +9,20 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ..command_line import plain_errors
-from ..files import whole, write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, whole, write_text
+from ..latent_space import pixel_size, pixels, short_side_size, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit, parse_dit_config
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import UpsamplerConfig
-from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, pixel_size, pixels, short_side_size
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from .flops import dit_flops
 from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
 from .picture import draw_plan
-from .plan import DECODER_FRAMES, Plan, amount, grid, longest_segment, plan_sampling, trial
+from .plan import DECODER_FRAMES, Plan, amount, longest_segment, plan_sampling, trial
 
 SIZES = {"wan-1.3b": DiTConfig(), "wan-14b": DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)}
-MODELS = Path(__file__).resolve().parents[2] / "models"
-GVR_TINY = MODELS / "diffusion_models" / "gvr_tiny.safetensors"
-GVR_TINY_UPSAMPLER = MODELS / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
 CARDS = (8, 12, 16, 24, 80)  # GB, of 10^9: what they have above that is for the desktop and the driver
 CLIPS = [(size, frames) for size in (1080, 1440, 2160) for frames in (21, 81, 241)]
 
@@ -91,7 +89,7 @@ class Clip:
         box = plan.trial_box
         z, context = torch.zeros(1, model.config.in_dim, *box, **factory), torch.zeros(1, TEXT_TOKENS, model.config.text_dim, **factory)
         timestep = torch.tensor([500.0], device=self.device)
-        return trial(lambda: model(z, timestep, context), dit_flops(model.config, model.attention, grid(box)).total)
+        return trial(lambda: model(z, timestep, context), dit_flops(model.config, model.attention, token_grid(box)).total)
 
 
 @dataclass(frozen=True)
@@ -111,17 +109,17 @@ class Table:
 
 INTRODUCTION = f"""# What fits where
 
-Written by `python3 scripts/run.py -m simplegvr_core.planning.command table`. **All of it is counted, nothing is measured on a GPU**: the
+Written by `python3 scripts/run.py plan table`. **All of it is counted, nothing is measured on a GPU**: the
 bytes of tensors that are alive at once, from running the networks on PyTorch's "meta" device, where a tensor has a size but
 no memory. On a CPU such counts are within 10 % of what a process grows by (`tests/test_memory.py`). bfloat16, batch 1, a target three
 times the source, windows by Triton's kernels, a prompt of {TEXT_TOKENS} tokens. A card's gigabytes are 10^9 bytes: what it has above that
 is left to the desktop and the driver. A tenth of them is left to what is not counted, workspaces of kernels and what the
 allocator cannot reuse. Where that is too little, the sampler halves its boxes and goes on. That memory does not grow with the clip's
-length is measured, on a CPU too, by `python3 scripts/run.py -m simplegvr_core.benchmark.command memory --latent-frames 20,200`.
+length is measured, on a CPU too, by `python3 scripts/run.py benchmark memory --latent-frames 20,200`.
 
 A cell says what the model sees at a time, latent frames and pixels; the bytes of that box above the weights; and how many
 times the clip's own tokens are computed, because neighbouring boxes overlap. For another size, model or memory:
-`python3 scripts/run.py -m simplegvr_core.planning.command clip --help`, or the node *SimpleGVR Plan*."""
+`python3 scripts/run.py plan clip --help`, or the node *SimpleGVR Plan*."""
 
 
 def describe(model: str) -> tuple[DiTConfig, AttentionConfig, SamplingConfig]:
@@ -180,6 +178,6 @@ def cell(plan: Plan) -> str:
     return f"{clip} {frames}, {amount(plan.dit_bytes)}, {plan.overhead:.2f} x"
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        tyro.extras.subcommand_cli_from_dict({"clip": Clip, "table": Table}).run()
+def main(arguments: Sequence[str]) -> dict:
+    """Runs `plan`. arguments: of the command line. Returns its results."""
+    return tyro.extras.subcommand_cli_from_dict({"clip": Clip, "table": Table}, prog="simplegvr plan", args=arguments).run()

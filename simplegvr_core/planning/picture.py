@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageDraw
 
-from ..sampling.super_resolve import pixels
+from ..latent_space import pixels
 from .plan import Plan, amount
 
 WIDTH, HEIGHT, MARGIN = 960, 720, 40  # pixels

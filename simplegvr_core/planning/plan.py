@@ -12,13 +12,13 @@ from time import perf_counter
 
 import torch
 
+from ..latent_space import LATENT_CHANNELS, pixels, token_grid, video_frames
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT
-from ..networks.layers import LATENT_CHANNELS
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, smaller_tiles
-from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, pixels
-from ..tiling import LEAST_OVERLAP, Box, Tiling, alignment, padded, round_up, spans
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
+from ..tiling import LEAST_OVERLAP, Box, Tiling, padded, round_up, spans
 from .flops import dit_flops
 from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
 
@@ -109,7 +109,7 @@ class Plan:
             stay = f", of which {amount(self.resident_bytes)} stay and the others come and go"
         in_tiles = f" in tiles of {pixels(self.upsampler_tile)} pixels" if self.upsampler_tile else ""
         lines = [
-            f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({4 * frames - 3} frames), batch {batch}.",
+            f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({video_frames(frames)} frames), batch {batch}.",
             f"Segments: {along} of {segment} latent frames; neighbours share {shared}."
             if along > 1
             else "Segments: the whole clip is one.",
@@ -174,7 +174,7 @@ def plan_sampling(
         **plan_upsampler(upsampler, batch, tuple(source), size, upsampler_dtype or dtype, usable(free_bytes)),
         decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, upsampler_dtype or dtype),
         disk_bytes=(WORKING_FILES - (dit.in_dim == LATENT_CHANNELS)) * 4 * batch * 16 * frames * size[0] * size[1],
-        flops=batch * forwards * sum(count * dit_flops(dit, attention, grid(box)).total for box, count in boxes.items()),
+        flops=batch * forwards * sum(count * dit_flops(dit, attention, token_grid(box)).total for box, count in boxes.items()),
     )
 
 
@@ -197,7 +197,7 @@ def plan_boxes(
     it. on_host: the model runs on the CPU, so a segment's frames take of the same memory. Raises ValueError with the cure
     when not even the smallest box fits.
     """
-    extent, align = padded(shape[1:]), alignment(attention)
+    extent, align = padded(shape[1:]), attention.alignment
     overlap = tuple(round_up(cells, a) for cells, a in zip(LEAST_OVERLAP, align, strict=True))
     budget = usable(free_bytes) - resident_bytes(weights_bytes, free_bytes)
 
@@ -314,13 +314,8 @@ def longest_segment(dit: DiTConfig, attention: AttentionConfig) -> int | None:
     return TRAINED_FRAMES if attention.unit is None and dit.in_dim == 16 else None
 
 
-def grid(box: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns a box's tokens along T, H, W."""
-    return box[0], -(-box[1] // 2), -(-box[2] // 2)
-
-
 def tokens(box: tuple[int, int, int]) -> int:
-    return math.prod(grid(box))
+    return math.prod(token_grid(box))
 
 
 def amount(count: float) -> str:

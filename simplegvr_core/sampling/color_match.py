@@ -10,23 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-# What each channel of a normalised latent adds to (R, G, B): as ComfyUI previews Wan 2.1's; TinyVAE's are rotated to agree with it
-PREVIEW_FACTORS = (
-    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
-    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
-    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
-    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
-)  # fmt: skip
-# and as a linear decoder trained on Wan 2.1's autoencoder makes the mean of a cell's pixels: `projections.2` of ComfyUI-VAE-Utils,
-# (c) spacepxl, MIT, times the latent's standard deviations. The two estimates are 12 to 43 degrees apart.
-DECODER_FACTORS = (
-    (-0.0302, 0.0157, 0.2151), (-0.0208, -0.0138, -0.0063), (0.1288, 0.0647, 0.0387), (0.0703, 0.1914, 0.1113),
-    (-0.0029, -0.0147, -0.0307), (0.0745, -0.0517, -0.0347), (-0.0579, -0.1254, -0.0967), (-0.0366, 0.0023, 0.0476),
-    (-0.1330, -0.1493, -0.2103), (-0.0735, 0.0642, 0.1092), (-0.0697, 0.1040, 0.0573), (0.0131, 0.0497, 0.0193),
-    (-0.0461, 0.0185, 0.0597), (0.0082, -0.0379, -0.0040), (0.1610, 0.0273, 0.0606), (0.0740, 0.0172, 0.0467),
-)  # fmt: skip
-
-COLOUR_FACTORS = {"wan": (PREVIEW_FACTORS, DECODER_FACTORS), "tiny_vae": (PREVIEW_FACTORS,)}
+from ..latent_space import COLOUR_FACTORS
 
 
 def match_colours(z: Tensor, reference: Tensor, latents: str, strength: float, width: tuple[float, float]) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..flow import clean_from_velocity, interpolate
-from ..noise import draw_noise
+from ..flow import clean_from_velocity, draw_noise, interpolate
 from ..tiling import Box, Tiling, share, spans
 from .latent_file import LatentFile, write_latent
 

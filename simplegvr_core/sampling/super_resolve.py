@@ -4,7 +4,6 @@
 ComfyUI's sampler. B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,17 +13,15 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from ..flow import clean_from_velocity, interpolate, shifted_sigmas
+from ..flow import clean_from_velocity, draw_noise, interpolate, shifted_sigmas
+from ..latent_space import LATENT_CHANNELS
 from ..networks.dit import SimpleGVRDiT
-from ..networks.layers import LATENT_CHANNELS
 from ..networks.upsampler import LatentUpsampler, resize
-from ..noise import draw_noise
-from ..tiling import Tiling, aligned_tiling, alignment
+from ..tiling import Tiling, aligned_tiling
 from .color_match import match_colours
 from .latent_file import LatentFile, write_latent
 from .refine import BoxedVelocity, refine
 
-CELL = 8  # pixels a side
 UPSAMPLER_FRAMES = 2  # latent, at a time
 CONDITION_FIELD = 1  # of the condition's noise: with the same seed, too, it has nothing to do with the one to start from
 
@@ -88,8 +85,8 @@ def super_resolve_in(
         return match_source(z, z_lr[:, :, frame : frame + 1], upsampler.config.latents, colour_match)
 
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
-    tiling = tiling or aligned_tiling((None, None, None), model.attention)
-    velocity = BoxedVelocity(network, tiling, alignment(model.attention))
+    tiling = tiling or aligned_tiling((None, None, None), model.attention.alignment)
+    velocity = BoxedVelocity(network, tiling, model.attention.alignment)
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     return refine(velocity, upsampled, condition, sigmas, seed, folder, on_segment, finish)
 
@@ -151,26 +148,3 @@ def match_source(z: Tensor, z_lr: Tensor, latents: str, strength: float) -> Tens
     size = tuple(z.shape[3:])
     width = tuple(4 * large / small for large, small in zip(size, z_lr.shape[3:], strict=True))
     return match_colours(z, resize(z_lr.to(z), size), latents, strength, width)
-
-
-def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Returns the size in whole cells that holds source, (h, w) cells, made scale times as large."""
-    return tuple(math.ceil(round(extent * scale, 6)) for extent in source)
-
-
-def pixel_size(width: int, height: int) -> tuple[int, int]:
-    """Returns (H, W) cells of a picture of width x height pixels. Raises ValueError when a side is no multiple of 8."""
-    if width % CELL or height % CELL:
-        nearest = " x ".join(str(max(CELL, round(side / CELL) * CELL)) for side in (width, height))
-        raise ValueError(f"target is {width} x {height} pixels, wanted multiples of {CELL}: the nearest is {nearest}")
-    return height // CELL, width // CELL
-
-
-def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """Returns the size in cells whose short side is exactly pixels and whose ratio is source's, to the nearest cell."""
-    return tuple(round(extent * pixels / CELL / min(source)) for extent in source)
-
-
-def pixels(size: tuple[int, int]) -> str:
-    """Returns "width x height" in pixels of a size in cells."""
-    return f"{size[1] * CELL} x {size[0] * CELL}"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..latent_space import latent_frames
 from .pairs import Pairs
 
 
@@ -25,7 +26,7 @@ class Crop:
 
     @property
     def latent_frames(self) -> int:
-        return (self.num_frames - 1) // 4 + 1
+        return latent_frames(self.num_frames)
 
 
 class PairSampler:

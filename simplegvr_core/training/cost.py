@@ -1,5 +1,6 @@
 """What a training run takes, before it starts: tokens, memory, floating-point operations and time."""
 
+from ..latent_space import token_grid
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..planning.flops import dit_flops
@@ -17,7 +18,7 @@ def training_plan(
     crop_grid: T, H, W in cells. batch: of one step, over all devices. recompute: gradient checkpointing.
     "state_bytes" are shared among the devices of FSDP; "activation_bytes" are one sample's.
     """
-    grid = crop_grid[0], -(-crop_grid[1] // 2), -(-crop_grid[2] // 2)
+    grid = token_grid(crop_grid)
     tokens = grid[0] * grid[1] * grid[2]
     parameters = sum(p.numel() for p in SimpleGVRDiT(dit, attention, device="meta").parameters())
     block = tokens * (34 * dit.dim + 4 * dit.ffn_dim)  # bytes that one block keeps for its gradient, in bfloat16

@@ -1,5 +1,5 @@
 """Measures the curve of the detail-aware timestep sampler:
-`python scripts/run.py -m simplegvr_core.training.measure_curve --pairs DIR --out curve.json`.
+`python3 scripts/run.py curve --pairs DIR --out curve.json`.
 
 While a model samples, the clean latent that it predicts gains fine detail, more in some steps than in others (paper,
 section 4.3, figure 5).
@@ -8,7 +8,7 @@ B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..command_line import plain_errors
-from ..files import whole, write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, whole, write_text
 from ..flow import shifted_sigmas
 from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
@@ -28,8 +27,6 @@ from ..networks.upsampler import LatentUpsampler, load_upsampler
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve
 from .pairs import Pairs
-
-BUNDLE = Path(__file__).resolve().parents[2] / "models"
 
 
 def high_frequency_energy(z: Tensor) -> float:
@@ -73,8 +70,8 @@ class MeasureCurve:
 
     pairs: Path
     out: Path
-    model: Path = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
-    upsampler: Path = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
+    model: Path = GVR_TINY
+    upsampler: Path = GVR_TINY_UPSAMPLER
     clips: int = 200
     steps: int = 50
     seed: int = 0
@@ -115,6 +112,5 @@ def write_curve(path: Path, curve: Curve) -> None:
     write_text(path, json.dumps(asdict(curve)))
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        print(json.dumps(asdict(tyro.cli(MeasureCurve).run())))
+def main(arguments: Sequence[str]) -> dict:
+    return asdict(tyro.cli(MeasureCurve, prog="simplegvr curve", args=arguments).run())

@@ -1,4 +1,4 @@
-"""Latent pairs for training: `python scripts/run.py -m simplegvr_core.training.pairs --videos DIR --vae FILE --out DIR --recipe classical`.
+"""Latent pairs for training: `python3 scripts/run.py pairs --videos DIR --vae FILE --out DIR --recipe classical`.
 
 A folder of video becomes clips, filters drop some, a recipe degrades the rest, the autoencoder encodes both. Every clip has a
 seed of its own, so neither order nor number of processes changes a pair. Every shard carries the record of the clips up to
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,16 +25,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..command_line import plain_errors
 from ..degradations import RECIPES, Recipe, degrade_latent, degrade_video
 from ..files import sha256, whole, write_text
+from ..latent_space import CELL, LATENT_CHANNELS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import SimpleGVRDiT, read_dit
-from ..networks.layers import LATENT_CHANNELS
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
-from ..sampling.super_resolve import CELL
 from ..video.read import crop_centre, to_video
 from .clips import Clip, Survey, read_clips, survey
 from .filters import Drop, FilterConfig, judge, load_musiq
@@ -324,8 +322,7 @@ def print_summary(summary: dict) -> None:
     print(f"  MUSIQ {summary['musiq']}")
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        summary = tyro.cli(BuildPairs).run()
-        print_summary(summary)
-        print(json.dumps(summary))
+def main(arguments: Sequence[str]) -> dict:
+    summary = tyro.cli(BuildPairs, prog="simplegvr pairs", args=arguments).run()
+    print_summary(summary)
+    return summary

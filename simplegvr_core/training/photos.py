@@ -1,9 +1,10 @@
-"""Video of photographs in motion: `python scripts/run.py -m simplegvr_core.training.photos --photos DIR --out DIR`.
+"""Video of photographs in motion: `python3 scripts/run.py photos --photos DIR --out DIR`.
 
 Clean high-resolution video is scarce, photographs are not: a camera that pans, turns and zooms over one gives real texture
 with motion, at any quantity.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ..command_line import plain_errors
 from ..video.read import write_video
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -72,6 +72,5 @@ def move_camera(photo: np.ndarray, size: tuple[int, int], num_frames: int, rng: 
     return frames
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        tyro.cli(Photos).run()
+def main(arguments: Sequence[str]) -> dict:
+    return tyro.cli(Photos, prog="simplegvr photos", args=arguments).run()

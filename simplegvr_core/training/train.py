@@ -1,4 +1,4 @@
-"""Training of SimpleGVR: `python scripts/run.py -m simplegvr_core.training.train --preset stage1 --pairs DIR --init-dit FILE`.
+"""Training of SimpleGVR: `python3 scripts/run.py train --preset stage1 --pairs DIR --init-dit FILE`.
 
 Upsampler and DiT are trained jointly on latent pairs by conditional flow matching (paper, sections 3 and 5.1). Presets are
 data: the paper's three stages, those of the bundled gvr_tiny, and a smoke test. Every option of a preset can be given anew.
@@ -6,8 +6,7 @@ data: the paper's three stages, those of the bundled gvr_tiny, and a smoke test.
 B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,15 +17,14 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-from ..command_line import plain_errors
+from ..files import GVR_TINY_VAE, REPO
+from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
-from ..networks.layers import LATENT_CHANNELS
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
-from ..sampling.color_match import PREVIEW_FACTORS
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve, load_curve
 from ..video.read import resize_frames, to_images, write_video
@@ -201,8 +199,6 @@ def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
     return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))
 
 
-REPO = Path(__file__).resolve().parents[2]
-TINY_VAE = REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
 TINY_SAMPLING = SamplingConfig(steps=2, shift=3.0, noise_augmentation=0.0, denoise=0.15)
 
@@ -217,7 +213,7 @@ TINY = replace(
     upsampler_loss=0.5,
     perceptual_loss=0.5,
     gradient_checkpointing=False,
-    vae=TINY_VAE,
+    vae=GVR_TINY_VAE,
     crop=Crop(size=(24, 24), batch=4),
     loop=LoopConfig(steps=2000, learning_rate=5e-4, warmup=100),
 )
@@ -294,24 +290,17 @@ class Command:
     """Print memory, tokens and time that the training would take, and stop."""
 
 
-def main() -> None:
-    """Trains as the command line says. The last line is JSON."""
-    command, rest = tyro.cli(Command, return_unknown_args=True, add_help=False)
+def main(arguments: Sequence[str]) -> dict | None:
+    """Trains as the command line says. Returns None on every process but the first."""
+    command, rest = tyro.cli(Command, prog="simplegvr train", args=arguments, return_unknown_args=True, add_help=False)
     description = f"{Train.__doc__} --preset: {', '.join(PRESETS)}; the options are shown with the values of {command.preset!r}. "
     description += "--plan: print memory, tokens and time that it would take, estimated, and stop."
-    train = tyro.cli(Train, args=rest, default=PRESETS[command.preset], description=description)
+    train = tyro.cli(Train, prog="simplegvr train", args=rest, default=PRESETS[command.preset], description=description)
     if command.plan:
-        print(json.dumps(train.plan()))
-        return
+        return train.plan()
     process = PartialState(cpu=train.loop.cpu)
     with process.main_process_first():
         if command.preset == "smoke" and not (train.pairs[0] / "pairs.json").exists():
             BuildPairs(REPO / "assets", train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
     result = train.run()
-    if process.is_main_process:
-        print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()
+    return result if process.is_main_process else None

@@ -1,6 +1,6 @@
-"""Training of TinyVAE: `python scripts/run.py -m simplegvr_core.training.train_vae --videos DIR --out DIR`."""
+"""Training of TinyVAE: `python3 scripts/run.py train-vae --videos DIR --out DIR`."""
 
-import json
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from ..command_line import plain_errors
 from ..evaluation.full_reference import st_lpips_network
 from ..networks import checkpoint
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
@@ -98,6 +97,5 @@ class Reconstruction(nn.Module):
         return error + self.perceptual_weight * perceptual
 
 
-if __name__ == "__main__":
-    with plain_errors():
-        print(json.dumps(tyro.cli(TrainVAE).run()))
+def main(arguments: Sequence[str]) -> dict:
+    return tyro.cli(TrainVAE, prog="simplegvr train-vae", args=arguments).run()

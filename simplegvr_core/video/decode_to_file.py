@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import whole
+from ..latent_space import first_frame, latent_frames
 from ..tiling import Box
 from .decode import StreamDecoder, Tile, chunks
 from .read import to_images
@@ -53,16 +54,6 @@ def decode_to_parts(
                 on_chunk(start, stop)
         save_progress(folder, i + 1, decoder.tiles if path != paths[-1] else [])
     return paths
-
-
-def first_frame(latent_frame: int) -> int:
-    """Returns the number of the first frame that a latent frame holds."""
-    return max(0, 4 * latent_frame - 3)
-
-
-def latent_frames(frames: int) -> int:
-    """Returns how many latent frames hold so many frames."""
-    return -(-(frames - 1) // 4) + 1
 
 
 def save_progress(folder: Path, parts: int, tiles: list[Tile]) -> None:
