@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.flow import draw_noise
-from ..simplegvr_core.latent_space import CELL, first_frame, latent_frames
+from ..simplegvr_core.flow import positional_noise
+from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames
 from ..simplegvr_core.networks.attention import AttentionConfig
 from ..simplegvr_core.networks.attention_map import TOKEN, AttentionMap, draw_map, map_attention
 from ..simplegvr_core.sampling.super_resolve import SamplingConfig
@@ -95,10 +95,11 @@ class SimpleGVRAttentionMap(io.ComfyNode):
         pictures = latent_pictures(model, samples) if images is None else [to_picture(image) for image in images]
         numbers = range(len(pictures)) if images is None else [latent_frames(i + 1) - 1 for i in range(len(pictures))]
         width, height = pictures[0].size
-        side = TOKEN / CELL * height / samples.shape[3], TOKEN / CELL * width / samples.shape[4]
+        side = TOKEN / SPATIAL_FACTOR * height / samples.shape[3], TOKEN / SPATIAL_FACTOR * width / samples.shape[4]
         drawn = [draw_map(found, picture, number, side) for picture, number in zip(pictures, numbers, strict=True)]
         mask = torch.stack([share_map(found, number, (height, width), side) for number in numbers])
-        report = f"Block {block}, noise level {sigma:.2f}.\n{found.describe((CELL * samples.shape[3], CELL * samples.shape[4]))}"
+        size = tuple(SPATIAL_FACTOR * extent for extent in samples.shape[3:])
+        report = f"Block {block}, noise level {sigma:.2f}.\n{found.describe(size)}"
         shown = {**ui.PreviewText(report).as_dict(), **preview(drawn, cls).as_dict()}
         return io.NodeOutput(torch.stack([to_image(picture) for picture in drawn]), report, mask, ui=shown)
 
@@ -126,7 +127,7 @@ def check(model, config: AttentionConfig, shape: tuple[int, ...], place: tuple[i
             f"{name}: the model's attention is of kind {config.kind}, which selects no windows: put SimpleGVR Sparse Attention before it, "
             "with preset paper, balanced or custom"
         )
-    frames, height, width = first_frame(shape[2]), CELL * shape[3], CELL * shape[4]
+    frames, height, width = first_frame(shape[2]), SPATIAL_FACTOR * shape[3], SPATIAL_FACTOR * shape[4]
     if frame >= frames or y >= height or x >= width:
         raise ValueError(
             f"{name}: x {x}, y {y}, frame {frame} is outside the video: the latent holds {frames} frames of {width} x {height} pixels, "
@@ -153,16 +154,18 @@ def run_once(model, samples: Tensor, sigma: float, seed: int, prompt: list, node
 
     sampler, sigmas = comfy.samplers.KSAMPLER(once), torch.tensor([sigma, 0.0])
     comfy.sample.sample_custom(
-        model, draw_noise(samples.shape, seed), 1.0, sampler, sigmas, prompt, prompt, samples, disable_pbar=True, seed=seed
+        model, positional_noise(samples.shape, seed), 1.0, sampler, sigmas, prompt, prompt, samples, disable_pbar=True, seed=seed
     )
 
 
 def latent_pictures(model, samples: Tensor) -> list[Image.Image]:
-    """Returns a picture of each latent frame at the video's size, in the colours of ComfyUI's previews."""
+    """Returns a picture of each latent frame at the video's size, in the colors of ComfyUI's previews."""
     z, latent_format = to_core(samples), model.model.latent_format
     previewer = latent_preview.Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
     small = [previewer.decode_latent_to_preview(z[:, :, i : i + 1]) for i in range(z.shape[2])]
-    return [picture.resize((CELL * picture.width, CELL * picture.height), Image.Resampling.BILINEAR) for picture in small]
+    return [
+        picture.resize((SPATIAL_FACTOR * picture.width, SPATIAL_FACTOR * picture.height), Image.Resampling.BILINEAR) for picture in small
+    ]
 
 
 def share_map(found: AttentionMap, number: int, size: tuple[int, int], side: tuple[float, float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""SimpleGVR Color Match: the colours of a reference for a video, its detail kept."""
+"""SimpleGVR Color Match: the colors of a reference for a video, its detail kept."""
 
 import comfy.model_management
 import comfy.utils
@@ -17,27 +17,27 @@ class SimpleGVRColorMatch(io.ComfyNode):
             node_id="SimpleGVRColorMatch",
             display_name="SimpleGVR Color Match",
             category=CATEGORY,
-            description="Gives a video the colours and brightness of a reference, frame by frame: its low spatial frequencies are "
+            description="Gives a video the colors and brightness of a reference, frame by frame: its low spatial frequencies are "
             "replaced, its detail stays. For upscaled video that drifted or flickers, with the source as reference. "
             "SimpleGVR Sampler does the like in latent space by itself.",
-            search_aliases=["color fix", "colour correction", "wavelet color", "color drift", "flicker", "deflicker"],
+            search_aliases=["color fix", "color correction", "wavelet color", "color drift", "flicker", "deflicker"],
             inputs=[
                 io.Image.Input("images", tooltip="The video to correct."),
-                io.Image.Input("reference", tooltip="The video with the right colours, of as many frames and any size: the source."),
+                io.Image.Input("reference", tooltip="The video with the right colors, of as many frames and any size: the source."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="0 leaves the video as it is, 1 replaces its colours."
+                    "strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="0 leaves the video as it is, 1 replaces its colors."
                 ),
                 io.Int.Input(
                     "levels",
                     default=5,
                     min=1,
                     max=9,
-                    tooltip="Wavelet levels that count as detail. 5 keeps what is finer than about 32 pixels; fewer match colours closer, "
+                    tooltip="Wavelet levels that count as detail. 5 keeps what is finer than about 32 pixels; fewer match colors closer, "
                     "but take blur from a small reference.",
                     advanced=True,
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="The video with the reference's colours.")],
+            outputs=[io.Image.Output(tooltip="The video with the reference's colors.")],
         )
 
     @classmethod

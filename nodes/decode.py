@@ -18,7 +18,7 @@ from ..simplegvr_core.latent_space import first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.planning.plan import amount
 from ..simplegvr_core.tiling import Box
-from ..simplegvr_core.video.decode import PIXELS, Past, StreamDecoder, Tile, tiles_of_frame
+from ..simplegvr_core.video.decode import PIXELS, CausalState, StreamDecoder, Tile, tiles_of_frame
 from ..simplegvr_core.video.decode_to_file import decode_to_parts
 from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
 from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
@@ -207,7 +207,7 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     )
 
 
-def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, past: Past) -> tuple[Tensor, Past]:
+def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, past: CausalState) -> tuple[Tensor, CausalState]:
     """Returns the video of a chunk by Wan 2.1's VAE, and the past of the next: what its decoder keeps from frame to frame.
 
     A layer that has seen nothing but the first frame notes "Rep"; in a past that is an empty tensor.

@@ -16,7 +16,7 @@ from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig
 from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
 from ..simplegvr_core.degradations.randomness import Drift
-from ..simplegvr_core.flow import draw_noise, shifted_sigmas
+from ..simplegvr_core.flow import positional_noise, shifted_sigmas
 from ..simplegvr_core.sampling.super_resolve import sample_euler
 from ..simplegvr_core.video.read import area_downscale
 from .compare import comparison
@@ -33,7 +33,7 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
             node_id="SimpleGVRFlowDegrade",
             display_name="SimpleGVR Flow Degrade",
             category=CATEGORY,
-            description="Gives a video the faults of text-to-video models: where it moves, colours of the frame before bleed in "
+            description="Gives a video the faults of text-to-video models: where it moves, colors of the frame before bleed in "
             "and it blurs along its motion. What stands still stays as it is, bit for bit. The preview shows before and after.",
             search_aliases=["motion blur", "degrade video", "training pairs", "AIGC degradation", "optical flow"],
             is_output_node=True,
@@ -48,7 +48,7 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Greatest weight of the previous frame's colour in the middle of an ellipse; the least is half of it. 0: none.",
+                    tooltip="Greatest weight of the previous frame's color in the middle of an ellipse; the least is half of it. 0: none.",
                 ),
                 io.Int.Input("ellipses", default=32, min=1, max=256, tooltip="Most ellipses in a frame; the fewest are half as many."),
                 io.Float.Input(
@@ -201,7 +201,7 @@ class SimpleGVRModelDegrade(io.ComfyNode):
         prompt = positive or null_prompt()
         out = comfy.sample.sample_custom(
             model,
-            draw_noise(samples.shape, seed),
+            positional_noise(samples.shape, seed),
             1.0,
             comfy.samplers.KSAMPLER(euler),
             shifted_sigmas(steps, model_sampling.shift, alpha),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
-from ..simplegvr_core.latent_space import CELL
+from ..simplegvr_core.latent_space import SPATIAL_FACTOR
 from ..simplegvr_core.planning.picture import draw_plan
 from .host.bridge import CATEGORY, latent_samples, size_input, target_size, to_image, upsampler_network
 from .host.planning import plan_run, seconds_per_operation
@@ -81,4 +81,4 @@ class SimpleGVRPlan(io.ComfyNode):
         segment, rows, columns = (cells or 0 for cells in plan.tiling.size)
         report, picture = plan.text(), to_image(draw_plan(plan))[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
-        return io.NodeOutput(segment, columns * CELL, rows * CELL, report, picture, ui=shown)
+        return io.NodeOutput(segment, columns * SPATIAL_FACTOR, rows * SPATIAL_FACTOR, report, picture, ui=shown)

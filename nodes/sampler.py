@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..simplegvr_core.flow import shifted_sigmas
-from ..simplegvr_core.latent_space import CELL, LATENT_CHANNELS, pixels
+from ..simplegvr_core.latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, pixels
 from ..simplegvr_core.networks.attention import AttentionConfig
 from ..simplegvr_core.sampling.latent_file import LatentFile, write_latent
 from ..simplegvr_core.sampling.super_resolve import SamplingConfig, match_source, write_condition
@@ -61,13 +61,13 @@ class SimpleGVRSampler(io.ComfyNode):
                 ),
                 tiling_input(),
                 io.Float.Input(
-                    "colour_match",
+                    "color_match",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How far colours of large areas are held to the source's, frame by frame: 1 exactly, 0 not at all.",
+                    tooltip="How far colors of large areas are held to the source's, frame by frame: 1 exactly, 0 not at all.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
@@ -99,7 +99,7 @@ class SimpleGVRSampler(io.ComfyNode):
         positive=None,
         negative=None,
         tiling=None,
-        colour_match=1.0,
+        color_match=1.0,
         resume=False,
     ) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
@@ -134,7 +134,7 @@ class SimpleGVRSampler(io.ComfyNode):
 
             def finish(z: Tensor, frame: int) -> Tensor:
                 z_lr = to_core(samples[:, :, frame : frame + 1])
-                return LATENT_FORMAT.process_out(match_source(z, z_lr, upsampler.model.config.latents, colour_match))
+                return LATENT_FORMAT.process_out(match_source(z, z_lr, upsampler.model.config.latents, color_match))
 
             run = Run(
                 upsampled,
@@ -223,7 +223,7 @@ def chosen_tiling(tiling: dict | None, attention: AttentionConfig) -> Tiling | N
         return None
     if tiling["tiling"] == "whole":
         return aligned_tiling((None, None, None), attention.alignment)
-    cells = tiling["segment"], -(-tiling["tile_height"] // CELL), -(-tiling["tile_width"] // CELL)
+    cells = tiling["segment"], -(-tiling["tile_height"] // SPATIAL_FACTOR), -(-tiling["tile_width"] // SPATIAL_FACTOR)
     return aligned_tiling(tuple(side or None for side in cells), attention.alignment)
 
 

@@ -128,9 +128,9 @@ class Collection:
         return clip
 
     def write(self, name: str, content: bytes) -> None:
-        from simplegvr_core.files import whole
+        from simplegvr_core.files import atomic_write
 
-        with whole(self.folder / name) as partial:
+        with atomic_write(self.folder / name) as partial:
             partial.write_bytes(content)
 
 

@@ -20,7 +20,7 @@ GVR_TINY_VAE = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields where to write the file that is to be path: beside it, NAME.partial.SUFFIX. It is renamed when the block ends.
 
     The folder is made. When the block fails, what was written is removed and what was at path before stays.
@@ -46,15 +46,15 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def is_of_writing(error: OSError | SafetensorError, places: set[Path]) -> bool:
-    """Returns whether an error comes from writing in places: not from reading elsewhere, nor with a cure that `whole` gave it."""
+    """Returns whether an error comes from writing in places: not from reading elsewhere, nor with a cure that `atomic_write` gave it."""
     if isinstance(error, SafetensorError):  # what its writer turns a full disk into; its reader's say "deserializing"
         return "while serializing" in str(error)
     return error.errno is not None and (error.filename is None or Path(error.filename) in places)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all. Raises what whole raises."""
-    with whole(path) as partial:
+    """Writes a text file that appears whole or not at all. Raises what atomic_write raises."""
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ def shifted_sigmas(steps: int, shift: float, start: float = 1.0) -> Tensor:
     return shift_sigma(torch.linspace(unshifted_start, 0, steps + 1), shift)
 
 
-def draw_noise(shape: tuple[int, ...], seed: int, first_frame: int = 0, field: int = 0) -> Tensor:
+def positional_noise(shape: tuple[int, ...], seed: int, first_frame: int = 0, field: int = 0) -> Tensor:
     """Returns unit Gaussian noise (B, C, T, H, W), float32, on the CPU, so that a seed means the same on every device.
 
     A frame's noise depends on the seed, its number in the clip (first_frame and on), its number in the batch and its

@@ -1,4 +1,4 @@
-"""Facts of Wan 2.1's latent space: channels, cells, frames, sizes, statistics and colours.
+"""Facts of Wan 2.1's latent space: channels, cells, frames, sizes, statistics and colors.
 
 A latent is (B, 16, T, H, W). A cell is 8 x 8 pixels. The first latent frame is one video frame, every other one is four.
 """
@@ -6,7 +6,7 @@ A latent is (B, 16, T, H, W). A cell is 8 x 8 pixels. The first latent frame is 
 import math
 
 LATENT_CHANNELS = 16
-CELL = 8  # pixels a side
+SPATIAL_FACTOR = 8  # pixels a side
 
 # Of the autoencoder's own values, per channel; z = (values - mean) / std is the normalised latent.
 WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
@@ -30,7 +30,7 @@ DECODER_FACTORS = (
     (-0.0461, 0.0185, 0.0597), (0.0082, -0.0379, -0.0040), (0.1610, 0.0273, 0.0606), (0.0740, 0.0172, 0.0467),
 )  # fmt: skip
 
-COLOUR_FACTORS = {"wan": (PREVIEW_FACTORS, DECODER_FACTORS), "tiny_vae": (PREVIEW_FACTORS,)}
+COLOR_FACTORS = {"wan": (PREVIEW_FACTORS, DECODER_FACTORS), "tiny_vae": (PREVIEW_FACTORS,)}
 
 
 def latent_frames(video_frames: int) -> int:
@@ -61,17 +61,17 @@ def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:
 
 def pixel_size(width: int, height: int) -> tuple[int, int]:
     """Returns (H, W) cells of a picture of width x height pixels. Raises ValueError when a side is no multiple of 8."""
-    if width % CELL or height % CELL:
-        nearest = " x ".join(str(max(CELL, round(side / CELL) * CELL)) for side in (width, height))
-        raise ValueError(f"target is {width} x {height} pixels, wanted multiples of {CELL}: the nearest is {nearest}")
-    return height // CELL, width // CELL
+    if width % SPATIAL_FACTOR or height % SPATIAL_FACTOR:
+        nearest = " x ".join(str(max(SPATIAL_FACTOR, round(side / SPATIAL_FACTOR) * SPATIAL_FACTOR)) for side in (width, height))
+        raise ValueError(f"target is {width} x {height} pixels, wanted multiples of {SPATIAL_FACTOR}: the nearest is {nearest}")
+    return height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
 
 
 def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
     """Returns the size in cells whose short side is exactly pixels and whose ratio is source's, to the nearest cell."""
-    return tuple(round(extent * pixels / CELL / min(source)) for extent in source)
+    return tuple(round(extent * pixels / SPATIAL_FACTOR / min(source)) for extent in source)
 
 
 def pixels(size: tuple[int, int]) -> str:
     """Returns "width x height" in pixels of a size in cells."""
-    return f"{size[1] * CELL} x {size[0] * CELL}"
+    return f"{size[1] * SPATIAL_FACTOR} x {size[0] * SPATIAL_FACTOR}"

@@ -45,7 +45,7 @@ class Tiling:
         """Returns whether extent is one box."""
         return all(size is None or e <= size for e, size in zip(extent, self.size, strict=True))
 
-    def box_size(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
+    def tile_size(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
         """Returns the extent of the largest box."""
         return tuple(min(size or e, e) for size, e in zip(self.size, extent, strict=True))
 

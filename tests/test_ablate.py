@@ -72,5 +72,5 @@ def test_no_two_variants_share_a_folder(tmp_path):
 
 
 def test_an_unknown_axis_is_named(tmp_path):
-    with pytest.raises(ValueError, match="--axes has unknown colour; known are upsampler"):
-        Ablate(tmp_path, tmp_path, tmp_path, tmp_path, axes=("colour",)).run()
+    with pytest.raises(ValueError, match="--axes has unknown color; known are upsampler"):
+        Ablate(tmp_path, tmp_path, tmp_path, tmp_path, axes=("color",)).run()

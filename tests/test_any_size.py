@@ -1,4 +1,4 @@
-"""The sampler node at any length and size: exact sizes, the same in any boxes, out of memory, colours held."""
+"""The sampler node at any length and size: exact sizes, the same in any boxes, out of memory, colors held."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import latent, scale
 
-from simplegvr_core.latent_space import COLOUR_FACTORS
+from simplegvr_core.latent_space import COLOR_FACTORS
 from simplegvr_core.networks.upsampler import resize
 
 CUT = {"tiling": "custom", "segment": 10, "tile_width": 288, "tile_height": 384}
@@ -89,20 +89,20 @@ def test_upsampling_out_of_memory_goes_on_in_tiles(comfy, upsampler, monkeypatch
     assert len(calls) > 5
 
 
-def test_colours_are_held_to_the_sources(sample):
-    wanted = colours(resize(latent()["samples"], (10, 14)))
-    drift = [(colours(sample(colour_match=strength)[0]) - wanted).abs().max().item() for strength in (0.0, 0.5, 1.0)]
+def test_colors_are_held_to_the_sources(sample):
+    wanted = colors(resize(latent()["samples"], (10, 14)))
+    drift = [(colors(sample(color_match=strength)[0]) - wanted).abs().max().item() for strength in (0.0, 0.5, 1.0)]
     assert drift[0] > 0.1
     assert drift[1] == pytest.approx(drift[0] / 2, rel=1e-3)
     assert drift[2] < 1e-4
 
 
-def colours(samples):
+def colors(samples):
     """Returns what ComfyUI's preview and a linear decoder of Wan's make of the frames' mean, VAE space, but for a constant."""
     from comfy.latent_formats import Wan21
 
     deviations = Wan21().latents_std[:, :, 0, 0]
-    return torch.einsum("BCT, nCc -> BTnc", samples.mean((3, 4)) / deviations, torch.tensor(COLOUR_FACTORS["wan"]))
+    return torch.einsum("BCT, nCc -> BTnc", samples.mean((3, 4)) / deviations, torch.tensor(COLOR_FACTORS["wan"]))
 
 
 def test_context_windows_are_refused(comfy, model, sample):

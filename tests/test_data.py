@@ -1,4 +1,4 @@
-"""Video files, colour ranges, crops."""
+"""Video files, color ranges, crops."""
 
 from fractions import Fraction
 

@@ -137,12 +137,12 @@ def test_the_file_shows_the_frames_of_the_stock_decode(tiny, save, frames):
     expected = stock(tiny, latent(frames))[0]
     assert rate == 24
     assert images.shape == expected.shape == (4 * frames - 3, 40, 56, 3)
-    assert psnr(images / 255, expected) > 35  # colours are stored for four pixels at once
+    assert psnr(images / 255, expected) > 35  # colors are stored for four pixels at once
     assert psnr(images.float().mean(3) / 255, expected.mean(3)) > 42
     assert f"{path.name}: {4 * frames - 3} frames of 56 x 40, 24 a second" in report
 
 
-def test_colours_are_marked_as_bt709(tiny, save):
+def test_colors_are_marked_as_bt709(tiny, save):
     with av.open(save(tiny, latent(1))[0][0]) as container:
         codec = container.streams.video[0].codec_context
         assert (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range) == (1, 1, 1, 1)

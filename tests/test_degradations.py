@@ -15,7 +15,7 @@ from simplegvr_core.degradations import RECIPES, ModelGuidedConfig, Recipe, degr
 from simplegvr_core.degradations.blur import BlurConfig, bell_kernel, draw_kernels, sinc_kernel
 from simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, ResizeConfig, apply_noise, degrade_classical
 from simplegvr_core.degradations.codecs import DECODERS, jpeg, video_codec
-from simplegvr_core.degradations.flow_based import FlowBasedConfig, bleed_colours, degrade_flow_based
+from simplegvr_core.degradations.flow_based import FlowBasedConfig, bleed_colors, degrade_flow_based
 from simplegvr_core.degradations.motion import MotionConfig, estimate_motion, optical_flow_picture
 from simplegvr_core.degradations.randomness import Drift, choose, happens
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
@@ -85,7 +85,7 @@ def test_every_pixel_outside_the_motion_mask_stays_bit_identical_in_real_video(f
     assert changed[moving].float().mean() > 0.9
 
 
-def test_colours_are_pulled_toward_the_frame_before():
+def test_colors_are_pulled_toward_the_frame_before():
     clip = half_static_clip(tint=0.2)
     out = degrade(clip)
     clean, degraded = (v[0, 0, :, 10:-10, WIDTH // 2 + 10 : -10] - v[0, 1, :, 10:-10, WIDTH // 2 + 10 : -10] for v in (clip, out))
@@ -125,29 +125,29 @@ def test_a_still_clip_and_a_single_frame_stay_as_they_are(film):
     assert torch.equal(degrade(film[:, :, :1]), film[:, :, :1])
 
 
-def ellipse_colour(before: np.ndarray, motion: tuple[int, int]) -> np.ndarray:
-    """Returns the colour (3,) that a black pixel at (30, 20) gets from one ellipse, of half its weight."""
+def ellipse_color(before: np.ndarray, motion: tuple[int, int]) -> np.ndarray:
+    """Returns the color (3,) that a black pixel at (30, 20) gets from one ellipse, of half its weight."""
     optical_flow = np.broadcast_to(np.float32(motion), (61, 91, 2))
     inside = np.zeros((61, 91), np.float32)
     inside[30, 20] = 1  # the only place that moves
     config = FlowBasedConfig(ellipses=(1, 1), ellipse_size=(0.2, 0.2), blend=(0.5, 0.5), samples=1000)
-    return bleed_colours(np.zeros_like(before), before, optical_flow, inside, config, seeded(3))[30, 20]
+    return bleed_colors(np.zeros_like(before), before, optical_flow, inside, config, seeded(3))[30, 20]
 
 
-def test_an_ellipse_takes_its_colour_from_where_the_motion_comes_from():
+def test_an_ellipse_takes_its_color_from_where_the_motion_comes_from():
     before = np.zeros((61, 91, 3), np.float32)
     before[:, :45], before[:, 45:] = (1, 0, 0), (0, 0, 1)
-    red, _, blue = ellipse_colour(before, (0, 3))
+    red, _, blue = ellipse_color(before, (0, 3))
     assert red == pytest.approx(0.5) and blue == 0
     for motion, share in ((24, 0.479), (50, 0.790)):  # normal: the place, 20 + motion, beyond 44.5 by (12.2 + motion) / 2
-        red, _, blue = ellipse_colour(before, (motion, 0))
+        red, _, blue = ellipse_color(before, (motion, 0))
         assert blue / (red + blue) == pytest.approx(share, abs=0.04)
 
 
 def test_an_ellipse_is_strongest_in_its_middle_and_ends_at_its_axes():
     optical_flow, everywhere = np.float32([[[2, 0]]] * 1).repeat(61, 0).repeat(91, 1), np.ones((61, 91), np.float32)
     config = FlowBasedConfig(ellipses=(1, 1), ellipse_size=(0.2, 0.2), blend=(0.5, 0.5))
-    out = bleed_colours(np.zeros((61, 91, 3), np.float32), np.ones((61, 91, 3), np.float32), optical_flow, everywhere, config, seeded(1))
+    out = bleed_colors(np.zeros((61, 91, 3), np.float32), np.ones((61, 91, 3), np.float32), optical_flow, everywhere, config, seeded(1))
     y, x = np.unravel_index(out[..., 0].argmax(), (61, 91))
     assert out.max() == pytest.approx(0.5)
     radius = np.hypot(*(np.mgrid[:61, :91] - np.array([y, x])[:, None, None]))
@@ -175,7 +175,7 @@ def test_optical_flow_does_not_depend_on_the_number_of_threads(film):
     np.testing.assert_array_equal(*flows)
 
 
-def test_picture_of_optical_flow_has_a_colour_for_each_direction():
+def test_picture_of_optical_flow_has_a_color_for_each_direction():
     optical_flow = np.zeros((1, 3, 5, 2), np.float32)
     optical_flow[0, 0], optical_flow[0, 1] = (4, 0), (-2, 0)
     picture = optical_flow_picture(optical_flow)
@@ -247,7 +247,7 @@ def test_each_step_of_the_classical_degradation_counts(film, change):
 
 
 def images(height: int, width: int, count: int = 5) -> list[np.ndarray]:
-    """Returns smooth coloured images, each brighter than the one before."""
+    """Returns smooth colored images, each brighter than the one before."""
     ramp = np.linspace(0, 1, height * width).reshape(height, width)
     return [(np.stack([ramp, 1 - ramp, ramp.clip(0.5)], 2) * (0.4 + 0.1 * i)).astype(np.float32) for i in range(count)]
 
@@ -270,7 +270,7 @@ def test_fewer_bits_look_worse(codec, film):
     assert few + 2 < many
 
 
-def test_jpeg_keeps_colours_and_loses_with_quality(film):
+def test_jpeg_keeps_colors_and_loses_with_quality(film):
     red = np.zeros((8, 24, 3), np.float32)
     red[..., 0] = 1
     np.testing.assert_allclose(jpeg(red, 95), red, atol=0.02)

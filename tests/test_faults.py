@@ -25,7 +25,7 @@ WIDE = Case(
     sampler={
         "model": ["gvr", 0], "size": "scale", "size.scale": 2.0, "seed": 1, "noise_seed": 2, "settings": "custom",
         "settings.steps": STEPS, "settings.cfg": 1.0, "settings.noise_augmentation": 0.1, "settings.denoise": 0.6,
-        "tiling": "custom", "tiling.segment": 0, "tiling.tile_width": 432, "tiling.tile_height": 0, "colour_match": 1.0, "resume": False,
+        "tiling": "custom", "tiling.segment": 0, "tiling.tile_width": 432, "tiling.tile_height": 0, "color_match": 1.0, "resume": False,
     },
     sparse=False,
     draw=0.0,

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from simplegvr_core.files import sha256, whole
+from simplegvr_core.files import atomic_write, sha256
 from simplegvr_core.sampling.latent_file import write_latent
 from simplegvr_core.video.read import write_video
 
@@ -25,7 +25,7 @@ def small_disk():
 
 def test_a_file_takes_its_place_when_it_is_finished(tmp_path):
     path = tmp_path / "new" / "a.b.mp4"
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         assert partial.parent == path.parent
         assert partial.suffix == ".mp4"
         partial.write_text("whole")
@@ -37,7 +37,7 @@ def test_a_file_takes_its_place_when_it_is_finished(tmp_path):
 def test_a_failure_leaves_what_was_there_before(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), whole(path) as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as partial:
         partial.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "before"
@@ -46,7 +46,7 @@ def test_a_failure_leaves_what_was_there_before(tmp_path):
 
 def test_others_may_read_a_file_as_far_as_the_system_allows(tmp_path):
     (tmp_path / "plain").touch()
-    with whole(tmp_path / "a.safetensors") as partial:
+    with atomic_write(tmp_path / "a.safetensors") as partial:
         save_file({"x": torch.zeros(3)}, partial)
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -60,7 +60,7 @@ def test_a_full_disk_names_the_file_and_the_cure(tmp_path, small_disk, write):
     path = tmp_path / "a.bin"
     with (
         pytest.raises(OSError, match=r"a\.bin cannot be written \(.*File too large.*\): free space there or choose"),
-        whole(path) as partial,
+        atomic_write(path) as partial,
     ):
         write(partial)
     assert not list(tmp_path.iterdir())
@@ -81,13 +81,13 @@ def test_a_video_that_finds_no_room_leaves_nothing(tmp_path, small_disk):
 
 
 def test_an_error_of_another_file_stays_what_it_is(tmp_path, small_disk):
-    with pytest.raises(FileNotFoundError, match=r"No such file.*other"), whole(tmp_path / "a.bin"):
+    with pytest.raises(FileNotFoundError, match=r"No such file.*other"), atomic_write(tmp_path / "a.bin"):
         (tmp_path / "other").read_bytes()
     (tmp_path / "damaged").write_bytes(b"x" * 100)
-    with pytest.raises(SafetensorError, match="deserializing"), whole(tmp_path / "a.bin"):
+    with pytest.raises(SafetensorError, match="deserializing"), atomic_write(tmp_path / "a.bin"):
         load_file(tmp_path / "damaged")
     message = r"^[^(]*b\.bin cannot be written \(File too large\)[^(]*$"
-    with pytest.raises(OSError, match=message), whole(tmp_path / "a.bin"), whole(tmp_path / "b.bin") as partial:
+    with pytest.raises(OSError, match=message), atomic_write(tmp_path / "a.bin"), atomic_write(tmp_path / "b.bin") as partial:
         partial.write_bytes(bytes(30_000))
 
 
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(OSError, match=r"file.run.a\.json cannot be written \(Not a directory\)"),
-        whole(tmp_path / "file" / "run" / "a.json"),
+        atomic_write(tmp_path / "file" / "run" / "a.json"),
     ):
         pass
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import ATTENTION, DIT, UPSAMPLER, random_weights
 
-from simplegvr_core.flow import clean_from_velocity, draw_noise, interpolate, shifted_sigmas, velocity_target
+from simplegvr_core.flow import clean_from_velocity, interpolate, positional_noise, shifted_sigmas, velocity_target
 from simplegvr_core.latent_space import pixel_size, scaled_size, short_side_size
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.upsampler import LatentUpsampler
 from simplegvr_core.sampling.super_resolve import SamplingConfig, augment_condition, sample_euler, super_resolve
 
 Z = torch.randn(2, 16, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-NOISE = draw_noise(Z.shape, 1)
+NOISE = positional_noise(Z.shape, 1)
 
 
 def test_velocity_leads_back_to_the_clean_latent():
@@ -43,7 +43,7 @@ def test_sigmas_refuse_a_start_outside_zero_to_one():
 
 
 def test_condition_is_a_mix_that_its_seed_fixes():
-    torch.testing.assert_close(augment_condition(Z, 0.3, 5), 0.7 * Z + 0.3 * draw_noise(Z.shape, 5, field=1))
+    torch.testing.assert_close(augment_condition(Z, 0.3, 5), 0.7 * Z + 0.3 * positional_noise(Z.shape, 5, field=1))
     assert not torch.equal(augment_condition(Z, 0.3, 5), augment_condition(Z, 0.3, 6))
     assert torch.equal(augment_condition(Z, 0.0, 5), Z)
 

@@ -101,7 +101,7 @@ def test_the_front_end_shows_a_node_in_chinese(chinese_page):
     }""")
     texts = read("zh")["SimpleGVRSampler"]
     assert title == texts["display_name"]
-    for name in ("size", "seed", "settings", "colour_match"):
+    for name in ("size", "seed", "settings", "color_match"):
         assert widgets[name][0] == texts["inputs"][name]["name"]
     for name in ("size.scale", "settings.steps", "settings.denoise", "tiling.segment"):
         assert dict(zip(("name", "tooltip"), widgets[name], strict=True)) == texts["inputs"][name.replace(".", "_")]

@@ -125,10 +125,10 @@ def test_attention_map_node_shows_what_the_network_selects(comfy, request, laten
     assert ui["text"] == (report,)
 
 
-def test_previews_of_the_bundled_model_have_its_colours(comfy):
+def test_previews_of_the_bundled_model_have_its_colors(comfy):
     model = comfy.run("SimpleGVRLoadModel", model_name="gvr_tiny.safetensors", weight_dtype="default")[0].model
-    colours = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors").preview_colours()
-    torch.testing.assert_close(torch.tensor(model.latent_format.latent_rgb_factors), torch.tensor(colours.factors))
+    colors = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors").preview_colors()
+    torch.testing.assert_close(torch.tensor(model.latent_format.latent_rgb_factors), torch.tensor(colors.factors))
     assert type(model.latent_format)().latent_rgb_factors != model.latent_format.latent_rgb_factors  # other models keep Wan's
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import LATENT, latent, scale
 
-from simplegvr_core.flow import draw_noise
+from simplegvr_core.flow import positional_noise
 
 NODE_IDS = {
     "SimpleGVRLoadModel", "SimpleGVRLoadUpsampler", "SimpleGVRLoadTinyVAE", "SimpleGVRLatentUpscale", "SimpleGVRConditioning",
@@ -27,7 +27,7 @@ def conditioned_ksampler(comfy, model, upscaled, steps=2, **changes):
 @pytest.fixture
 def our_noise(comfy, monkeypatch):
     """Stock samplers draw noise as SimpleGVR Sampler does, by position."""
-    monkeypatch.setattr("comfy.sample.prepare_noise", lambda z, seed, batch_index=None: draw_noise(z.shape, seed))
+    monkeypatch.setattr("comfy.sample.prepare_noise", lambda z, seed, batch_index=None: positional_noise(z.shape, seed))
 
 
 def test_every_node_is_there(comfy):
@@ -39,14 +39,14 @@ def test_sampler_equals_conditioning_and_stock_ksampler(comfy, model, upsampler,
     """For steps that divide 1000: ComfyUI's "simple" scheduler rounds the others to its table of 1000 noise levels."""
     upscaled = comfy.run("SimpleGVRLatentUpscale", upsampler=upsampler, latent=latent(), size=scale(2))[0]
     torch.testing.assert_close(
-        sample(steps=steps, colour_match=0.0)[0], conditioned_ksampler(comfy, model, upscaled, steps), atol=1e-5, rtol=0
+        sample(steps=steps, color_match=0.0)[0], conditioned_ksampler(comfy, model, upscaled, steps), atol=1e-5, rtol=0
     )
 
 
 def test_sampler_cfg_equals_stock_ksampler(comfy, model, upsampler, sample, our_noise):
     upscaled = comfy.run("SimpleGVRLatentUpscale", upsampler=upsampler, latent=latent(), size=scale(2))[0]
     expected = conditioned_ksampler(comfy, model, upscaled, cfg=2.0)
-    torch.testing.assert_close(sample(cfg=2.0, colour_match=0.0)[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample(cfg=2.0, color_match=0.0)[0], expected, atol=1e-5, rtol=0)
 
 
 def test_training_free_mode_says_so(comfy, sample, wan):

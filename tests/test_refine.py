@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import random_weights
 
-from simplegvr_core.flow import draw_noise
+from simplegvr_core.flow import positional_noise
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
 from simplegvr_core.sampling.latent_file import LatentFile, write_latent
-from simplegvr_core.sampling.refine import BoxedVelocity, is_out_of_memory
+from simplegvr_core.sampling.refine import TiledVelocity, is_out_of_memory
 from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve, super_resolve_in
 from simplegvr_core.tiling import Tiling, aligned_tiling, share, spans
 
@@ -74,11 +74,11 @@ def test_a_box_that_is_less_than_twice_its_overlap_is_refused():
 
 
 def test_noise_depends_on_the_position_alone():
-    whole = draw_noise((2, 16, 7, 5, 3), 2**64 - 1)
-    assert torch.equal(draw_noise((1, 16, 3, 5, 3), 2**64 - 1, first_frame=2), whole[:1, :, 2:5])
+    whole = positional_noise((2, 16, 7, 5, 3), 2**64 - 1)
+    assert torch.equal(positional_noise((1, 16, 3, 5, 3), 2**64 - 1, first_frame=2), whole[:1, :, 2:5])
     assert abs(whole.mean()) < 0.05
     assert abs(whole.std() - 1) < 0.05
-    others = draw_noise(whole.shape, 1)[0, :, 0], draw_noise(whole.shape, 2**64 - 1, field=1)[0, :, 0]
+    others = positional_noise(whole.shape, 1)[0, :, 0], positional_noise(whole.shape, 2**64 - 1, field=1)[0, :, 0]
     values = [whole[0, :, 0], whole[0, :, 1], whole[1, :, 0], *others]
     pairs = [(a, b) for i, a in enumerate(values) for b in values[:i]]
     assert all(abs(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1]) < 0.2 for a, b in pairs)
@@ -161,7 +161,7 @@ def test_memory_that_never_suffices_is_an_error_that_says_so():
     def network(z, condition, sigma):
         raise torch.OutOfMemoryError("simulated")
 
-    velocity = BoxedVelocity(network, SMALL, ATTENTION.alignment)
+    velocity = TiledVelocity(network, SMALL, ATTENTION.alignment)
     with pytest.raises(ValueError, match="out of memory with the smallest box"):
         velocity(torch.zeros(1, 16, 7, 16, 22), None, torch.tensor(0.5))
 
@@ -173,7 +173,7 @@ def test_other_errors_pass():
         raise RuntimeError("sizes do not match")
 
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        BoxedVelocity(network, SMALL, ATTENTION.alignment)(torch.zeros(1, 16, 2, 2, 2), None, torch.tensor(0.5))
+        TiledVelocity(network, SMALL, ATTENTION.alignment)(torch.zeros(1, 16, 2, 2, 2), None, torch.tensor(0.5))
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_last_step(model, tmp_path):

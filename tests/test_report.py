@@ -168,7 +168,7 @@ def test_a_browser_opens_it_from_disk_alone_and_plays_the_videos_together(folder
             page.goto((folder / "report.html").as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
             ink, paper = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
-            light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+            light = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ink, paper)]
             assert (light[1] - light[0] > 500) if scheme == "light" else (light[0] - light[1] > 500), name
             text = page.locator(".plots svg text").first
             assert text.evaluate("node => getComputedStyle(node).fill") == ink

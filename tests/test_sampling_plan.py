@@ -24,7 +24,7 @@ from simplegvr_core.planning.network_memory import TEXT_TOKENS, decode_bytes, di
 from simplegvr_core.planning.picture import draw_plan
 from simplegvr_core.planning.plan import least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
 from simplegvr_core.planning.tensor_memory import peak_bytes
-from simplegvr_core.sampling.refine import BoxedVelocity, refine
+from simplegvr_core.sampling.refine import TiledVelocity, refine
 from simplegvr_core.sampling.super_resolve import SamplingConfig, match_source
 from simplegvr_core.tiling import Tiling, spans
 
@@ -254,7 +254,7 @@ class Ones:
 def test_segment_bytes_are_what_refinement_keeps_on_the_host(size, box, tmp_path):
     tiling = Tiling(box, (5, 8, 8))
     upsampled, z_lr = Ones(1, 16, 20, *size), torch.ones(1, 16, 1, 12, 16)
-    velocity = BoxedVelocity(lambda z, condition, sigma: torch.zeros_like(z), tiling, (5, 8, 8))
+    velocity = TiledVelocity(lambda z, condition, sigma: torch.zeros_like(z), tiling, (5, 8, 8))
 
     def finish(z: torch.Tensor, frame: int) -> torch.Tensor:
         return match_source(z, z_lr, "wan", 1.0)
@@ -264,7 +264,7 @@ def test_segment_bytes_are_what_refinement_keeps_on_the_host(size, box, tmp_path
             velocity, upsampled, upsampled, torch.tensor([0.5, 0.0]), 0, tmp_path, finish=lambda z, frame: match_source(z, z_lr, "wan", 1.0)
         )
 
-    counted = segment_bytes((1, 20, *size), tiling.box_size((20, *size))[0])
+    counted = segment_bytes((1, 20, *size), tiling.tile_size((20, *size))[0])
     assert 0.7 * counted < peak_bytes(run) <= counted
 
 

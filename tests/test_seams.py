@@ -223,8 +223,8 @@ def test_the_command_measures_a_video_and_a_latent(tmp_path, z):
     assert f"segment borders: {expected.segments.ratio:.3f}" in ran.stdout
     picture = np.array(Image.open(out))
     assert picture.shape == (840, 1100, 3)
-    for colour in ((33, 113, 181), (214, 39, 40)):  # the curves and the borders
-        assert (picture == colour).all(2).sum() > 1000
+    for color in ((33, 113, 181), (214, 39, 40)):  # the curves and the borders
+        assert (picture == color).all(2).sum() > 1000
     path = tmp_path / "z.safetensors"
     with write_latent(path, tuple(z.shape), {}) as append:
         append(z)

@@ -73,7 +73,7 @@ def test_previews_show_low_resolution_result_and_target(smoke):
     assert images.shape == (9, 96, 3 * 96, 3)
 
 
-def test_previews_without_an_autoencoder_show_colours(smoke):
+def test_previews_without_an_autoencoder_show_colors(smoke):
     replace(smoke, vae=None).run()
     images, _ = read_video(smoke.out / "preview_000004.mp4")
     assert images.shape == (3, 12, 3 * 12, 3)

@@ -1,4 +1,4 @@
-"""TinyVAE: shapes of Wan 2.1, causal in time, closed-form start, latents whose previews show true colours."""
+"""TinyVAE: shapes of Wan 2.1, causal in time, closed-form start, latents whose previews show true colors."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_later_frames_never_change_earlier_ones(video):
         torch.testing.assert_close(vae.decode(before)[:, :, :9], vae.decode(after)[:, :, :9], atol=1e-5, rtol=0)
 
 
-def test_bundled_latents_have_unit_scale_and_previews_of_true_colours(video):
+def test_bundled_latents_have_unit_scale_and_previews_of_true_colors(video):
     vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
     z = vae.encode(video)
     assert 0.5 < z.std() < 1.5
@@ -76,11 +76,11 @@ def test_bundled_latents_have_unit_scale_and_previews_of_true_colours(video):
         assert torch.corrcoef(pair)[0, 1] > 0.8
 
 
-def test_its_own_preview_colours_are_those_of_the_video(video):
+def test_its_own_preview_colors_are_those_of_the_video(video):
     vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
-    colours, z = vae.preview_colours(), vae.encode(video)
-    preview = torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(colours.factors)) + torch.tensor(colours.bias).view(3, 1, 1, 1)
+    colors, z = vae.preview_colors(), vae.encode(video)
+    preview = torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(colors.factors)) + torch.tensor(colors.bias).view(3, 1, 1, 1)
     shown = resize_frames(video[:, :, ::4], z.shape[3:], "area")
     assert (preview - shown).abs().mean() < 0.5 * (shown - shown.mean((2, 3, 4), keepdim=True)).abs().mean()
     config = read_config(REPO / "models" / "diffusion_models" / "gvr_tiny.safetensors", "dit")
-    torch.testing.assert_close(torch.tensor(config["preview"]["factors"]), torch.tensor(colours.factors))
+    torch.testing.assert_close(torch.tensor(config["preview"]["factors"]), torch.tensor(colors.factors))

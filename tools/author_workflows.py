@@ -37,10 +37,10 @@ The source itself is loaded whole by ComfyUI's Load Video. Set **trim** for sour
 A tiny text-to-video model dreams up a latent (it was trained without captions, so there is no prompt), **SimpleGVR
 Sampler** makes it three times as large, and TinyVAE decodes it. Nothing is decoded in between.
 
-The model is a toy that was trained on a CPU: expect moving shapes in the colours of its training film. It shows the
+The model is a toy that was trained on a CPU: expect moving shapes in the colors of its training film. It shows the
 wiring. With Wan 2.1 take *wan21_t2v_to_1080p*.""",
     "degradation_preview": """## What SimpleGVR learns to undo
-**SimpleGVR Flow Degrade** gives a video the faults of text-to-video models: colours of the frame before bleed into
+**SimpleGVR Flow Degrade** gives a video the faults of text-to-video models: colors of the frame before bleed into
 what moves, and it blurs along its motion. **SimpleGVR Classical Degrade** is RealBasicVSR's: blur, noise, compression.
 
 **SimpleGVR Model Degrade** lets a text-to-video model redraw the latent. Here it is the bundled toy; use your own.

@@ -50,7 +50,7 @@ class Case:
 PROBE_INPUTS = {
     "model": ["gvr", 0], "size": "width x height", "size.width": 160, "size.height": 120, "seed": 1, "noise_seed": 2,
     "settings": "custom", "settings.steps": 3, "settings.cfg": 1.0, "settings.noise_augmentation": 0.1, "settings.denoise": 0.3,
-    "tiling": "custom", "tiling.segment": 10, "tiling.tile_width": 0, "tiling.tile_height": 0, "colour_match": 1.0, "resume": False,
+    "tiling": "custom", "tiling.segment": 10, "tiling.tile_width": 0, "tiling.tile_height": 0, "color_match": 1.0, "resume": False,
 }  # fmt: skip
 PROBE = Case("none", (1, 6, 7, 9), False, (15, 20), PROBE_INPUTS, False, 0.0)
 
@@ -73,7 +73,7 @@ def draw_case(random: Random) -> Case:
         "settings.denoise": random.choice((0.3, 0.6) if training_free else (0.3, 1.0)),
     }
     model = {"model": ["t2v", 0], "positive": ["null", 0], "negative": ["null", 0]} if training_free else {"model": ["gvr", 0]}
-    others = {"colour_match": random.choice((0.0, 0.5, 1.0)), "resume": random.random() < 0.3}
+    others = {"color_match": random.choice((0.0, 0.5, 1.0)), "resume": random.random() < 0.3}
     seeds = {"seed": random.getrandbits(64), "noise_seed": random.getrandbits(32)}
     sampler = {**size, **settings, **model, **draw_tiling(random, halved), **others, **seeds}
     from_video = source[1] <= 7 and source[2] <= 13 and source[3] <= 20 and random.random() < 0.5

@@ -21,8 +21,8 @@ from torch import Tensor
 from ...simplegvr_core.networks import checkpoint
 from ...simplegvr_core.networks.attention import AttentionConfig
 from ...simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config
-from ...simplegvr_core.networks.layers import Past
-from ...simplegvr_core.networks.tiny_vae import PreviewColours, TinyVAE, TinyVAEConfig
+from ...simplegvr_core.networks.layers import CausalState
+from ...simplegvr_core.networks.tiny_vae import PreviewColors, TinyVAE, TinyVAEConfig
 from ...simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
 from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, implementation
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
@@ -76,7 +76,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) 
 class SimpleGVRModel(comfy.model_base.WAN21):
     """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT. sampling: what its checkpoint recommends.
 
-    colours: of previews of its latents, where they are not those of Wan's.
+    colors: of previews of its latents, where they are not those of Wan's.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class SimpleGVRModel(comfy.model_base.WAN21):
         dit: DiTConfig,
         attention: AttentionConfig,
         sampling: SamplingConfig,
-        colours: PreviewColours | None = None,
+        colors: PreviewColors | None = None,
         device=None,
     ):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=partial(ComfyDiT, dit, attention)
         )
         self.image_to_video, self.sampling = False, sampling
-        if colours is not None:
-            self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = colours.factors, colours.bias
+        if colors is not None:
+            self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = colors.factors, colors.bias
 
     def concat_cond(self, **kwargs) -> Tensor:
         """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
@@ -119,14 +119,14 @@ class SimpleGVRModel(comfy.model_base.WAN21):
 
 
 @contextmanager
-def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, colours: PreviewColours | None):
+def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, colors: PreviewColors | None):
     """While open, ComfyUI's loader builds our model for a text-to-video Wan state dict."""
 
     class SimpleGVRConfig(comfy.supported_models.WAN21_T2V):
         sampling_settings = {"shift": sampling.shift}
 
         def get_model(self, state_dict, prefix="", device=None):
-            return SimpleGVRModel(self, dit, attention, sampling, colours, device)
+            return SimpleGVRModel(self, dit, attention, sampling, colors, device)
 
     comfy.supported_models.models.insert(0, SimpleGVRConfig)
     try:
@@ -144,8 +144,8 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     dit, attention = parse_dit_config(config, Path(path))
     checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), state_dict, Path(path))
     sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
-    colours = checkpoint.parse_config(PreviewColours, config, "preview", Path(path)) if "preview" in config else None
-    with detect_as_simplegvr(dit, attention, sampling, colours):
+    colors = checkpoint.parse_config(PreviewColors, config, "preview", Path(path)) if "preview" in config else None
+    with detect_as_simplegvr(dit, attention, sampling, colors):
         model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, disable_dynamic=disable_dynamic)
     model.cached_patcher_init = (load_model, (path, model_options))
     return model
@@ -177,7 +177,7 @@ class ComfyTinyVAE(TinyVAE):
     def encode(self, video: Tensor) -> Tensor:
         return self.latent_format.process_out(super().encode(video))
 
-    def decode_after(self, past: Past | None, samples: Tensor) -> Tensor:
+    def decode_after(self, past: CausalState | None, samples: Tensor) -> Tensor:
         return super().decode_after(past, self.latent_format.process_in(samples))
 
 

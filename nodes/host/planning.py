@@ -12,7 +12,7 @@ from ...simplegvr_core.networks.dit import DiTConfig
 from ...simplegvr_core.networks.upsampler import UpsamplerConfig
 from ...simplegvr_core.planning.flops import dit_flops
 from ...simplegvr_core.planning.network_memory import implementation
-from ...simplegvr_core.planning.plan import Plan, longest_segment, plan_boxes, plan_sampling, trial
+from ...simplegvr_core.planning.plan import Plan, longest_segment, plan_sampling, plan_tiling, trial
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from ...simplegvr_core.tiling import Tiling
 from ..latent import null_prompt
@@ -47,12 +47,12 @@ def plan_run(
 def run_tiling(model, samples_shape: tuple[int, ...], size: tuple[int, int]) -> Tiling:
     """Returns the tiling of plan_run's plan, and makes no more of it."""
     batch, _, frames, *_ = samples_shape
-    tiling, _ = plan_boxes(*describe_model(model), (batch, frames, *size), **run_facts(model))
+    tiling, _ = plan_tiling(*describe_model(model), (batch, frames, *size), **run_facts(model))
     return tiling
 
 
 def run_facts(model, free_bytes: int | None = None) -> dict:
-    """Returns what plan_boxes must know of a MODEL and its device. free_bytes: of another one."""
+    """Returns what plan_tiling must know of a MODEL and its device. free_bytes: of another one."""
     dit, attention = describe_model(model)
     dtype, device = model.model.get_dtype_inference(), model.load_device
     return {
@@ -86,7 +86,7 @@ def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:
 
 def seconds_per_operation(model, plan: Plan) -> float:
     """Returns the seconds that an operation of a forward pass takes, timed on a small box, with the null prompt of one token."""
-    box, found = plan.trial_box, []
+    box, found = plan.trial_tile, []
     empty = torch.zeros(1, 16, *box)
     prompt = node_helpers.conditioning_set_values(null_prompt(), {"concat_latent_image": empty})
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...simplegvr_core.latent_space import pixels
 from ...simplegvr_core.sampling.latent_file import LatentFile
-from ...simplegvr_core.sampling.refine import STATE, BoxedVelocity, finished_steps, refine
+from ...simplegvr_core.sampling.refine import STATE, TiledVelocity, finished_steps, refine
 from ...simplegvr_core.tiling import Box, Tiling, padded
 from .bridge import is_out_of_memory
 from .preview import ClipPreview
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def largest(self) -> tuple[int, int, int]:
-        return self.tiling.box_size(padded(self.upsampled.shape[2:]))
+        return self.tiling.tile_size(padded(self.upsampled.shape[2:]))
 
     def describe(self) -> str:
         """Returns in words how much the model sees at a time."""
@@ -85,13 +85,13 @@ class Run:
             z, sigma = z.to(device), sigma.to(device)
             return ((z - denoise(z, sigma.expand(len(z)), **extra_args)) / sigma).float().cpu()
 
-        velocity = BoxedVelocity(network, self.tiling, self.alignment, progress.add, self.out_of_memory, is_out_of_memory)
+        velocity = TiledVelocity(network, self.tiling, self.alignment, progress.add, self.out_of_memory, is_out_of_memory)
         refine(velocity, self.upsampled, self.condition, self.sigmas, self.seed, self.folder, progress.preview, self.finish)
 
     def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
         """Frees what ComfyUI caches, and notes what happened."""
         comfy.model_management.soft_empty_cache()
-        self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(tiling.box_size(size))} at a time.")
+        self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(tiling.tile_size(size))} at a time.")
 
 
 def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:

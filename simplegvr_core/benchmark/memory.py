@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, versions, write_text
-from ..latent_space import CELL, first_frame
+from ..latent_space import SPATIAL_FACTOR, first_frame
 from ..networks.checkpoint import parse_config, read_config
 from ..networks.dit import load_dit, parse_dit_config
 from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
@@ -122,7 +122,7 @@ class Frames:
 def decode(case: Case, folder: Path) -> Callable[[], None]:
     """Returns a run of TinyVAE, from a latent's file to a video's."""
     vae, z = load_tiny_vae(GVR_TINY_VAE).to(case.device), case.latent(folder, case.size)
-    encoding = Encoding(CELL * case.size[1], CELL * case.size[0], Fraction(RATE), crf=18)
+    encoding = Encoding(SPATIAL_FACTOR * case.size[1], SPATIAL_FACTOR * case.size[0], Fraction(RATE), crf=18)
 
     def stream() -> None:
         decoder = StreamDecoder(
@@ -173,7 +173,7 @@ class Memory:
     def run(self) -> dict:
         """Returns the measurements, and as peak_ratio the largest of the parts' peaks with the longest clip over the shortest."""
         lengths = parse_lengths(self.latent_frames)
-        size = self.height // CELL, self.width // CELL
+        size = self.height // SPATIAL_FACTOR, self.width // SPATIAL_FACTOR
         cases = [
             Case(part, frames, streamed, size, self.segment, self.device)
             for part in PARTS

@@ -21,7 +21,7 @@ from ..networks.dit import load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
 from ..sampling.latent_file import LatentFile, write_latent
-from ..sampling.refine import BoxedVelocity, refine
+from ..sampling.refine import TiledVelocity, refine
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, guided_network, write_condition
 from ..tiling import WHOLE, Tiling, aligned_tiling, share
 from ..video.read import read_video, to_video
@@ -79,7 +79,7 @@ class SeamBenchmark:
         z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2)
         null = torch.zeros(1, 1, dit.config.text_dim)
         network = guided_network(dit, sampling.cfg, null, null, z_lr)
-        velocity = BoxedVelocity(network, WHOLE, dit.attention.alignment)
+        velocity = TiledVelocity(network, WHOLE, dit.attention.alignment)
 
         reference = sample(velocity, z_up, sampling, WHOLE)
         reference_frames = list(decoded(reference, vae))
@@ -116,7 +116,7 @@ class SeamBenchmark:
         return to_video(torch.stack(list(islice(cycle(to_and_fro), video_frames(self.latent_frames)))))
 
 
-def sample(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
+def sample(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
     """Returns z_up refined in boxes that are blended at every step, with noise by position."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "upsampled.safetensors"
@@ -128,7 +128,7 @@ def sample(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tili
         return refine(replace(velocity, tiling=tiling), upsampled, condition, sigmas, SEED, Path(folder))[:]
 
 
-def sample_apart(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
+def sample_apart(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
     """Returns z_up refined box by box, each as if it were a clip of its own, cross-faded afterwards: the naive way."""
     total, extent = torch.zeros_like(z_up), tuple(z_up.shape[2:])
     for box in tiling.boxes(extent):
@@ -136,7 +136,7 @@ def sample_apart(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig
     return total
 
 
-def drawn_alike(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> bool:
+def drawn_alike(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> bool:
     """Returns whether the network is given in every box of the first step, bit for bit, the noised latent and the condition
     that it is given for the whole clip."""
     (whole,) = given(velocity, z_up, sampling, WHOLE)
@@ -144,7 +144,7 @@ def drawn_alike(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig,
     return all(torch.equal(part, of[box.slices]) for box, parts in boxes for part, of in zip(parts, whole, strict=True))
 
 
-def given(velocity: BoxedVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> list[tuple[Tensor, Tensor]]:
+def given(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> list[tuple[Tensor, Tensor]]:
     """Returns the noised latent and the condition that the network is given in the first step, box by box."""
     inputs = []
 

@@ -32,7 +32,7 @@ class ResizeConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Gaussian or Poisson noise, equally likely; gray: probability of the same noise in all three colours.
+    """Gaussian or Poisson noise, equally likely; gray: probability of the same noise in all three colors.
 
     gaussian: standard deviation in levels of 255. poisson: share of a photon noise added.
     """

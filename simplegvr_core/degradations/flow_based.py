@@ -1,4 +1,4 @@
-"""Flow-based degradation: colours of the frame before bleed into what moves, then it blurs along its motion (section 4.2.1).
+"""Flow-based degradation: colors of the frame before bleed into what moves, then it blurs along its motion (section 4.2.1).
 
 What a text-to-video model's own faults look like. The paper gives no numbers; those below are ours. Static pixels stay
 bit-identical. Images are float32 (H, W, 3) in [-1, 1], optical flow (H, W, 2) pixels (x, y) to the frame before.
@@ -21,8 +21,8 @@ from .randomness import uniform
 class FlowBasedConfig:
     """Lengths ending in _size are shares of the frame's short side.
 
-    ellipses: how many in a frame. ellipse_size: their half axes. samples: pixels whose mean is an ellipse's colour.
-    blend: weight of that colour in the middle. blur_gain: length of the blur over that of the motion, until the blur is
+    ellipses: how many in a frame. ellipse_size: their half axes. samples: pixels whose mean is an ellipse's color.
+    blend: weight of that color in the middle. blur_gain: length of the blur over that of the motion, until the blur is
     longest. full_blur_size: motion from which on only the blurred picture is left. block: pixels a side of what is blurred
     alike. feather: pixels over which both effects fade in at the border of what moves.
     """
@@ -47,7 +47,7 @@ def degrade_flow_based(video: Tensor, motion: Motion, config: FlowBasedConfig, g
     for i in range(1, len(clean)):
         if motion.moving[i].any():
             optical_flow, inside = motion.optical_flow[i], feathered(motion.moving[i], config.feather)
-            frames[i] = bleed_colours(frames[i], clean[i - 1], optical_flow, inside, config, generator)
+            frames[i] = bleed_colors(frames[i], clean[i - 1], optical_flow, inside, config, generator)
             frames[i] = blur_along_motion(frames[i], optical_flow, inside, gain, config)
     return rearrange(torch.from_numpy(frames), "F H W C -> 1 C F H W").contiguous().to(video.device)
 
@@ -58,12 +58,12 @@ def feathered(moving: np.ndarray, feather: float) -> np.ndarray:
     return (distance / feather).clip(0, 1)
 
 
-def bleed_colours(
+def bleed_colors(
     image: np.ndarray, before: np.ndarray, optical_flow: np.ndarray, inside: np.ndarray, config: FlowBasedConfig, generator: torch.Generator
 ) -> np.ndarray:
-    """Returns the image with ellipses in colours of the frame before it, more of them where it moves faster.
+    """Returns the image with ellipses in colors of the frame before it, more of them where it moves faster.
 
-    An ellipse lies along the motion at its centre. Its colour is a mean of Gaussian samples around where that came from,
+    An ellipse lies along the motion at its centre. Its color is a mean of Gaussian samples around where that came from,
     which spread as wide as the ellipse, and further along a faster motion.
     """
     image = image.copy()

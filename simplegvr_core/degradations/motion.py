@@ -18,7 +18,7 @@ from .opencv import opencv
 class MotionConfig:
     """A pixel moves when its optical flow is longer than `pixels` and its surroundings change by more than `change`.
 
-    change: difference to the frame before in any colour, in levels of 255. Gaps between changed pixels of up to gap_size,
+    change: difference to the frame before in any color, in levels of 255. Gaps between changed pixels of up to gap_size,
     a share of the frame's short side, count as changed: the inside of an even surface looks the same while it moves.
     """
 

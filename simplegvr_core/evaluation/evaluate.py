@@ -36,8 +36,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, sha256, versions, whole, write_text
-from ..latent_space import CELL
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, sha256, versions, write_text
+from ..latent_space import SPATIAL_FACTOR
 from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.upsampler import load_upsampler
@@ -127,7 +127,7 @@ class Evaluate:
     def load_models(self) -> Models:
         dit, config = load_dit(self.model)
         sampling = parse_config(SamplingConfig, config, "sampling", self.model)
-        width, height = (-(-pixels // CELL) for pixels in self.tile) if self.tile else (None, None)
+        width, height = (-(-pixels // SPATIAL_FACTOR) for pixels in self.tile) if self.tile else (None, None)
         whole = self.segment is None and self.tile is None
         return Models(
             load_vae(self.vae).to(self.device),
@@ -221,7 +221,7 @@ class Evaluate:
         middle = len(images["source"]) // 2
         labels = {method: f"{method}  {METRICS[title].label} {value[title]:.3f}" if title else method for method, value in values.items()}
         tiles = {labels.get(each, each): enlarged[each][middle] for each in (first, *values)}
-        with whole(self.out / name / "side_by_side.png") as partial:
+        with atomic_write(self.out / name / "side_by_side.png") as partial:
             side_by_side(tiles).save(partial)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..latent_space import CELL
+from ..latent_space import SPATIAL_FACTOR
 from ..tiling import Tiling
 from ..video.read import resize_frames
 from . import full_reference, learned
@@ -75,7 +75,8 @@ class Result:
 def pixel_borders(tiling: Tiling) -> Borders:
     """Returns where the boxes of a latent meet in its video: no border along an axis that is not cut."""
     sizes, shares = (
-        [scale * (cells or 0) for scale, cells in zip((4, CELL, CELL), each, strict=True)] for each in (tiling.size, tiling.overlap)
+        [scale * (cells or 0) for scale, cells in zip((4, SPATIAL_FACTOR, SPATIAL_FACTOR), each, strict=True)]
+        for each in (tiling.size, tiling.overlap)
     )
     period, rows, columns = (max(0, size - shared) for size, shared in zip(sizes, shares, strict=True))
     return Borders(period, (columns, rows), None, shares[0], (shares[2], shares[1]))

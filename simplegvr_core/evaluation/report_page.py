@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 from ..video.pictures import cut, marked, most_detailed, most_different
 from ..video.read import read_frames
 from . import report_plots
@@ -38,7 +38,7 @@ class Page:
     def __init__(self, folder: Path, results: dict):
         self.folder, self.results = folder, results
         self.metrics, self.clips, self.methods = results["metrics"], results["clips"], list(results["mean"])
-        self.colours = dict(zip(self.methods, cycle(report_plots.COLOURS)))
+        self.colors = dict(zip(self.methods, cycle(report_plots.COLORS)))
 
     def html(self, how: str) -> str:
         """Returns the page, after writing the crops that it shows. how: what the clips and methods are, in words."""
@@ -78,13 +78,13 @@ class Page:
 
     def bars(self, metric: str) -> Markup:
         values = {method: row[metric] for method, row in self.results["mean"].items()}
-        return Markup(report_plots.bars(values, self.colours, self.metrics[metric]["decimals"]))
+        return Markup(report_plots.bars(values, self.colors, self.metrics[metric]["decimals"]))
 
     def curves(self, clip: str) -> dict[str, Markup]:
         """Returns the plots of a clip's frames, {metric: plot}."""
         curves = self.results["curves"][clip]
         lines = {metric: {method: curves[method][metric] for method in self.methods if metric in curves[method]} for metric in self.metrics}
-        return {metric: Markup(report_plots.curves(each, self.colours, self.reconstructions)) for metric, each in lines.items() if each}
+        return {metric: Markup(report_plots.curves(each, self.colors, self.reconstructions)) for metric, each in lines.items() if each}
 
     def videos(self, clip: str) -> list[tuple[str, str]]:
         """Returns the name and the path of each video of a clip."""
@@ -115,7 +115,7 @@ class Page:
 
     def write_image(self, clip: str, name: str, image: Image.Image) -> str:
         path = f"{clip}/frames/{name}.png"
-        with whole(self.folder / path) as partial:
+        with atomic_write(self.folder / path) as partial:
             image.save(partial)
         return path
 

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import whole
+from ..files import atomic_write
 from ..latent_space import PREVIEW_FACTORS
 from ..sampling.latent_file import LatentFile
 from ..video.read import VIDEO_SUFFIXES, read_frames
@@ -305,7 +305,7 @@ class MeasureSeams:
         seams, panels = measure(
             frames, Borders(self.period, self.tile, self.first, self.overlap, self.tile_overlap), LATENT if is_latent else VIDEO
         )
-        with whole(self.out) as partial:
+        with atomic_write(self.out) as partial:
             draw_panels(panels).save(partial)
         return seams
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import whole
+from ..files import atomic_write
 
 METADATA_KEY = "simplegvr_config"
 
@@ -16,11 +16,11 @@ METADATA_KEY = "simplegvr_config"
 def save(path: Path, kind: str, state_dict: dict[str, Tensor], **configs) -> None:
     """Writes state_dict with metadata {"kind": kind, name: config, ...}. configs: dataclasses or JSON-able dicts.
 
-    The file appears whole or not at all. Raises what files.whole raises.
+    The file appears whole or not at all. Raises what files.atomic_write raises.
     """
     described = {name: config if isinstance(config, dict) else asdict(config) for name, config in configs.items()}
     metadata = {METADATA_KEY: json.dumps({"kind": kind, **described}), "format": "pt"}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, partial, metadata)
 
 

@@ -20,7 +20,7 @@ class ChannelNorm(nn.Module):
         return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x) * scale
 
 
-Past = dict[str, Tensor]  # what a clip's chunk leaves to the next one: by convolution, its last two input frames
+CausalState = dict[str, Tensor]  # what a clip's chunk leaves to the next one: by convolution, its last two input frames
 
 
 class CausalConv3d(nn.Module):
@@ -34,11 +34,11 @@ class CausalConv3d(nn.Module):
         self.name = ""  # of the frames in past
         self.conv = operations.Conv3d(in_channels, out_channels, 3, device=device, dtype=dtype)
 
-    def starts_clip(self, past: Past | None) -> bool:
+    def starts_clip(self, past: CausalState | None) -> bool:
         """Returns whether the chunk that comes next is the clip's first."""
         return past is None or self.name not in past
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, past: CausalState | None = None) -> Tensor:
         x = F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
         if not self.starts_clip(past):
             x[:, :, :2] = past[self.name]
@@ -64,7 +64,7 @@ class ResidualBlock3d(nn.Module):
         self.norm2 = ChannelNorm(channels, device, dtype)
         self.conv2 = CausalConv3d(channels, channels, device, dtype, operations)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, past: CausalState | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)), past)
         return x + self.conv2(F.silu(self.norm2(h)), past)
 

@@ -1,7 +1,7 @@
 """TinyVAE: a small causal video autoencoder with Wan 2.1's latent shape (4x8x8 pixels a cell, 16 channels).
 
 The encoder is linear: the principal components of 4x8x8 pixel blocks, half whitened, so that noise hides fine detail
-before it hides colour and shape. The decoder adds to its transpose what
+before it hides color and shape. The decoder adds to its transpose what
 residual blocks predict at the latent's resolution, at twice that, and on the finished pixels.
 
 B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 16, T, H, W); video (B, 3, F, 8H, 8W) in [-1, 1]
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from . import checkpoint
-from .layers import CausalConv3d, Past, ResidualBlock3d, name_convolutions
+from .layers import CausalConv3d, CausalState, ResidualBlock3d, name_convolutions
 
 BLOCK = 3 * 4 * 8 * 8
 
@@ -36,8 +36,8 @@ class TinyVAEConfig:
 
 
 @dataclass(frozen=True)
-class PreviewColours:
-    """A latent's rough colours: z (16 values) times factors (16, 3), plus bias (3), are R, G, B in [-1, 1]."""
+class PreviewColors:
+    """A latent's rough colors: z (16 values) times factors (16, 3), plus bias (3), are R, G, B in [-1, 1]."""
 
     factors: tuple[tuple[float, float, float], ...]
     bias: tuple[float, float, float]
@@ -88,10 +88,10 @@ class TinyVAE(nn.Module):
         spread = variance**0.25
         spread *= (LATENT_CHANNELS / spread.square().sum()).sqrt()
         decode = directions * variance.sqrt() / spread
-        preview = torch.tensor(PREVIEW_FACTORS, dtype=torch.float64)  # the latent is rotated to agree: its previews show true colours
-        colour = rearrange(decode, "(c p) z -> c p z", c=3).mean(1)
-        u, _, vh = torch.linalg.svd(preview @ colour)
-        rotation = u @ vh  # orthogonal Procrustes: rotated latents @ preview is closest to each block's mean colour
+        preview = torch.tensor(PREVIEW_FACTORS, dtype=torch.float64)  # the latent is rotated to agree: its previews show true colors
+        color = rearrange(decode, "(c p) z -> c p z", c=3).mean(1)
+        u, _, vh = torch.linalg.svd(preview @ color)
+        rotation = u @ vh  # orthogonal Procrustes: rotated latents @ preview is closest to each block's mean color
         encode = rotation @ (directions * spread / variance.sqrt()).T
         self.encoder.weight.copy_(encode[..., None, None, None])
         self.encoder.bias.copy_(-encode @ mean)
@@ -102,11 +102,11 @@ class TinyVAE(nn.Module):
         """Returns z (B, 16, T, H, W) of a video of any size: edges and last frame are repeated up to whole blocks."""
         return self.encoder(to_blocks(pad_to_blocks(video)))
 
-    def preview_colours(self) -> PreviewColours:
-        """Returns the colours of its latents: the mean of each cell's pixels, by the linear decoder."""
+    def preview_colors(self) -> PreviewColors:
+        """Returns the colors of its latents: the mean of each cell's pixels, by the linear decoder."""
         weight, bias = (x.detach().float().flatten(1) for x in (self.linear_decoder.weight, self.linear_decoder.bias[:, None]))
         factors, bias = (rearrange(x, "(c p) z -> z c p", c=3).mean(2).tolist() for x in (weight, bias))
-        return PreviewColours(tuple(map(tuple, factors)), tuple(bias[0]))
+        return PreviewColors(tuple(map(tuple, factors)), tuple(bias[0]))
 
     @staticmethod
     def latent_shape(video_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ class TinyVAE(nn.Module):
         return self.decode_after(None, z)
 
     @torch.no_grad()
-    def decode_stream(self, chunks: Iterable[Tensor], past: Past | None = None) -> Iterator[Tensor]:
+    def decode_stream(self, chunks: Iterable[Tensor], past: CausalState | None = None) -> Iterator[Tensor]:
         """Yields what decode gives for the whole clip, (B, 3, f, 8H, 8W) for each chunk (B, 16, t, H, W), in order.
 
         f = 4t - 3 for the clip's first chunk and 4t for the others. Memory does not depend on the clip's length.
@@ -130,12 +130,12 @@ class TinyVAE(nn.Module):
             yield self.decode_after(past, z)
 
     @torch.no_grad()
-    def decode_chunk(self, z: Tensor, past: Past) -> tuple[Tensor, Past]:
+    def decode_chunk(self, z: Tensor, past: CausalState) -> tuple[Tensor, CausalState]:
         """Returns the video of the chunk z that comes after past, an empty one at the clip's beginning, and the past of the next."""
         past = dict(past)
         return self.decode_after(past, z), past
 
-    def decode_after(self, past: Past | None, z: Tensor) -> Tensor:
+    def decode_after(self, past: CausalState | None, z: Tensor) -> Tensor:
         """Returns the video of a whole clip, past None, or of the chunk z that comes after past."""
         repeated = 3 if self.stem.starts_clip(past) else 0
         h = self.stem(z, past)

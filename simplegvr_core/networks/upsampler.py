@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
 from .attention import exact_float32
-from .layers import CausalConv3d, ChannelNorm, Past, name_convolutions
+from .layers import CausalConv3d, CausalState, ChannelNorm, name_convolutions
 
 LEAST_TILE = 32  # cells a side
 
@@ -27,7 +27,7 @@ LEAST_TILE = 32  # cells a side
 class UpsamplerConfig:
     """width: channels between the blocks. expand_time: T -> 4 (T - 1) + 1 before resizing, so that every latent frame
     stands for one video frame. blocks: residual blocks before and after resizing; 0 is plain bilinear. latents: whose
-    autoencoder's they are (colour.COLOUR_FACTORS)."""
+    autoencoder's they are (color.COLOR_FACTORS)."""
 
     width: int = 128
     expand_time: bool = True
@@ -86,7 +86,7 @@ class ResampleBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels, **factory)
         self.skip = operations.Conv3d(folded_in, folded_out, 1, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, past: CausalState | None = None) -> Tensor:
         odd = int(self.conv1.starts_clip(past))
         if self.time == "halve":
             x = rearrange(F.pad(x, (0, 0, 0, 0, odd, 0), mode="replicate"), "B C (T t) H W -> B (C t) T H W", t=2)
@@ -154,7 +154,7 @@ class LatentUpsampler(nn.Module):
                     past.update({name: frames.cpu() for name, frames in past.items()})
             yield z
 
-    def upsample(self, z_lr: Tensor, tile: Tile, past: Past | None) -> Tensor:
+    def upsample(self, z_lr: Tensor, tile: Tile, past: CausalState | None) -> Tensor:
         """Returns what the tile keeps of the upsampled frames of a whole clip, past None, or of the chunk that comes after past."""
         rows, columns = tile
         z_lr = z_lr[..., slice(*rows.source), slice(*columns.source)]

@@ -24,7 +24,7 @@ from ..evaluation.full_reference import mean_decibels, psnr
 from ..evaluation.metrics import METRICS
 from ..files import GVR_TINY, GVR_TINY_T2V, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, sha256, versions, write_text
 from ..flow import shifted_sigmas
-from ..latent_space import CELL, LATENT_CHANNELS, latent_frames, scaled_size
+from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames, scaled_size
 from ..networks.attention import AttentionConfig
 from ..networks.checkpoint import load_strict, parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit, read_dit
@@ -70,8 +70,8 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError or FileNotFoundError for what would fail later."""
-        if any(side % (2 * CELL) for side in self.t2v_size):
-            raise ValueError(f"--t2v-size is {self.t2v_size}, wanted multiples of {2 * CELL}: the paper's are 384 672")
+        if any(side % (2 * SPATIAL_FACTOR) for side in self.t2v_size):
+            raise ValueError(f"--t2v-size is {self.t2v_size}, wanted multiples of {2 * SPATIAL_FACTOR}: the paper's are 384 672")
         if self.num_frames < 5 or self.num_frames % 4 != 1:
             raise ValueError(f"--num-frames is {self.num_frames}, wanted 4 n + 1, at least 5: the paper's are 17 and 77")
         if self.clips is not None:
@@ -174,7 +174,7 @@ class Bench:
         """A sentence that belongs beside what the bundled text-to-video model drew."""
         if self.options.t2v != Options.t2v:
             return ""
-        return " The bundled text-to-video model draws blotches in its film's colours: give --t2v one that draws to compare anything."
+        return " The bundled text-to-video model draws blotches in its film's colors: give --t2v one that draws to compare anything."
 
     def null_context(self) -> Tensor:
         return torch.zeros(1, 1, self.t2v.config.text_dim, device=self.options.device)
@@ -200,7 +200,7 @@ class Bench:
         if not out.exists():
             images, rate = read_video(path, self.options.num_frames)
             scale = self.options.scale
-            images = crop_centre(torch.stack([shrink(image, scale * HEIGHT) for image in images]), CELL * scale)
+            images = crop_centre(torch.stack([shrink(image, scale * HEIGHT) for image in images]), SPATIAL_FACTOR * scale)
             generator = torch.Generator().manual_seed(self.options.seed)
             write_video(out, to_images(degrade_video(to_video(images), scale, RECIPES[recipe], generator)), rate)
         return out
@@ -208,7 +208,7 @@ class Bench:
     def read(self, path: Path) -> Tensor:
         """Returns a low-resolution clip's video (1, 3, F, 8h, 8w) on the device, its edges cut to whole cells."""
         images, _ = read_video(path, self.options.num_frames)
-        return to_video(crop_centre(images, CELL)).to(self.options.device)
+        return to_video(crop_centre(images, SPATIAL_FACTOR)).to(self.options.device)
 
     def first(self, clips: dict[str, Path]) -> Tensor:
         """Returns the video of the first of several clips."""
@@ -269,7 +269,7 @@ class Bench:
 
     def draw_cascade(self, folder: Path) -> dict:
         """Returns what cascade says, after writing its videos."""
-        low = tuple(side // CELL for side in self.options.t2v_size)
+        low = tuple(side // SPATIAL_FACTOR for side in self.options.t2v_size)
         high, videos = scaled_size(low, self.options.scale), {}
         for name, prompt in self.prompts.items():
             z_lr, first = timed(partial(self.draw, *prompt, low))

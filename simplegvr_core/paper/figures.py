@@ -14,7 +14,7 @@ from torch import Tensor
 from ..degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..degradations.model_guided import ModelGuidedConfig, degrade_model_guided
 from ..degradations.motion import estimate_motion, optical_flow_picture
-from ..latent_space import CELL, scaled_size
+from ..latent_space import SPATIAL_FACTOR, scaled_size
 from ..networks.temporal import segments
 from ..training.measure_curve import measure_curve, write_curve
 from ..video.pictures import busiest, most_detailed
@@ -54,7 +54,7 @@ def figure_2(bench: Bench, folder: Path) -> Here:
 
     def detour() -> Tensor:
         decoded = bench.decoded(z_lr)
-        return bench.vae.encode(resize_frames(decoded, tuple(CELL * side for side in size), "bicubic"))
+        return bench.vae.encode(resize_frames(decoded, tuple(SPATIAL_FACTOR * side for side in size), "bicubic"))
 
     for _ in range(2):  # the first time warms up
         upsampled, upsampling = timed(partial(bench.upsampler, z_lr, size))
@@ -189,7 +189,7 @@ def figure_8(bench: Bench, folder: Path) -> Here:
         f"Read from the configuration in {bench.options.model.name}: units of {unit} latent frames. Version 1's text tells of the shift "
         "without lengths; those of odd layers are in version 3's figure.",
         rows,
-        {"units.png": "The 20 latent frames of 77 frames, a colour for each unit."},
+        {"units.png": "The 20 latent frames of 77 frames, a color for each unit."},
     )
 
 

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 from ..video.pictures import Box
 
 COLUMNS = 3  # of a grid
@@ -28,7 +28,7 @@ def picture_grid(path: Path, rows: list[dict[str, Tensor]]) -> None:
         for axes, (title, image) in zip(line, images.items(), strict=False):
             axes.imshow(image.numpy(), interpolation="nearest")
             axes.set_title(title, fontsize=8)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=DPI, pil_kwargs={"quality": 85})
 
 
@@ -40,18 +40,18 @@ def in_rows(images: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def draw_units(path: Path, layers: dict[str, list[int]]) -> None:
     """Writes a PNG of layers, each a row of units with these lengths in latent frames. It appears whole or not at all."""
-    colours = matplotlib.colormaps["tab10"].colors
+    colors = matplotlib.colormaps["tab10"].colors
     figure = Figure(figsize=(8, 0.6 + 0.5 * len(layers)), layout="constrained")
     axes = figure.subplots()
     for label, lengths in layers.items():
         start = 0
         for number, length in enumerate(lengths):
             for frame in range(start, start + length):
-                axes.barh(label, 0.9, left=frame + 0.05, color=colours[number % len(colours)])
+                axes.barh(label, 0.9, left=frame + 0.05, color=colors[number % len(colors)])
             start += length
     axes.invert_yaxis()
     axes.set(xlabel="latent frame", xlim=(0, sum(lengths)), xticks=range(0, sum(lengths) + 1, 5))
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=DPI)
 
 

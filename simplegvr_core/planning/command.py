@@ -9,7 +9,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, whole, write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, atomic_write, write_text
 from ..latent_space import pixel_size, pixels, short_side_size, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -74,7 +74,7 @@ class Clip:
             plan = replace(plan, seconds_per_operation=self.seconds_per_operation(plan))
         print(plan.text())
         if self.out:
-            with whole(self.out) as partial:
+            with atomic_write(self.out) as partial:
                 draw_plan(plan).save(partial, "PNG")
         return plan
 
@@ -86,7 +86,7 @@ class Clip:
         factory = {"device": self.device, "dtype": getattr(torch, self.dtype)}
         model, _ = load_dit(Path(self.model))
         model = model.to(**factory)
-        box = plan.trial_box
+        box = plan.trial_tile
         z, context = torch.zeros(1, model.config.in_dim, *box, **factory), torch.zeros(1, TEXT_TOKENS, model.config.text_dim, **factory)
         timestep = torch.tensor([500.0], device=self.device)
         return trial(lambda: model(z, timestep, context), dit_flops(model.config, model.attention, token_grid(box)).total)
@@ -174,7 +174,7 @@ def cell(plan: Plan) -> str:
     """Returns a plan in a cell of a table."""
     segment, *tile = plan.tiling.size
     clip = "all" if segment is None else segment
-    frames = "whole frames" if tile == [None, None] else f"frames of {pixels(plan.box_size[1:])}"
+    frames = "whole frames" if tile == [None, None] else f"frames of {pixels(plan.tile_size[1:])}"
     return f"{clip} {frames}, {amount(plan.dit_bytes)}, {plan.overhead:.2f} x"
 
 

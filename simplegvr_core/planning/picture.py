@@ -30,7 +30,7 @@ def draw_frame(draw: ImageDraw.ImageDraw, plan: Plan) -> None:
     _, _, height, width = plan.shape
     scale = min((WIDTH - 2 * MARGIN) / width, (FRAME[1] - FRAME[0]) / height)
     _, down, across = plan.counts
-    tiles = f"{across} x {down} tiles of {pixels(plan.box_size[1:])}" if across * down > 1 else "one tile"
+    tiles = f"{across} x {down} tiles of {pixels(plan.tile_size[1:])}" if across * down > 1 else "one tile"
     write(draw, MARGIN, MARGIN, f"frame of {pixels((height, width))} pixels: {tiles}")
     for box in plan.boxes:
         if box.start[0] == 0:
@@ -45,7 +45,7 @@ def draw_clip(draw: ImageDraw.ImageDraw, plan: Plan) -> None:
     frames, (top, bottom) = plan.shape[1], CLIP
     scale = (WIDTH - 2 * MARGIN) / frames
     along = plan.counts[0]
-    segments = f"{along} segments of {plan.box_size[0]}" if along > 1 else "one segment"
+    segments = f"{along} segments of {plan.tile_size[0]}" if along > 1 else "one segment"
     write(
         draw, MARGIN, top - 28, f"clip of {frames} latent frames: {segments}" + (f"; marks every {plan.unit}, a unit" if plan.unit else "")
     )

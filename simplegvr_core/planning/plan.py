@@ -74,14 +74,14 @@ class Plan:
         return self.tiling.boxes(self.extent)
 
     @property
-    def box_size(self) -> tuple[int, int, int]:
+    def tile_size(self) -> tuple[int, int, int]:
         """Returns the largest box's extent."""
-        return self.tiling.box_size(self.extent)
+        return self.tiling.tile_size(self.extent)
 
     @property
-    def trial_box(self) -> tuple[int, int, int]:
+    def trial_tile(self) -> tuple[int, int, int]:
         """Returns the extent of the small box that a trial runs."""
-        return tuple(min(2 * shared, size) for shared, size in zip(self.tiling.overlap, self.box_size, strict=True))
+        return tuple(min(2 * shared, size) for shared, size in zip(self.tiling.overlap, self.tile_size, strict=True))
 
     @property
     def overhead(self) -> float:
@@ -101,7 +101,7 @@ class Plan:
     def text(self) -> str:
         """Returns the plan in plain words."""
         batch, frames, *size = self.shape
-        segment, *tile = self.box_size
+        segment, *tile = self.tile_size
         shared, *shared_cells = self.tiling.overlap
         along, down, across = self.counts
         stay = ""
@@ -145,7 +145,7 @@ def plan_sampling(
     upsampler_dtype: torch.dtype | None = None,
     on_host: bool = False,
 ) -> Plan:
-    """Returns the plan of a run in plan_boxes' boxes, whose arguments have the same names here.
+    """Returns the plan of a run in plan_tiling' boxes, whose arguments have the same names here.
 
     shape: (B, T, h, w) of the latent to upsample; size: (H, W) to make of it. weights_bytes: the DiT's, by default in dtype.
     upsampler_dtype: dtype by default. Raises ValueError with the cure when not even the smallest box fits.
@@ -154,7 +154,7 @@ def plan_sampling(
     target = (batch, frames, *size)
     if weights_bytes is None:
         weights_bytes = weight_bytes(SimpleGVRDiT(dit, attention, device="meta", dtype=dtype))
-    tiling, needed = plan_boxes(dit, attention, target, free_bytes, dtype, max_frames, implementation, weights_bytes, on_host)
+    tiling, needed = plan_tiling(dit, attention, target, free_bytes, dtype, max_frames, implementation, weights_bytes, on_host)
     extent = padded(target[1:])
     boxes = Counter(box.size for box in tiling.boxes(extent))
     forwards = sampling.steps * (1 if sampling.cfg == 1 else 2)
@@ -170,7 +170,7 @@ def plan_sampling(
         weights_bytes=weights_bytes,
         resident_bytes=resident_bytes(weights_bytes, free_bytes),
         dit_bytes=needed,
-        host_bytes=segment_bytes(target, tiling.box_size(extent)[0]),
+        host_bytes=segment_bytes(target, tiling.tile_size(extent)[0]),
         **plan_upsampler(upsampler, batch, tuple(source), size, upsampler_dtype or dtype, usable(free_bytes)),
         decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, upsampler_dtype or dtype),
         disk_bytes=(WORKING_FILES - (dit.in_dim == LATENT_CHANNELS)) * 4 * batch * 16 * frames * size[0] * size[1],
@@ -178,7 +178,7 @@ def plan_sampling(
     )
 
 
-def plan_boxes(
+def plan_tiling(
     dit: DiTConfig,
     attention: AttentionConfig,
     shape: tuple[int, int, int, int],
@@ -242,7 +242,7 @@ def least_work(
     axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
     tilings = sorted((Tiling(size, overlap) for size in product(*axes)), key=lambda tiling: work(tiling, extent))
     whole, small, larger = (
-        tiling.box_size(extent)
+        tiling.tile_size(extent)
         for tiling in (tilings[0], *(Tiling(tuple(axis[max(index, -len(axis))] for axis in axes), overlap) for index in (-1, -2)))
     )
     if math.prod(whole) <= SOON_COUNTED * math.prod(small) and need(whole) <= left(whole[0]):
@@ -257,7 +257,7 @@ def least_work(
     if larger != small:
         per_cell = (need(larger) - least) / (math.prod(larger) - math.prod(small))
     for tiling in tilings:
-        box = tiling.box_size(extent)
+        box = tiling.tile_size(extent)
         if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= left(box[0]) and need(box) <= left(box[0]):
             return tiling, need(box)
     raise AssertionError("the smallest box fits")

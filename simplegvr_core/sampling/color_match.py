@@ -1,4 +1,4 @@
-"""Colour safety: the low spatial frequencies of a result are those of its source.
+"""Color safety: the low spatial frequencies of a result are those of its source.
 
 B batch, T latent frames, H, W cells or pixels
 """
@@ -10,27 +10,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..latent_space import COLOUR_FACTORS
+from ..latent_space import COLOR_FACTORS
 
 
-def match_colours(z: Tensor, reference: Tensor, latents: str, strength: float, width: tuple[float, float]) -> Tensor:
-    """Returns z with the low spatial frequencies of its colours moved towards the reference's.
+def match_color(z: Tensor, reference: Tensor, latents: str, strength: float, width: tuple[float, float]) -> Tensor:
+    """Returns z with the low spatial frequencies of its colors moved towards the reference's.
 
-    z, reference: (B, 16, T, H, W) normalised, one shape; each latent frame alone. latents: whose, of COLOUR_FACTORS.
-    strength: 0 leaves z as it is, 1 gives each frame the reference's mean colour exactly. width: see low_pass. z equal to the
-    reference comes back bit for bit. What of z is no colour stays: a reference resized from larger cells has other detail in
+    z, reference: (B, 16, T, H, W) normalised, one shape; each latent frame alone. latents: whose, of COLOR_FACTORS.
+    strength: 0 leaves z as it is, 1 gives each frame the reference's mean color exactly. width: see low_pass. z equal to the
+    reference comes back bit for bit. What of z is no color stays: a reference resized from larger cells has other detail in
     the same channels, which would come out as a grid.
     The reference to take is the bilinear resize of z_lr, at a width of 4 source cells: with gvr_tiny on five clips the mean
     of red, green or blue is at most 0.3 to 0.8 levels off in any frame, without it 0.8 to 1.6. More mends less, fewer cost detail.
     """
-    directions = colour_directions(latents).to(z)
+    directions = color_directions(latents).to(z)
     difference = torch.einsum("B C T H W, C d -> B d T H W", reference - z, directions)
     return z + strength * torch.einsum("B d T H W, C d -> B C T H W", low_pass(difference, width), directions)
 
 
-def colour_directions(latents: str) -> Tensor:
-    """Returns (16, d) float64, orthonormal: all that changes a cell's mean colour, d = 3 for each table of COLOUR_FACTORS."""
-    factors = torch.tensor(COLOUR_FACTORS[latents], dtype=torch.float64)
+def color_directions(latents: str) -> Tensor:
+    """Returns (16, d) float64, orthonormal: all that changes a cell's mean color, d = 3 for each table of COLOR_FACTORS."""
+    factors = torch.tensor(COLOR_FACTORS[latents], dtype=torch.float64)
     return torch.linalg.qr(rearrange(factors, "table C rgb -> C (table rgb)")).Q
 
 

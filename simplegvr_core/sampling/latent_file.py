@@ -16,7 +16,7 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 
 
 class LatentFile:
@@ -38,14 +38,14 @@ class LatentFile:
 def write_latent(path: Path, shape: tuple[int, ...], metadata: dict[str, str]) -> Iterator[Callable[[Tensor], None]]:
     """Yields append, which writes further frames (B, C, t, H, W) of a latent of shape (B, C, T, H, W) to path.
 
-    The file appears at path when it is whole. Raises what files.whole raises, and ValueError when frames are missing.
+    The file appears at path when it is whole. Raises what files.atomic_write raises, and ValueError when frames are missing.
     """
     batch, channels, frames, height, width = shape
     nbytes = 4 * math.prod(shape)
     latent = {"dtype": "F32", "shape": [frames, batch, channels, height, width], "data_offsets": [0, nbytes]}
     header = json.dumps({"__metadata__": metadata, "latent": latent}).encode()
     header += b" " * (-len(header) % 8)
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
 
         def append(z: Tensor) -> None:

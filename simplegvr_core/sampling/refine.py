@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..flow import clean_from_velocity, draw_noise, interpolate
+from ..flow import clean_from_velocity, interpolate, positional_noise
 from ..tiling import Box, Tiling, share, spans
 from .latent_file import LatentFile, write_latent
 
@@ -29,18 +29,18 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @dataclass
-class BoxedVelocity:
+class TiledVelocity:
     """The velocity of a latent of any size, by a network that sees a box of it at a time.
 
     network: (z_t, condition or None, sigma) -> velocity, of a box. tiling: becomes finer when memory runs out, and stays so.
-    alignment: tiling.alignment of the network's attention. on_box(cells): called after each box.
+    alignment: tiling.alignment of the network's attention. on_tile(cells): called after each box.
     on_out_of_memory(size, tiling): called with the box that did not fit and the tiling that is tried now.
     """
 
     network: Callable[[Tensor, Tensor | None, Tensor], Tensor]
     tiling: Tiling
     alignment: tuple[int, int, int]
-    on_box: Callable[[int], None] = lambda cells: None
+    on_tile: Callable[[int], None] = lambda cells: None
     on_out_of_memory: Callable[[tuple[int, int, int], Tiling], None] = lambda size, tiling: None
     is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory
 
@@ -50,7 +50,7 @@ class BoxedVelocity:
         if self.tiling.fits(extent):
             velocity = self.attempt(z, condition, sigma)
             if velocity is not None:
-                self.on_box(z[0, 0].numel())
+                self.on_tile(z[0, 0].numel())
                 return velocity
         tiling, fused = self.tiling, torch.zeros_like(z)
         for box in tiling.boxes(extent):
@@ -78,7 +78,7 @@ class BoxedVelocity:
 
 
 def refine(
-    velocity: BoxedVelocity,
+    velocity: TiledVelocity,
     upsampled: LatentFile,
     condition: LatentFile | None,
     sigmas: Tensor,
@@ -102,7 +102,7 @@ def refine(
 
     def noised_frame(frame: int) -> Tensor:
         z_0 = upsampled[frame : frame + 1]
-        return interpolate(z_0, draw_noise(z_0.shape, seed, frame), sigmas[0])
+        return interpolate(z_0, positional_noise(z_0.shape, seed, frame), sigmas[0])
 
     def stepped(start: int, stop: int) -> Tensor:
         return LatentFile(path)[start:stop]
@@ -126,7 +126,7 @@ def finished_steps(folder: Path) -> int:
 
 
 def fused_segments(
-    velocity: BoxedVelocity, frames: Callable[[int, int], Tensor], condition: LatentFile | None, num_frames: int, sigma: Tensor
+    velocity: TiledVelocity, frames: Callable[[int, int], Tensor], condition: LatentFile | None, num_frames: int, sigma: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (first frame, z_t, velocity) of stretches of the clip, in order and without a gap or an overlap.
 
@@ -146,7 +146,7 @@ def fused_segments(
         del z, v
 
 
-def padded_velocity(velocity: BoxedVelocity, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+def padded_velocity(velocity: TiledVelocity, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
     """Returns the velocity of z, whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
     height, width = z.shape[3:]
     pad = (0, width % 2, 0, height % 2, 0, 0)

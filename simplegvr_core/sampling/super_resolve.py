@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from ..flow import clean_from_velocity, draw_noise, interpolate, shifted_sigmas
+from ..flow import clean_from_velocity, interpolate, positional_noise, shifted_sigmas
 from ..latent_space import LATENT_CHANNELS
 from ..networks.dit import SimpleGVRDiT
 from ..networks.upsampler import LatentUpsampler, resize
 from ..tiling import Tiling, aligned_tiling
-from .color_match import match_colours
+from .color_match import match_color
 from .latent_file import LatentFile, write_latent
-from .refine import BoxedVelocity, refine
+from .refine import TiledVelocity, refine
 
 UPSAMPLER_FRAMES = 2  # latent, at a time
 CONDITION_FIELD = 1  # of the condition's noise: with the same seed, too, it has nothing to do with the one to start from
@@ -60,14 +60,14 @@ def super_resolve_in(
     seed: int,
     noise_seed: int,
     tiling: Tiling | None = None,
-    colour_match: float = 1.0,
+    color_match: float = 1.0,
     on_segment: Callable[[int, int, Tensor], None] = lambda step, first_frame, z_0: None,
 ) -> LatentFile:
     """Returns the file, in folder, of the super-resolved latent (B, 16, T, *size).
 
     z_lr: (B, 16, T, h, w). context, null_context: (B, S, text_dim) text features of the prompt and of no prompt.
     seed draws the starting noise, noise_seed the condition's. tiling: boxes that the model sees at a time, by default the whole.
-    colour_match: strength of match_source on the result. on_segment: as in refine. A model with 16 input channels (any
+    color_match: strength of match_source on the result. on_segment: as in refine. A model with 16 input channels (any
     text-to-video Wan) takes no condition: training-free mode, which needs denoise < 1. Raises ValueError otherwise, and
     when memory runs out with the smallest boxes.
     """
@@ -82,17 +82,17 @@ def super_resolve_in(
     condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
 
     def finish(z: Tensor, frame: int) -> Tensor:
-        return match_source(z, z_lr[:, :, frame : frame + 1], upsampler.config.latents, colour_match)
+        return match_source(z, z_lr[:, :, frame : frame + 1], upsampler.config.latents, color_match)
 
     network = guided_network(model, sampling.cfg, context, null_context, z_lr)
     tiling = tiling or aligned_tiling((None, None, None), model.attention.alignment)
-    velocity = BoxedVelocity(network, tiling, model.attention.alignment)
+    velocity = TiledVelocity(network, tiling, model.attention.alignment)
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     return refine(velocity, upsampled, condition, sigmas, seed, folder, on_segment, finish)
 
 
 def guided_network(model: SimpleGVRDiT, cfg: float, context: Tensor, null_context: Tensor, like: Tensor) -> Callable:
-    """Returns (z_t, condition or None, sigma) -> velocity by the model with guidance, as BoxedVelocity takes it.
+    """Returns (z_t, condition or None, sigma) -> velocity by the model with guidance, as TiledVelocity takes it.
 
     cfg: guidance scale, 1 is none. like: a tensor on the model's device and in its dtype.
     """
@@ -126,7 +126,7 @@ def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: 
 
     first_frame: the number in the clip of upsampled's first frame.
     """
-    noise = draw_noise(upsampled.shape, noise_seed, first_frame, CONDITION_FIELD).to(upsampled)
+    noise = positional_noise(upsampled.shape, noise_seed, first_frame, CONDITION_FIELD).to(upsampled)
     return interpolate(upsampled, noise, noise_augmentation)
 
 
@@ -141,10 +141,10 @@ def write_condition(upsampled: LatentFile, noise_augmentation: float, noise_seed
 
 
 def match_source(z: Tensor, z_lr: Tensor, latents: str, strength: float) -> Tensor:
-    """Returns z (B, 16, T, H, W) with the colours of large areas of z_lr (B, 16, T, h, w), resized, at that strength.
+    """Returns z (B, 16, T, H, W) with the colors of large areas of z_lr (B, 16, T, h, w), resized, at that strength.
 
-    latents: whose they are, as the upsampler's configuration says. Large is what four source cells and more share; see match_colours.
+    latents: whose they are, as the upsampler's configuration says. Large is what four source cells and more share; see match_color.
     """
     size = tuple(z.shape[3:])
     width = tuple(4 * large / small for large, small in zip(size, z_lr.shape[3:], strict=True))
-    return match_colours(z, resize(z_lr.to(z), size), latents, strength, width)
+    return match_color(z, resize(z_lr.to(z), size), latents, strength, width)

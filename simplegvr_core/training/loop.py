@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..files import whole, write_text
+from ..files import atomic_write, write_text
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -181,7 +181,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
     state = {"model": weights, "optimizer": moments, "progress": progress.state_dict(), "options": options}
     if not is_main:
         return
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         try:
             torch.save(state, partial)
         except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
@@ -256,5 +256,5 @@ def plot_losses(losses_path: Path, path: Path) -> None:
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
     axes.plot(losses, color="0.8", linewidth=0.8)
     axes.plot(smooth, color="tab:blue")
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120)

@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, whole, write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, atomic_write, write_text
 from ..flow import shifted_sigmas
 from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
@@ -107,7 +107,7 @@ def write_curve(path: Path, curve: Curve) -> None:
     right.legend()
     for axes in (left, right):
         axes.invert_xaxis()  # sampling goes from noise to picture
-    with whole(path.with_suffix(".png")) as partial:
+    with atomic_write(path.with_suffix(".png")) as partial:
         figure.savefig(partial, dpi=120)
     write_text(path, json.dumps(asdict(curve)))
 

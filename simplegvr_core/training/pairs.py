@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..degradations import RECIPES, Recipe, degrade_latent, degrade_video
-from ..files import sha256, whole, write_text
-from ..latent_space import CELL, LATENT_CHANNELS
+from ..files import atomic_write, sha256, write_text
+from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import SimpleGVRDiT, read_dit
@@ -98,10 +98,12 @@ class PairMaker:
         digest = hashlib.sha256(json.dumps([self.seed, clip.video, clip.frame]).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
-        images = crop_centre(clip.images, CELL * scale)
+        images = crop_centre(clip.images, SPATIAL_FACTOR * scale)
         if not images.numel():
             height, width = clip.images.shape[1:3]
-            return Drop("too small", f"{width} x {height} pixels, scale {scale} wants at least {CELL * scale} x {CELL * scale}")
+            return Drop(
+                "too small", f"{width} x {height} pixels, scale {scale} wants at least {SPATIAL_FACTOR * scale} x {SPATIAL_FACTOR * scale}"
+            )
         video = to_video(images)
         z_lr = self.vae.encode(degrade_video(video, scale, self.recipe, generator).to(self.device))
         z_lr = degrade_latent(z_lr, self.recipe, self.velocity, generator)
@@ -254,7 +256,7 @@ class BuildPairs:
                 number += 1
             progress.update()
             if tensors and (number % self.shard_pairs == 0 or len(records) == len(starts)):
-                with whole(self.out / shard) as partial:
+                with atomic_write(self.out / shard) as partial:
                     partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(records[saved:])}))
                 saved, tensors = len(records), {}
 

@@ -74,7 +74,7 @@ class Train:
     bf16: bool = True
     """Products in bfloat16; weights and their moments are float32 in any case."""
     vae: Path | None = None
-    """Autoencoder of the pairs, TinyVAE's or Wan's: it decodes the previews. Without it they show latents as colours."""
+    """Autoencoder of the pairs, TinyVAE's or Wan's: it decodes the previews. Without it they show latents as colors."""
     crop: Crop = Crop()
     loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, decay=False, ema=0.9995)
 
@@ -176,7 +176,7 @@ class Train:
         return show
 
     def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None, vae: TinyVAE | WanVAE | None) -> dict:
-        """Returns the files written: both networks as float16, or the LoRA. vae: whose latents they are; TinyVAE's have own colours."""
+        """Returns the files written: both networks as float16, or the LoRA. vae: whose latents they are; TinyVAE's have own colors."""
         if self.lora_rank:
             path = self.out / "lora.safetensors"
             checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling)
@@ -185,7 +185,7 @@ class Train:
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs]}
         configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
         if isinstance(vae, TinyVAE):
-            configs["preview"] = vae.preview_colours()
+            configs["preview"] = vae.preview_colors()
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
         checkpoint.save(dit, "dit", checkpoint.half(checkpoint.part(trained, "dit.")), **configs)
         checkpoint.save(upsampler, "upsampler", checkpoint.half(checkpoint.part(trained, "upsampler.")), model=model.upsampler.config)
@@ -193,7 +193,7 @@ class Train:
 
 
 def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
-    """Returns video (1, 3, F, H, W) in [-1, 1] of a latent: decoded, or as ComfyUI's preview colours without an autoencoder."""
+    """Returns video (1, 3, F, H, W) in [-1, 1] of a latent: decoded, or as ComfyUI's preview colors without an autoencoder."""
     if vae is not None:
         return vae.decode(z)
     return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))

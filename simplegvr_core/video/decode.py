@@ -18,8 +18,8 @@ from ..tiling import Box, share
 OVERLAP = 8  # cells that neighbouring tiles share
 PIXELS = 8  # along each side of a cell
 
-Past = dict[str, Tensor]  # the last two axes of each are rows and columns of the tile, at any resolution; or it is empty
-DecodeChunk = Callable[[Tensor, Past], tuple[Tensor, Past]]  # (z, past) -> (video, new past); leaves the given past as it is
+CausalState = dict[str, Tensor]  # the last two axes of each are rows and columns of the tile, at any resolution; or it is empty
+DecodeChunk = Callable[[Tensor, CausalState], tuple[Tensor, CausalState]]  # (z, past) -> (video, new past); leaves the given past as it is
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Tile:
     """A part of the frame, and what the clip's frames so far leave to its next ones. box: one cell long along T."""
 
     box: Box
-    past: Past = field(default_factory=dict)
+    past: CausalState = field(default_factory=dict)
 
     def halves(self) -> list["Tile"]:
         """Returns the two tiles that cover this one, cut across its longer side; none when they would be too small."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 from ..latent_space import first_frame, latent_frames
 from ..tiling import Box
 from .decode import StreamDecoder, Tile, chunks
@@ -36,7 +36,7 @@ def decode_to_parts(
 
     Each holds part_length chunks, or all. Parts that folder has from an earlier run with the same arguments are kept, and the
     decoder goes on from there. on_chunk(start, stop): called after the chunk of those latent frames.
-    Raises ValueError for a latent that is not finite, and what files.whole raises.
+    Raises ValueError for a latent that is not finite, and what files.atomic_write raises.
     """
     schedule = chunks(latent_frames(frames))
     length = part_length or len(schedule)
@@ -60,7 +60,7 @@ def save_progress(folder: Path, parts: int, tiles: list[Tile]) -> None:
     """Writes what the next part needs: how many parts are whole, and the tiles with their past."""
     boxes = json.dumps([(tile.box.start, tile.box.stop) for tile in tiles])
     past = {f"{i}/{name}": values.contiguous() for i, tile in enumerate(tiles) for name, values in tile.past.items()}
-    with whole(folder / PROGRESS) as partial:
+    with atomic_write(folder / PROGRESS) as partial:
         save_file(past, partial, {"parts": str(parts), "boxes": boxes})
 
 

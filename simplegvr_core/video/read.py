@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
@@ -100,10 +100,10 @@ def write_video(path: Path, images: Tensor, rate: Fraction, lossless: bool = Fal
 
     lossless: as they are in 8-bit YCbCr.
 
-    The file appears whole or not at all. Raises what files.whole raises.
+    The file appears whole or not at all. Raises what files.atomic_write raises.
     """
     halves = images.shape[1] % 2 == images.shape[2] % 2 == 0 and not lossless
-    with whole(path) as partial, av.open(partial, "w") as container:
+    with atomic_write(path) as partial, av.open(partial, "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"qp": "0"} if lossless else {"crf": "12"})
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p" if halves else "yuv444p"

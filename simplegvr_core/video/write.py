@@ -1,6 +1,6 @@
 """H.264 files written frame by frame, and such files joined without encoding them again.
 
-Colours are BT.709 and marked so, as players expect of video. f frames, H, W pixels; images uint8 (f, H, W, 3)
+Colors are BT.709 and marked so, as players expect of video. f frames, H, W pixels; images uint8 (f, H, W, 3)
 """
 
 import heapq
@@ -16,7 +16,7 @@ import av
 from av.video.reformatter import Colorspace
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 
 BT709 = 1  # in ITU-T H.273
 LIMITED_RANGE = 1
@@ -37,8 +37,8 @@ class Encoding:
 
 @contextmanager
 def write_frames(path: Path, encoding: Encoding) -> Iterator[Callable[[Tensor], None]]:
-    """Yields add, which appends images to the file. It appears at path when the block ends; raises what files.whole raises."""
-    with whole(path) as partial, av.open(partial, "w") as container:
+    """Yields add, which appends images to the file. It appears at path when the block ends; raises what files.atomic_write raises."""
+    with atomic_write(path) as partial, av.open(partial, "w") as container:
         stream = container.add_stream("libx264", rate=encoding.rate, options={"crf": f"{encoding.crf:g}"})
         stream.width, stream.height, stream.pix_fmt = encoding.width, encoding.height, "yuv420p"
         codec = stream.codec_context
@@ -58,10 +58,10 @@ def join(path: Path, parts: list[Path], rate: Fraction, audio: dict | None = Non
     """Writes one file of the frames of parts, files of write_frames with one encoding, in order, as they are.
 
     audio: "waveform" (1, 2, 6 or 8 channels, samples) in [-1, 1] and "sample_rate" in Hz; as much as the video is long.
-    metadata: values that JSON can hold, by name. Raises what files.whole raises.
+    metadata: values that JSON can hold, by name. Raises what files.atomic_write raises.
     """
     options = {"movflags": "use_metadata_tags+faststart"}
-    with whole(path) as partial, av.open(partial, "w", options=options) as container:
+    with atomic_write(path) as partial, av.open(partial, "w", options=options) as container:
         for name, value in (metadata or {}).items():
             container.metadata[name] = json.dumps(value)
         with av.open(parts[0]) as first:

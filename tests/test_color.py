@@ -1,14 +1,14 @@
-"""Colour safety: identities to the bit, what is taken from the reference and what stays, real drift mended, the node."""
+"""Color safety: identities to the bit, what is taken from the reference and what stays, real drift mended, the node."""
 
 import pytest
 import torch
 from conftest import REPO
 
 from simplegvr_core.evaluation.full_reference import psnr
-from simplegvr_core.latent_space import COLOUR_FACTORS, PREVIEW_FACTORS
+from simplegvr_core.latent_space import COLOR_FACTORS, PREVIEW_FACTORS
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import resize
-from simplegvr_core.sampling.color_match import coarse, colour_directions, low_pass, match_colours, match_frame
+from simplegvr_core.sampling.color_match import coarse, color_directions, low_pass, match_color, match_frame
 from simplegvr_core.sampling.super_resolve import match_source
 from simplegvr_core.video.read import area_downscale, read_video, to_video
 
@@ -23,58 +23,58 @@ def noise(*shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 3, 5, 7), (2, 16, 1, 31, 18)])
-@pytest.mark.parametrize("latents", COLOUR_FACTORS)
+@pytest.mark.parametrize("latents", COLOR_FACTORS)
 def test_equal_latents_and_strength_0_change_no_bit(shape, latents):
     z = noise(*shape)
-    assert torch.equal(match_colours(z, z.clone(), latents, 1.0, (12, 12)), z)
-    assert torch.equal(match_colours(z, noise(*shape, seed=1), latents, 0.0, (12, 12)), z)
+    assert torch.equal(match_color(z, z.clone(), latents, 1.0, (12, 12)), z)
+    assert torch.equal(match_color(z, noise(*shape, seed=1), latents, 0.0, (12, 12)), z)
 
 
-@pytest.mark.parametrize("latents", COLOUR_FACTORS)
-def test_each_frame_gets_the_references_mean_colour(latents):
+@pytest.mark.parametrize("latents", COLOR_FACTORS)
+def test_each_frame_gets_the_references_mean_color(latents):
     z, reference = noise(2, 16, 3, 20, 34), 3 * noise(2, 16, 3, 20, 34, seed=1) + torch.arange(3.0).view(3, 1, 1)
-    found, wanted = (mean_colours(each, latents) for each in (match_colours(z, reference, latents, 1.0, width=(4, 4)), reference))
+    found, wanted = (mean_colors(each, latents) for each in (match_color(z, reference, latents, 1.0, width=(4, 4)), reference))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-    half = mean_colours(match_colours(z, reference, latents, 0.5, width=(4, 4)), latents)
-    torch.testing.assert_close(half, (mean_colours(z, latents) + wanted) / 2, atol=1e-5, rtol=0)
+    half = mean_colors(match_color(z, reference, latents, 0.5, width=(4, 4)), latents)
+    torch.testing.assert_close(half, (mean_colors(z, latents) + wanted) / 2, atol=1e-5, rtol=0)
 
 
-def mean_colours(z, latents):
-    """Returns each frame's mean colour by each table."""
-    return torch.einsum("BCT, nCc -> BTnc", z.mean((3, 4)), torch.tensor(COLOUR_FACTORS[latents]))
+def mean_colors(z, latents):
+    """Returns each frame's mean color by each table."""
+    return torch.einsum("BCT, nCc -> BTnc", z.mean((3, 4)), torch.tensor(COLOR_FACTORS[latents]))
 
 
-@pytest.mark.parametrize(("latents", "colours"), [("wan", 6), ("tiny_vae", 3)])
-def test_detail_stays(latents, colours):
-    """Fine structure of every channel, and all of what is no colour."""
+@pytest.mark.parametrize(("latents", "colors"), [("wan", 6), ("tiny_vae", 3)])
+def test_detail_stays(latents, colors):
+    """Fine structure of every channel, and all of what is no color."""
     z, reference = noise(2, 16, 3, 20, 34), 3 * noise(2, 16, 3, 20, 34, seed=1)
-    matched = match_colours(z, reference, latents, 1.0, width=(4, 4))
+    matched = match_color(z, reference, latents, 1.0, width=(4, 4))
     assert not torch.allclose(matched, z, atol=0.1)
     checkerboard = (-1.0) ** (torch.arange(20)[:, None] + torch.arange(34))
-    kept = match_colours(z + checkerboard, reference, latents, 1.0, width=(4, 4)) - matched
+    kept = match_color(z + checkerboard, reference, latents, 1.0, width=(4, 4)) - matched
     torch.testing.assert_close(kept, checkerboard.expand_as(z), atol=0.02, rtol=0)
-    other = torch.linalg.qr(colour_directions(latents).float(), mode="complete").Q[:, colours:]
+    other = torch.linalg.qr(color_directions(latents).float(), mode="complete").Q[:, colors:]
     before, after = (torch.einsum("BCTHW, Cd -> BdTHW", each, other) for each in (z, matched))
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
 
-def test_preview_colours_are_comfyuis(comfy):
+def test_preview_colors_are_comfyuis(comfy):
     from comfy.latent_formats import Wan21
 
     assert [list(rgb) for rgb in PREVIEW_FACTORS] == Wan21().latent_rgb_factors
 
 
-def test_tinyvae_has_no_colour_beside_the_matched_ones():
+def test_tinyvae_has_no_color_beside_the_matched_ones():
     vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
-    colour = vae.linear_decoder.weight.view(3, -1, 16).mean(1)
-    directions = colour_directions("tiny_vae").float()
-    assert (colour - colour @ directions @ directions.T).norm() < 1e-3 * colour.norm()
+    color = vae.linear_decoder.weight.view(3, -1, 16).mean(1)
+    directions = color_directions("tiny_vae").float()
+    assert (color - color @ directions @ directions.T).norm() < 1e-3 * color.norm()
 
 
 def test_frames_are_matched_one_by_one():
     z, reference = noise(2, 16, 5, 9, 13), noise(2, 16, 5, 9, 13, seed=1)
-    parts = [match_colours(*pair, "wan", 0.7, (12, 12)) for pair in zip(z.split(2, dim=2), reference.split(2, dim=2), strict=True)]
-    torch.testing.assert_close(torch.cat(parts, dim=2), match_colours(z, reference, "wan", 0.7, (12, 12)), atol=1e-6, rtol=0)
+    parts = [match_color(*pair, "wan", 0.7, (12, 12)) for pair in zip(z.split(2, dim=2), reference.split(2, dim=2), strict=True)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), match_color(z, reference, "wan", 0.7, (12, 12)), atol=1e-6, rtol=0)
 
 
 def test_the_source_is_matched_as_far_down_as_across():
@@ -98,14 +98,14 @@ def test_the_low_pass_is_a_gaussian_mirrored_at_the_edges():
 
 
 def test_drift_and_flicker_of_a_real_latent_are_mended():
-    """As a sampler drifts: another colour in each frame, and more of it towards one corner. The reference: z_lr, resized."""
+    """As a sampler drifts: another color in each frame, and more of it towards one corner. The reference: z_lr, resized."""
     vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
     original = to_video(read_video(REPO / "tests" / "clips" / "held_out_12s.mp4", 9)[0][:, :192, :240])
     z, z_lr = (vae.encode(video) for video in (original, area_downscale(original, 3)))
     tint = 0.1 * noise(1, 3, 3, 1, 1)[:, :, [0] + 4 * [1] + 4 * [2]] * (1 + torch.linspace(0, 1, 192)[:, None] + torch.linspace(0, 1, 240))
     drift = vae.encode(original + tint) - z
     reference = resize(z_lr, z.shape[3:])
-    mended = match_colours(z + drift, reference, "tiny_vae", 1.0, (12, 12))
+    mended = match_color(z + drift, reference, "tiny_vae", 1.0, (12, 12))
 
     def decoded(z):
         video = vae.decode(z)
@@ -141,7 +141,7 @@ def test_what_is_coarse_is_the_sum_of_less_than_2_to_the_levels_pixels():
 
 
 @pytest.mark.parametrize("scale", [1, 3])
-def test_a_real_frame_gets_its_colours_back_and_keeps_its_detail(scale):
+def test_a_real_frame_gets_its_colors_back_and_keeps_its_detail(scale):
     image = read_video(REPO / "assets" / "demo_original.mp4", 1)[0][0] / 255
     reference = area_downscale(to_video((255 * image[None]).byte()), scale)[0, :, 0].permute(1, 2, 0) / 2 + 0.5
     reference, image = 0.8 * reference, 0.8 * image  # room above: nothing is clamped
