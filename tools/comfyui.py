@@ -66,8 +66,9 @@ def set_up(home: Path) -> Path:
         say("making a virtual environment")
         run([sys.executable, "-m", "venv", home / "venv"], "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv")
     comfyui = find_comfyui(home) or download_comfyui(home, python)
-    requirements = (comfyui / "requirements.txt").read_text(), (REPO / "pyproject.toml").read_text(), TORCH
-    state = {"comfyui": str(comfyui), "requirements": hashlib.sha256(repr(requirements).encode()).hexdigest()}
+    wanted = (REPO / "pyproject.toml").read_text().partition("[tool.")[0]
+    requirements = (comfyui / "requirements.txt").read_text(), wanted, TORCH
+    state = {"requirements": hashlib.sha256(repr(requirements).encode()).hexdigest()}
     if not done.exists() or json.loads(done.read_text()) != state:
         install(home, python, comfyui)
         done.write_text(json.dumps(state))
