@@ -8,8 +8,8 @@ from importlib import import_module
 
 COMMANDS = {  # each module has main(arguments), which returns what the last line prints as JSON
     "photos": ("training.photos", "make video of photographs in motion"),
-    "pairs": ("training.pairs", "build shards of latent pairs from video"),
-    "train": ("training.train", "train the transformer and the upsampler"),
+    "pairs": ("training.build_pairs", "build shards of latent pairs from video"),
+    "train": ("training.command", "train the transformer and the upsampler"),
     "train-vae": ("training.train_vae", "train TinyVAE"),
     "curve": ("training.measure_curve", "measure the noise levels where detail appears"),
     "evaluate": ("evaluation.evaluate", "compare methods on a folder of clips"),

@@ -12,7 +12,8 @@ import torch
 from conftest import REPO
 from PIL import Image
 
-from simplegvr_core.benchmark import command as benchmark
+from simplegvr_core import files
+from simplegvr_core.benchmark import attention, network
 from simplegvr_core.benchmark import machine as measure
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig
@@ -21,9 +22,9 @@ from simplegvr_core.networks.dit import DiTConfig
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "SLOW_S", 0.01)
-    monkeypatch.setattr(benchmark, "GVR", DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2))
-    monkeypatch.setattr(benchmark, "LARGE", DiTConfig(in_dim=16, dim=256, ffn_dim=320, num_heads=2, num_layers=4))
-    monkeypatch.setattr(benchmark, "SIZES", {"480p": (64, 96), "720p": (96, 160)})
+    monkeypatch.setattr(network, "GVR", DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2))
+    monkeypatch.setattr(network, "LARGE", DiTConfig(in_dim=16, dim=256, ffn_dim=320, num_heads=2, num_layers=4))
+    monkeypatch.setattr(network, "SIZES", {"480p": (64, 96), "720p": (96, 160)})
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
 
 
@@ -35,7 +36,7 @@ def check_files(folder, name, results):
 
 
 def test_attention_compares_ours_with_dense(tmp_path):
-    results = benchmark.Attention(grid=("4,24,36",), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), unit=2, out=tmp_path).run()
+    results = attention.Attention(grid=("4,24,36",), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), unit=2, out=tmp_path).run()
     check_files(tmp_path, "attention", results)
     rows = {row["name"]: row for row in results["rows"]}
     flash, ours = rows["dense: sdpa flash"], rows["ours, k 1: sdpa"]
@@ -57,16 +58,16 @@ def test_attention_compares_ours_with_dense(tmp_path):
 
 
 def test_model_times_every_attention_and_size(tmp_path):
-    results = benchmark.Model(sizes=("480p", "720p"), frames=(5,), layers=2, out=tmp_path).run()
+    results = network.Model(sizes=("480p", "720p"), frames=(5,), layers=2, out=tmp_path).run()
     check_files(tmp_path, "model", results)
     names = [row["name"] for row in results["rows"]]
-    assert names[:4] == [f"{name}, 480p, 5 frames" for name in benchmark.ATTENTIONS] and len(names) == 10
+    assert names[:4] == [f"{name}, 480p, 5 frames" for name in attention.ATTENTIONS] and len(names) == 10
     assert set(results["dense_over_sparse"]) == {"480p, 5 frames", "720p, 5 frames"}
     assert all(row["ms"] for row in results["rows"][:-1])
 
 
 def test_cascade_adds_up_layers_and_stages(tmp_path):
-    results = benchmark.Cascade(size="720p", frames=5, steps=(50, 4), out=tmp_path, device="cpu").run()
+    results = network.Cascade(size="720p", frames=5, steps=(50, 4), out=tmp_path, device="cpu").run()
     seconds = results["seconds_per_step"]
     one, three = (row["ms"] / 1e3 for row in results["rows"][:2])
     assert seconds["large, end to end"] == pytest.approx(one + 1.5 * (three - one))
@@ -76,10 +77,10 @@ def test_cascade_adds_up_layers_and_stages(tmp_path):
 
 
 def test_scaling_fits_a_power(tmp_path):
-    results = benchmark.Scaling(frames=(1, 2, 4), height=12, width=18, heads=1, out=tmp_path).run()
+    results = attention.Scaling(frames=(1, 2, 4), height=12, width=18, heads=1, out=tmp_path).run()
     check_files(tmp_path, "scaling", results)
     rows = [measure.Row("x", (t, 1, 1), 3.0 * t**2, 1.0, 1.0) for t in (1, 2, 4)]
-    assert benchmark.exponent(rows) == pytest.approx(2)
+    assert attention.exponent(rows) == pytest.approx(2)
     assert set(results["time_is_tokens_to_the_power"]) == {"dense", "dense units", "ours, k 1: sdpa"}
 
 
@@ -91,15 +92,15 @@ def test_what_would_take_too_long_is_not_run_and_says_so():
 
 def test_a_rival_beyond_the_limit_is_not_even_made(tmp_path):
     machine = measure.Machine("cpu", "float32", limit_s=1e-9)
-    attention, q = benchmark.Attention(out=tmp_path), torch.zeros(1, 4, 1, 8)
-    row = attention.rival(machine, "slow", (1, 2, 2), lambda *_: pytest.fail("it was made"), (q, q, q), 1e6)
+    q = torch.zeros(1, 4, 1, 8)
+    row = attention.Attention(out=tmp_path).rival(machine, "slow", (1, 2, 2), lambda *_: pytest.fail("it was made"), (q, q, q), 1e6)
     assert row.ms is None and row.note.startswith("not run: at least")
 
 
 def test_a_limit_that_leaves_nothing_of_ours_is_named(tmp_path):
     options = dict(grid=("1,12,12",), heads=1, head_dim=16, window=(1, 6, 6), unit=0, out=tmp_path, device="cpu", dtype="float32")
     with pytest.raises(ValueError, match="--limit-s is 1e-12, by which nothing of ours can run"):
-        benchmark.Attention(**options, limit_s=1e-12).run()
+        attention.Attention(**options, limit_s=1e-12).run()
 
 
 def test_timings_and_floors_are_in_milliseconds():
@@ -116,7 +117,7 @@ def test_selections_stay_on_the_grid_and_differ():
     config = AttentionConfig(window=(1, 4, 3), top_k=2)
     windows = config.windows((3, 8, 9), 0)
     selection = torch.stack([torch.arange(18), torch.arange(18).roll(1), torch.arange(18).roll(2)], -1).expand(1, 2, -1, -1)
-    kinds = benchmark.selections(windows, selection)
+    kinds = attention.selections(windows, selection)
     assert kinds["next frames"][0, 0, 0].tolist() == [0, 6, 12]
     assert kinds["all the same"][0, 1].tolist() == [[window, 6, 12] for window in range(18)]
 
@@ -124,7 +125,7 @@ def test_selections_stay_on_the_grid_and_differ():
 @pytest.mark.parametrize("grid", ["a", "5,72", "5,0,9", "5,72,126,3", "-1,2,3"])
 def test_a_wrong_grid_is_named(grid):
     with pytest.raises(ValueError, match=f"--grid is '{grid}', wanted tokens"):
-        benchmark.Attention(grid=(grid,)).run()
+        attention.Attention(grid=(grid,)).run()
 
 
 def test_the_last_line_is_json():
@@ -135,7 +136,7 @@ def test_the_last_line_is_json():
 
 def test_versions_do_without_git_and_without_names(monkeypatch):
     broken = SimpleNamespace(metadata={"Name": None}, version="1")
-    right = list(measure.importlib.metadata.distributions())
-    monkeypatch.setattr(measure.importlib.metadata, "distributions", lambda: [broken, *right])
-    monkeypatch.setattr(measure, "which", lambda name: None)
-    assert measure.versions()["commit"] == "unknown" and measure.versions()["torch"]
+    right = list(files.importlib.metadata.distributions())
+    monkeypatch.setattr(files.importlib.metadata, "distributions", lambda: [broken, *right])
+    monkeypatch.setattr(files, "which", lambda name: None)
+    assert files.versions()["commit"] == "unknown" and files.versions()["torch"]

@@ -9,10 +9,10 @@ import torch
 from conftest import REPO
 
 from simplegvr_core.sampling.timesteps import Curve, load_curve
+from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loss import draw_training_noise
 from simplegvr_core.training.measure_curve import MeasureCurve, high_frequency_energy
-from simplegvr_core.training.pairs import BuildPairs
-from simplegvr_core.training.train import PRESETS
+from simplegvr_core.training.presets import PRESETS
 
 CURVE = Curve(sigma=(1.0, 0.75, 0.5, 0.25), energy=(0.0, 3.0, 4.0, 4.0), clips=1)
 

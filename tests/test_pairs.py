@@ -16,7 +16,8 @@ from einops import rearrange
 
 from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae
-from simplegvr_core.training.pairs import BuildPairs, Pairs
+from simplegvr_core.training.build_pairs import BuildPairs
+from simplegvr_core.training.pairs import Pairs
 from simplegvr_core.video.read import area_downscale, crop_centre, read_video, resize_frames, to_images, to_video, write_video
 
 VAE = TinyVAEConfig(8, 1, 8, 1, 8)

@@ -19,10 +19,11 @@ from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, load_dit
 from simplegvr_core.networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from simplegvr_core.networks.upsampler import VARIANTS, load_upsampler
 from simplegvr_core.training.batches import Crop, PairSampler
+from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.loss import draw_training_noise
-from simplegvr_core.training.pairs import BuildPairs, Pairs
-from simplegvr_core.training.train import PRESETS
+from simplegvr_core.training.pairs import Pairs
+from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.train_vae import Crops, TrainVAE
 from simplegvr_core.video.read import read_video
 

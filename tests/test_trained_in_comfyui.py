@@ -12,9 +12,9 @@ from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.dit import SimpleGVRDiT, load_dit
 from simplegvr_core.sampling.super_resolve import SamplingConfig
 from simplegvr_core.sampling.timesteps import Curve
+from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loop import LoopConfig
-from simplegvr_core.training.pairs import BuildPairs
-from simplegvr_core.training.train import PRESETS
+from simplegvr_core.training.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,10 @@ from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.wan_vae import load_vae
 from simplegvr_core.training.batches import Crop
+from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loop import LoopConfig
-from simplegvr_core.training.pairs import BuildPairs, Pairs
-from simplegvr_core.training.train import PRESETS
+from simplegvr_core.training.pairs import Pairs
+from simplegvr_core.training.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch.utils.benchmark import Timer
@@ -118,6 +119,22 @@ class Machine:
             "matrix_tflops": self.flops_per_ms / 1e9,
             **versions(),
         }
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all benchmarks have in common."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu, cuda, cuda:1, mps and so on."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16" if torch.cuda.is_available() else "float32"
+    out: Path = Path("out/benchmark")
+    """Folder for NAME.json, NAME.md and NAME.png of the last run."""
+    limit_s: float = 60
+    """What would take longer than this by its floor is not run."""
+
+    def machine(self) -> Machine:
+        return Machine(self.device, self.dtype, self.limit_s)
 
 
 def report(folder: Path, name: str, machine: Machine, rows: list[Row], summary: dict) -> dict:

@@ -25,10 +25,12 @@ from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, load_upsampler
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..training.batches import Crop
+from ..training.build_pairs import BuildPairs
 from ..training.loop import LoopConfig
 from ..training.measure_curve import MeasureCurve
-from ..training.pairs import BuildPairs, Pairs
-from ..training.train import PRESETS, Train
+from ..training.pairs import Pairs
+from ..training.presets import PRESETS
+from ..training.train import Train
 
 BASE = replace(
     PRESETS["tiny_stage1"],

@@ -1,4 +1,4 @@
-"""Batches of latent pairs: random crops of what simplegvr_core.training.pairs built.
+"""Batches of latent pairs: random crops of what simplegvr_core.training.build_pairs wrote.
 
 B batch, T latent frames, h, w low-resolution cells, H, W target cells, S text tokens; latents are normalised
 """

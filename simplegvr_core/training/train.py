@@ -6,18 +6,15 @@ data: the paper's three stages, those of the bundled gvr_tiny, and a smoke test.
 B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import torch
-import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-from ..files import GVR_TINY_VAE, REPO
 from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -33,12 +30,11 @@ from .cost import training_plan
 from .loop import LoopConfig, fit, read_losses
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, Pictures, draw_training_noise
-from .pairs import BuildPairs
 
 
 @dataclass(frozen=True)
 class Train:
-    """Trains upsampler and DiT jointly, on folders of latent pairs that simplegvr_core.training.pairs built."""
+    """Trains upsampler and DiT jointly, on folders of latent pairs that `simplegvr pairs` built."""
 
     pairs: tuple[Path, ...]
     """Each pair of each folder is drawn equally often."""
@@ -197,110 +193,3 @@ def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
     if vae is not None:
         return vae.decode(z)
     return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))
-
-
-TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
-TINY_SAMPLING = SamplingConfig(steps=2, shift=3.0, noise_augmentation=0.0, denoise=0.15)
-
-STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True)
-TINY = replace(
-    STAGE,
-    dit=TINY_DIT,
-    attention=AttentionConfig(),
-    upsampler=replace(VARIANTS["simplegvr"], width=64, latents="tiny_vae"),
-    sampling=TINY_SAMPLING,
-    noise_range=(0.0, 0.3),
-    upsampler_loss=0.5,
-    perceptual_loss=0.5,
-    gradient_checkpointing=False,
-    vae=GVR_TINY_VAE,
-    crop=Crop(size=(24, 24), batch=4),
-    loop=LoopConfig(steps=2000, learning_rate=5e-4, warmup=100),
-)
-PRESETS = {
-    "stage1": STAGE,
-    "stage2": replace(
-        STAGE,
-        pairs=(Path("pairs/aigc"),),
-        out=Path("runs/stage2"),
-        init_dit=Path("runs/stage1/dit.safetensors"),
-        init_upsampler=Path("runs/stage1/upsampler.safetensors"),
-        loop=replace(STAGE.loop, steps=10_000),
-    ),
-    "stage3": replace(
-        STAGE,
-        pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
-        out=Path("runs/stage3"),
-        init_dit=Path("runs/stage2/dit.safetensors"),
-        init_upsampler=Path("runs/stage2/upsampler.safetensors"),
-        attention=AttentionConfig(),
-        crop=replace(STAGE.crop, num_frames=77),
-        loop=replace(STAGE.loop, steps=5_000),
-    ),
-    "tiny_t2v": replace(
-        TINY,
-        pairs=(Path("pairs/tiny_t2v"),),
-        out=Path("runs/tiny_t2v"),
-        dit=replace(TINY_DIT, in_dim=16),
-        attention=AttentionConfig(kind="full", unit=None),
-        upsampler=replace(VARIANTS["bilinear"], latents="tiny_vae"),
-        sampling=SamplingConfig(steps=20, shift=3.0, denoise=0.6),
-        upsampler_loss=0.0,
-        perceptual_loss=0.0,
-        crop=Crop(size=(16, 28), batch=8),
-        loop=replace(TINY.loop, learning_rate=1e-3),
-    ),
-    "tiny_stage1": replace(TINY, pairs=(Path("pairs/tiny_area"), Path("pairs/tiny_classical")), out=Path("runs/tiny_stage1")),
-    "tiny_stage2": replace(
-        TINY,
-        pairs=(Path("pairs/tiny_area"), Path("pairs/tiny_aigc")),
-        out=Path("runs/tiny_stage2"),
-        init_dit=Path("runs/tiny_stage1/dit.safetensors"),
-        init_upsampler=Path("runs/tiny_stage1/upsampler.safetensors"),
-    ),
-    "tiny_stage3": replace(
-        TINY,
-        pairs=(Path("pairs/tiny_aigc"),),
-        out=Path("runs/tiny_stage3"),
-        init_dit=Path("runs/tiny_stage2/dit.safetensors"),
-        init_upsampler=Path("runs/tiny_stage2/upsampler.safetensors"),
-        crop=Crop(num_frames=33, size=(24, 24), batch=2),
-    ),
-    "smoke": replace(
-        TINY,
-        pairs=(Path("runs/smoke/pairs"),),
-        out=Path("runs/smoke"),
-        dit=DiTConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=2),
-        attention=AttentionConfig(window=(1, 3, 3)),
-        upsampler=replace(TINY.upsampler, width=16),
-        perceptual_loss=0.0,
-        bf16=False,
-        crop=Crop(num_frames=9, size=(12, 12), batch=4),
-        loop=LoopConfig(steps=120, learning_rate=2e-3, warmup=10, ema=0.98, save_every=20),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Command:
-    """What to train, and whether to train at all."""
-
-    preset: Literal[tuple(PRESETS)] = "stage1"
-    plan: bool = False
-    """Print memory, tokens and time that the training would take, and stop."""
-
-
-def main(arguments: Sequence[str]) -> dict | None:
-    """Trains as the command line says. Returns None on every process but the first."""
-    command, rest = tyro.cli(Command, prog="simplegvr train", args=arguments, return_unknown_args=True, add_help=False)
-    description = f"{Train.__doc__} --preset: {', '.join(PRESETS)}; the options are shown with the values of {command.preset!r}. "
-    description += "--plan: print memory, tokens and time that it would take, estimated, and stop."
-    train = tyro.cli(Train, prog="simplegvr train", args=rest, default=PRESETS[command.preset], description=description)
-    if command.plan:
-        return train.plan()
-    process = PartialState(cpu=train.loop.cpu)
-    with process.main_process_first():
-        if command.preset == "smoke" and not (train.pairs[0] / "pairs.json").exists():
-            BuildPairs(REPO / "assets", train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
-    result = train.run()
-    return result if process.is_main_process else None

@@ -1,0 +1,303 @@
+"""Latent pairs for training: `python3 scripts/run.py pairs --videos DIR --vae FILE --out DIR --recipe classical`.
+
+A folder of video becomes clips, filters drop some, a recipe degrades the rest, the autoencoder encodes both. Every clip has a
+seed of its own, so neither order nor number of processes changes a pair. Every shard carries the record of the clips up to
+its last pair, so a killed run goes on after it.
+
+F frames, T latent frames; h, w low-resolution cells, H = scale h, W = scale w; latents are normalised
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..degradations import RECIPES, Recipe, degrade_latent, degrade_video
+from ..files import atomic_write, sha256, write_text
+from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
+from ..networks import checkpoint
+from ..networks.attention import AttentionConfig
+from ..networks.dit import SimpleGVRDiT, read_dit
+from ..networks.tiny_vae import TinyVAE
+from ..networks.wan_vae import WanVAE, load_vae
+from ..video.read import crop_centre, to_video
+from .clips import Clip, Survey, read_clips, survey
+from .filters import Drop, FilterConfig, judge, load_musiq
+
+METADATA_KEY = "simplegvr_pairs"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """z_lr (16, T, h, w) and z_hr (16, T, H, W), float16."""
+
+    scale: int
+    z_lr: Tensor
+    z_hr: Tensor
+
+
+@dataclass(frozen=True)
+class PairMaker:
+    """All that turns a clip into a pair. t2v: text-to-video model of a model-guided recipe."""
+
+    recipe: Recipe
+    scales: tuple[int, ...]
+    filters: FilterConfig
+    seed: int
+    device: str
+    vae: TinyVAE | WanVAE
+    t2v: SimpleGVRDiT | None
+    musiq: nn.Module | None
+
+    @torch.inference_mode()
+    def make(self, clip: Clip) -> Pair | Drop:
+        """Returns the clip's pair, or why there is none."""
+        drop = clip.images if isinstance(clip.images, Drop) else judge(clip.images, self.filters, self.musiq)
+        if drop:
+            return drop
+        digest = hashlib.sha256(json.dumps([self.seed, clip.video, clip.frame]).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
+        images = crop_centre(clip.images, SPATIAL_FACTOR * scale)
+        if not images.numel():
+            height, width = clip.images.shape[1:3]
+            return Drop(
+                "too small", f"{width} x {height} pixels, scale {scale} wants at least {SPATIAL_FACTOR * scale} x {SPATIAL_FACTOR * scale}"
+            )
+        video = to_video(images)
+        z_lr = self.vae.encode(degrade_video(video, scale, self.recipe, generator).to(self.device))
+        z_lr = degrade_latent(z_lr, self.recipe, self.velocity, generator)
+        z_hr = self.vae.encode(video.to(self.device))
+        return Pair(scale, z_lr[0].half().cpu(), z_hr[0].half().cpu())
+
+    def velocity(self, z_t: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the text-to-video model's velocity of z_t (B, 16, T, h, w) at noise level sigma, for the null prompt."""
+        null_context = z_t.new_zeros(len(z_t), 1, self.t2v.config.text_dim)
+        return self.t2v(z_t, (1000 * sigma).expand(len(z_t)), null_context)
+
+
+class Worker:
+    """A process that makes pairs."""
+
+    def __init__(self, maker: PairMaker):
+        torch.set_num_threads(1)
+        for model in filter(None, (maker.vae, maker.t2v, maker.musiq)):
+            model.to(maker.device)
+        self.maker = maker
+
+    def make(self, clip: Clip) -> Pair | Drop:
+        return self.maker.make(clip)
+
+
+def make_on_cluster(maker: PairMaker, clips: Iterable[Clip], workers: int | None, address: str) -> Iterator[Pair | Drop]:
+    """Yields what maker.make gives for the clips, in order, made by ray. This process alone reads the videos.
+
+    workers: processes; by default one for each CPU of the cluster, or GPU if maker.device is one. address: of a running
+    cluster, or "local" to start one here.
+    """
+    try:
+        import ray  # optional: only clusters need it
+    except ImportError as error:
+        raise ImportError("--workers and --ray need ray, which is not installed: run `python -m pip install ray`") from error
+    unit = "CPU" if maker.device == "cpu" else "GPU"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    package = {"py_modules": [str(Path(__file__).parents[1])]}
+    ray.init(address, runtime_env=package, logging_level=logging.ERROR, log_to_driver=False, **own)
+    try:
+        remote, shared = ray.remote(num_cpus=1, num_gpus=int(unit == "GPU"))(Worker), ray.put(maker)
+        pool = [remote.remote(shared) for _ in range(workers or int(ray.cluster_resources()[unit]))]
+        waiting = deque()
+        for i, clip in enumerate(clips):
+            waiting.append(pool[i % len(pool)].make.remote(clip))
+            if len(waiting) == 3 * len(pool):
+                yield ray.get(waiting.popleft())
+        yield from map(ray.get, waiting)
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class BuildPairs:
+    """Builds latent pairs of a folder of video. The same command goes on where a killed one stopped."""
+
+    videos: Path
+    vae: Path
+    """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
+    out: Path
+    recipe: Literal[tuple(RECIPES)] = "classical"
+    t2v: Path | None = None
+    """Text-to-video model of --vae's latents for model-guided recipes: stock Wan 2.1, or one of ours with 16 input channels."""
+    num_frames: int = 17
+    spacing: int = 17
+    """Frames from the start of a clip to that of the next."""
+    height: int = 1080
+    """Taller video is made this tall by area averaging."""
+    scales: tuple[int, ...] = (2, 3, 4)
+    """Of which each clip draws one."""
+    filters: FilterConfig = FilterConfig()
+    shard_pairs: int = 64
+    """Pairs in a file; what a killed run loses is less."""
+    seed: int = 0
+    device: str = "cpu"
+    workers: int | None = None
+    """Processes, by ray; without it and --ray this process alone makes the pairs."""
+    ray: str | None = None
+    """Address of a ray cluster, or "local" to start one here."""
+
+    def run(self) -> dict:
+        """Returns {"out", "clips", "pairs", "dropped": {reason: number}, "skipped": {reason: number}, "musiq"}."""
+        self.check()
+        found = survey(self.videos, self.num_frames)
+        musiq, musiq_note = load_musiq()
+        maker = PairMaker(RECIPES[self.recipe], self.scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
+        self.begin(found, musiq_note)
+        records = read_records(self.out)
+        starts = found.starts(self.num_frames, self.spacing)
+        clips = read_clips(self.videos, starts[len(records) :], self.num_frames, self.height)
+        with one_thread(), tqdm(total=len(starts), initial=len(records), unit="clip", mininterval=1) as progress:
+            alone = self.workers is None and self.ray is None
+            outcomes = map(Worker(maker).make, clips) if alone else make_on_cluster(maker, clips, self.workers, self.ray or "local")
+            self.write_shards(starts, outcomes, records, progress)
+        return self.finish(found, records, musiq_note)
+
+    def check(self) -> None:
+        """Raises ValueError for options that do not go together."""
+        if self.num_frames % 4 != 1:
+            raise ValueError(f"--num-frames is {self.num_frames}, wanted 4 times a number of latent frames plus 1: 17 or 77, for example")
+        if self.spacing < self.num_frames:
+            raise ValueError(f"--spacing is {self.spacing} frames, wanted at least the {self.num_frames} of a clip")
+        if self.out.resolve().is_relative_to(self.videos.resolve()):
+            raise ValueError(f"--out {self.out} is inside --videos {self.videos}: choose a folder elsewhere")
+        if RECIPES[self.recipe].model_guided and self.t2v is None:
+            raise ValueError(f"recipe {self.recipe!r} is made by a text-to-video model: give its checkpoint with --t2v")
+
+    def load_models(self) -> tuple[TinyVAE | WanVAE, SimpleGVRDiT | None]:
+        vae = load_vae(self.vae)
+        if not RECIPES[self.recipe].model_guided:
+            return vae, None
+        config, weights = read_dit(self.t2v)
+        t2v = SimpleGVRDiT(config, AttentionConfig(kind="full", unit=None)).eval()
+        checkpoint.load_strict(t2v, weights, self.t2v)
+        if t2v.config.in_dim != LATENT_CHANNELS:
+            raise ValueError(f"--t2v {self.t2v} takes {t2v.config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
+        return vae, t2v
+
+    def begin(self, found: Survey, musiq_note: str) -> None:
+        """Writes down what the folder is made from. Raises ValueError when it was begun with something else."""
+        options = {key: value for key, value in asdict(self).items() if key not in ("videos", "out", "workers", "ray")}
+        options |= {"videos": {name: f"{length} frames" for name, length in found.lengths.items()}, "musiq": musiq_note}
+        options |= {"recipe_numbers": asdict(RECIPES[self.recipe])}
+        files = {name: sha256(path) for name in ("vae", "t2v") if (path := getattr(self, name))}
+        options = flatten(json.loads(json.dumps(options | files, default=str)))
+        path = self.out / "build.json"
+        if not path.exists():
+            write_text(path, json.dumps(options, indent=1))
+            return
+        begun = json.loads(path.read_text())
+        for key in sorted(options.keys() | begun.keys()):
+            if options.get(key) != begun.get(key):
+                raise ValueError(
+                    f"{self.out} was begun with {key} = {begun.get(key)}, now it is {options.get(key)}: "
+                    "run it with the same to go on, or choose another --out"
+                )
+
+    def write_shards(self, starts: list, outcomes: Iterator[Pair | Drop], records: list[dict], progress: tqdm) -> None:
+        """Appends a record for each outcome to records, and writes the pairs among them, shard by shard."""
+        saved, tensors, number = len(records), {}, sum("id" in record for record in records)
+        for (video, frame), outcome in zip(starts[saved:], outcomes, strict=True):
+            record = {"video": video, "frame": frame}
+            if isinstance(outcome, Drop):
+                records.append(record | asdict(outcome))
+            else:
+                shard = shard_name(number // self.shard_pairs)
+                records.append({"id": number, "shard": shard, **record, "scale": outcome.scale})
+                tensors |= {f"{number:05d}.z_lr": outcome.z_lr, f"{number:05d}.z_hr": outcome.z_hr}
+                number += 1
+            progress.update()
+            if tensors and (number % self.shard_pairs == 0 or len(records) == len(starts)):
+                with atomic_write(self.out / shard) as partial:
+                    partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(records[saved:])}))
+                saved, tensors = len(records), {}
+
+    def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
+        """Returns run's summary, after writing pairs.json and report.json. Raises ValueError when there is no pair."""
+        pairs = [record for record in records if "id" in record]
+        drops = [record for record in records if "id" not in record]
+        summary = {
+            "out": str(self.out),
+            "clips": len(records),
+            "pairs": len(pairs),
+            "dropped": dict(Counter(record["reason"] for record in drops)),
+            "skipped": dict(Counter(drop.reason for drop in found.skipped.values())),
+            "musiq": musiq_note,
+        }
+        skipped = {name: asdict(drop) for name, drop in found.skipped.items()}
+        report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes}
+        write_text(self.out / "report.json", json.dumps(report, indent=1))
+        if not pairs:
+            raise ValueError(f"no clip of {self.videos} became a pair: {self.out / 'report.json'} says why, one by one ({summary})")
+        index = {"recipe": self.recipe, "num_frames": self.num_frames, "pairs": pairs}
+        write_text(self.out / "pairs.json", json.dumps(index, indent=1))
+        return summary
+
+
+def flatten(options: dict, prefix: str = "") -> dict:
+    """Returns nested options as one level: {"filters": {"min_luma": 25}} becomes {"filters.min_luma": 25}."""
+    flat = {}
+    for key, value in options.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def shard_name(number: int) -> str:
+    return f"shard_{number:05d}.safetensors"
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Returns the records of all clips that the folder's shards settle, in order."""
+    records, number = [], 0
+    while (path := folder / shard_name(number)).exists():
+        with safe_open(path, framework="pt") as shard:
+            records += json.loads(shard.metadata()[METADATA_KEY])
+        number += 1
+    return records
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums split among threads round differently: on one thread every machine gives the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def print_summary(summary: dict) -> None:
+    """Prints what became of the clips and files, in words."""
+    print(f"{summary['pairs']} pairs of {summary['clips']} clips in {summary['out']}")
+    for what in ("dropped", "skipped"):
+        for reason, number in sorted(summary[what].items()):
+            print(f"  {number} {'clips' if what == 'dropped' else 'files'} {what}: {reason}")
+    print(f"  MUSIQ {summary['musiq']}")
+
+
+def main(arguments: Sequence[str]) -> dict:
+    summary = tyro.cli(BuildPairs, prog="simplegvr pairs", args=arguments).run()
+    print_summary(summary)
+    return summary

@@ -1,0 +1,94 @@
+"""The runs that `simplegvr train --preset NAME` starts from: the paper's three stages, those of the bundled gvr_tiny, and a smoke test."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..files import GVR_TINY_VAE
+from ..networks.attention import AttentionConfig
+from ..networks.dit import DiTConfig
+from ..networks.upsampler import VARIANTS
+from ..sampling.super_resolve import SamplingConfig
+from .batches import Crop
+from .loop import LoopConfig
+from .train import Train
+
+TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
+TINY_SAMPLING = SamplingConfig(steps=2, shift=3.0, noise_augmentation=0.0, denoise=0.15)
+
+STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True)
+TINY = replace(
+    STAGE,
+    dit=TINY_DIT,
+    attention=AttentionConfig(),
+    upsampler=replace(VARIANTS["simplegvr"], width=64, latents="tiny_vae"),
+    sampling=TINY_SAMPLING,
+    noise_range=(0.0, 0.3),
+    upsampler_loss=0.5,
+    perceptual_loss=0.5,
+    gradient_checkpointing=False,
+    vae=GVR_TINY_VAE,
+    crop=Crop(size=(24, 24), batch=4),
+    loop=LoopConfig(steps=2000, learning_rate=5e-4, warmup=100),
+)
+PRESETS = {
+    "stage1": STAGE,
+    "stage2": replace(
+        STAGE,
+        pairs=(Path("pairs/aigc"),),
+        out=Path("runs/stage2"),
+        init_dit=Path("runs/stage1/dit.safetensors"),
+        init_upsampler=Path("runs/stage1/upsampler.safetensors"),
+        loop=replace(STAGE.loop, steps=10_000),
+    ),
+    "stage3": replace(
+        STAGE,
+        pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
+        out=Path("runs/stage3"),
+        init_dit=Path("runs/stage2/dit.safetensors"),
+        init_upsampler=Path("runs/stage2/upsampler.safetensors"),
+        attention=AttentionConfig(),
+        crop=replace(STAGE.crop, num_frames=77),
+        loop=replace(STAGE.loop, steps=5_000),
+    ),
+    "tiny_t2v": replace(
+        TINY,
+        pairs=(Path("pairs/tiny_t2v"),),
+        out=Path("runs/tiny_t2v"),
+        dit=replace(TINY_DIT, in_dim=16),
+        attention=AttentionConfig(kind="full", unit=None),
+        upsampler=replace(VARIANTS["bilinear"], latents="tiny_vae"),
+        sampling=SamplingConfig(steps=20, shift=3.0, denoise=0.6),
+        upsampler_loss=0.0,
+        perceptual_loss=0.0,
+        crop=Crop(size=(16, 28), batch=8),
+        loop=replace(TINY.loop, learning_rate=1e-3),
+    ),
+    "tiny_stage1": replace(TINY, pairs=(Path("pairs/tiny_area"), Path("pairs/tiny_classical")), out=Path("runs/tiny_stage1")),
+    "tiny_stage2": replace(
+        TINY,
+        pairs=(Path("pairs/tiny_area"), Path("pairs/tiny_aigc")),
+        out=Path("runs/tiny_stage2"),
+        init_dit=Path("runs/tiny_stage1/dit.safetensors"),
+        init_upsampler=Path("runs/tiny_stage1/upsampler.safetensors"),
+    ),
+    "tiny_stage3": replace(
+        TINY,
+        pairs=(Path("pairs/tiny_aigc"),),
+        out=Path("runs/tiny_stage3"),
+        init_dit=Path("runs/tiny_stage2/dit.safetensors"),
+        init_upsampler=Path("runs/tiny_stage2/upsampler.safetensors"),
+        crop=Crop(num_frames=33, size=(24, 24), batch=2),
+    ),
+    "smoke": replace(
+        TINY,
+        pairs=(Path("runs/smoke/pairs"),),
+        out=Path("runs/smoke"),
+        dit=DiTConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=2),
+        attention=AttentionConfig(window=(1, 3, 3)),
+        upsampler=replace(TINY.upsampler, width=16),
+        perceptual_loss=0.0,
+        bf16=False,
+        crop=Crop(num_frames=9, size=(12, 12), batch=4),
+        loop=LoopConfig(steps=120, learning_rate=2e-3, warmup=10, ema=0.98, save_every=20),
+    ),
+}
