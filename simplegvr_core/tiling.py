@@ -3,13 +3,18 @@
 Extents, sizes and overlaps are latent cells along T, H, W. A segment is a box's part of the clip, a tile its part of a frame.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 LEAST_OVERLAP = (5, 16, 16)
+
+Plan = TypeVar("Plan")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -115,3 +120,50 @@ def share(box: Box, extent: tuple[int, int, int], overlap: tuple[int, int, int])
             along[len(along) - overlap[axis] :] = ramp.flip(0)
         shares = shares[..., None] * along
     return shares
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """Memory ran out with the smallest plan. The message has the cure."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error of PyTorch means that memory ran out, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in ("out of memory", "can't allocate memory"))
+    )
+
+
+def with_less_memory(
+    run: Callable[[Plan], Result],
+    plan: Plan,
+    *,
+    smaller: Callable[[Plan], Plan | None],
+    on_out_of_memory: Callable[[Plan, Plan], None],
+    give_up: Callable[[Plan], str],
+    is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory,
+) -> Result:
+    """Returns run(plan), of the first plan for which there is enough memory.
+
+    Args:
+        run: The work. What it has done before memory ran out, it has to do again or to skip itself.
+        plan: The plan to begin with.
+        smaller: Returns the plan to try after one that took too much memory; None when there is none.
+        on_out_of_memory: Called before each retry with the plan that took too much memory and the next one.
+        give_up: Returns the error's message, with the cure, when the smallest plan takes too much memory.
+        is_out_of_memory: Whether an error means that memory ran out.
+
+    Raises:
+        OutOfMemory: The smallest plan takes too much memory. One that run raises, of a part of its work, is final too.
+    """
+    while True:
+        try:
+            return run(plan)
+        except OutOfMemory:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if (following := smaller(plan)) is None:
+                raise OutOfMemory(give_up(plan)) from error
+        on_out_of_memory(plan, following)  # here, what the error's traceback kept alive is free
+        plan = following

@@ -65,9 +65,8 @@ def test_pixel_size_names_the_nearest_possible_size():
 def resolve(model, size=(9, 13), **changes):
     upsampler = random_weights(LatentUpsampler(UPSAMPLER))
     sampling = SamplingConfig(**{"steps": 2, **changes})
-    null = torch.zeros(2, 1, 4096)
     prompt = torch.randn(2, 3, 4096, generator=torch.Generator().manual_seed(2))
-    return super_resolve(model, upsampler, Z, size, sampling, prompt, null, seed=3, noise_seed=4)
+    return super_resolve(model, upsampler, Z, size, sampling=sampling, context=prompt, seed=3, noise_seed=4)
 
 
 def test_super_resolve_gives_the_exact_size_and_depends_on_its_settings():

@@ -1,6 +1,9 @@
 """Boxes, noise by position, latents in files, and refinement that streams: what is cut gives what the whole gives."""
 
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -9,11 +12,12 @@ from conftest import random_weights
 from simplegvr_core.flow import positional_noise
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
-from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
-from simplegvr_core.sampling.latent_file import LatentFile, write_latent
-from simplegvr_core.sampling.refine import TiledVelocity, is_out_of_memory
-from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve, super_resolve_in
-from simplegvr_core.tiling import Tiling, aligned_tiling, share, spans
+from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig
+from simplegvr_core.sampling.latent_file import LatentFile, TensorFrames, write_latent
+from simplegvr_core.sampling.refine import TiledVelocity
+from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve
+from simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
+from simplegvr_core.tiling import OutOfMemory, Tiling, aligned_tiling, is_out_of_memory, share, spans, with_less_memory
 
 ATTENTION = AttentionConfig(window=(1, 3, 2), top_k=1, unit=2)
 SMALL = Tiling((4, 12, 8), (2, 6, 4))
@@ -28,10 +32,44 @@ def model():
 
 
 def resolve(model, folder=None, tiling=SMALL, steps=3, z_lr=Z_LR, **options):
-    arguments = z_lr, SIZE, SamplingConfig(steps=steps, denoise=0.7), torch.zeros(1, 1, 4096), torch.zeros(1, 1, 4096), 3, 4, tiling
-    if folder is None:
-        return super_resolve(model, UPSAMPLER, *arguments, **options)
-    return super_resolve_in(folder, model, UPSAMPLER, *arguments, **options)[:]
+    """Returns super_resolve_to_file's latent; the folder is one for this run alone unless it is given."""
+    with TemporaryDirectory() as own:
+        runtime = torch_runtime(model, UPSAMPLER, like=z_lr, tiling=tiling, **options)
+        sampling = SamplingConfig(steps=steps, denoise=0.7)
+        run = {"sampling": sampling, "seed": 3, "noise_seed": 4}
+        return super_resolve_to_file(folder or Path(own), TensorFrames(z_lr), SIZE, runtime, **run)[:]
+
+
+UPSAMPLERS = {"bilinear": UPSAMPLER, "simplegvr": random_weights(LatentUpsampler(UpsamplerConfig(width=8)))}
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("tiling", [None, SMALL, Tiling((4, None, None), (2, 6, 4)), Tiling((None, 12, 8), (2, 6, 4))], ids=str)
+@pytest.mark.parametrize("upsampler", UPSAMPLERS)
+def test_the_streamed_twin_gives_what_super_resolve_gives_in_memory(model, upsampler, tiling, cfg, tmp_path):
+    networks = model, UPSAMPLERS[upsampler]
+    generator = torch.Generator().manual_seed(5)
+    prompts = {name: torch.randn(2, 3, 4096, generator=generator) for name in ("context", "negative_context")}
+    z_lr, sampling = torch.cat((Z_LR, Z_LR.flip(2))), SamplingConfig(steps=3, denoise=0.7, cfg=cfg)
+    common = {"sampling": sampling, "seed": 3, "noise_seed": 4, "color_match": 0.5}
+    expected = super_resolve(*networks, z_lr, SIZE, tiling=tiling, **prompts, **common)
+    runtime = torch_runtime(*networks, like=z_lr, sampling=sampling, tiling=tiling, **prompts)
+    streamed = super_resolve_to_file(tmp_path, TensorFrames(z_lr), SIZE, runtime, **common)
+    assert streamed.shape == expected.shape == (2, 16, 7, *SIZE)
+    torch.testing.assert_close(streamed[:], expected, atol=1e-6 * expected.abs().max().item(), rtol=0)
+
+
+def test_no_prompt_is_the_null_prompt(model):
+    null = torch.zeros(1, 1, 4096)
+    guided = {"sampling": SamplingConfig(steps=1, cfg=2.0)}
+    prompt = torch.ones(1, 3, 4096)
+    expected = super_resolve(model, UPSAMPLER, Z_LR, SIZE, context=prompt, negative_context=null, **guided)
+    assert torch.equal(super_resolve(model, UPSAMPLER, Z_LR, SIZE, context=prompt, **guided), expected)
+    assert not torch.equal(super_resolve(model, UPSAMPLER, Z_LR, SIZE, context=prompt, negative_context=prompt, **guided), expected)
+    assert torch.equal(
+        super_resolve(model, UPSAMPLER, Z_LR, SIZE, **guided),
+        super_resolve(model, UPSAMPLER, Z_LR, SIZE, context=null, negative_context=null, **guided),
+    )
 
 
 @pytest.mark.parametrize("extent", [1, 2, 5, 9, 10, 11, 21, 34, 135])
@@ -162,8 +200,43 @@ def test_memory_that_never_suffices_is_an_error_that_says_so():
         raise torch.OutOfMemoryError("simulated")
 
     velocity = TiledVelocity(network, SMALL, ATTENTION.alignment)
-    with pytest.raises(ValueError, match="out of memory with the smallest box"):
+    with pytest.raises(OutOfMemory, match="out of memory with the smallest box"):
         velocity(torch.zeros(1, 16, 7, 16, 22), None, torch.tensor(0.5))
+
+
+def test_the_next_smaller_plan_is_tried_until_one_fits():
+    tried, told = [], []
+
+    def run(plan):
+        tried.append(plan)
+        if plan > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return f"done with {plan}"
+
+    retry = partial(
+        with_less_memory, on_out_of_memory=lambda *plans: told.append(plans), give_up=lambda plan: f"{plan} is the smallest: buy more"
+    )
+    assert retry(run, 5, smaller=lambda plan: plan - 1) == "done with 2"
+    assert tried == [5, 4, 3, 2]
+    assert told == [(5, 4), (4, 3), (3, 2)]
+    with pytest.raises(torch.OutOfMemoryError, match="3 is the smallest: buy more"):
+        retry(run, 3, smaller=lambda plan: None)
+
+
+def test_an_error_that_is_final_is_not_tried_again():
+    calls = []
+
+    def part(plan):
+        calls.append(plan)
+        raise torch.OutOfMemoryError("simulated")
+
+    def run(plan):
+        inner = {"smaller": lambda plan: None, "on_out_of_memory": lambda *plans: None, "give_up": lambda plan: "final"}
+        return with_less_memory(part, plan, **inner)
+
+    with pytest.raises(OutOfMemory, match="final"):
+        with_less_memory(run, 3, smaller=lambda plan: plan - 1, on_out_of_memory=lambda *plans: None, give_up=lambda plan: "outer")
+    assert calls == [3]
 
 
 def test_other_errors_pass():

@@ -24,7 +24,7 @@ from simplegvr_core.planning.network_memory import TEXT_TOKENS, decode_bytes, di
 from simplegvr_core.planning.picture import draw_plan
 from simplegvr_core.planning.plan import least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
 from simplegvr_core.planning.tensor_memory import peak_bytes
-from simplegvr_core.sampling.refine import TiledVelocity, refine
+from simplegvr_core.sampling.refine import Refinement, TiledVelocity, refine
 from simplegvr_core.sampling.super_resolve import SamplingConfig, match_source
 from simplegvr_core.tiling import Tiling, spans
 
@@ -260,9 +260,7 @@ def test_segment_bytes_are_what_refinement_keeps_on_the_host(size, box, tmp_path
         return match_source(z, z_lr, "wan", 1.0)
 
     def run() -> None:
-        refine(
-            velocity, upsampled, upsampled, torch.tensor([0.5, 0.0]), 0, tmp_path, finish=lambda z, frame: match_source(z, z_lr, "wan", 1.0)
-        )
+        refine(velocity, Refinement(upsampled, upsampled, torch.tensor([0.5, 0.0]), 0, tmp_path, finish))
 
     counted = segment_bytes((1, 20, *size), tiling.tile_size((20, *size))[0])
     assert 0.7 * counted < peak_bytes(run) <= counted

@@ -29,9 +29,9 @@ from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, load_upsample
 from ..planning.network_memory import coding_bytes, dit_bytes
 from ..planning.tensor_memory import peak_bytes
 from ..sampling.latent_file import LatentFile, write_latent
-from ..sampling.refine import is_out_of_memory
-from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, super_resolve_in
-from ..tiling import WHOLE, Box, aligned_tiling
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
+from ..sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
+from ..tiling import WHOLE, Box, aligned_tiling, is_out_of_memory
 from ..video.decode import StreamDecoder, Tile
 from ..video.decode_to_file import decode_to_parts
 from ..video.read import to_images
@@ -86,13 +86,19 @@ class Case:
 
 
 def sampler(case: Case, folder: Path) -> Callable[[], LatentFile]:
-    """Returns a run of super_resolve_in, with the steps that gvr_tiny recommends."""
+    """Returns a run of super_resolve_to_file, with the steps that gvr_tiny recommends."""
     dit, config = load_dit(GVR_TINY)
     upsampler = load_upsampler(GVR_TINY_UPSAMPLER).to(case.device)
     sampling = parse_config(SamplingConfig, config, "sampling", GVR_TINY)
-    z_lr, null = case.latent(folder, case.source)[:].to(case.device), torch.zeros(1, 1, dit.config.text_dim, device=case.device)
+    z_lr = case.latent(folder, case.source)
     tiling = aligned_tiling((case.segment, None, None), dit.attention.alignment) if case.streamed else WHOLE
-    return lambda: super_resolve_in(folder, dit.to(case.device), upsampler, z_lr, case.size, sampling, null, null, 0, 1, tiling)
+
+    def run() -> LatentFile:
+        like = torch.empty(0, device=case.device)
+        runtime = torch_runtime(dit.to(case.device), upsampler, like=like, sampling=sampling, tiling=tiling)
+        return super_resolve_to_file(folder, z_lr, case.size, runtime, sampling=sampling, noise_seed=1)
+
+    return run
 
 
 def upsampler(case: Case, folder: Path) -> Callable[[], None]:

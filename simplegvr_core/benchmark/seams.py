@@ -20,9 +20,9 @@ from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
-from ..sampling.latent_file import LatentFile, write_latent
-from ..sampling.refine import TiledVelocity, refine
-from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, guided_network, write_condition
+from ..sampling.latent_file import TensorFrames
+from ..sampling.refine import Refinement, TiledVelocity, refine
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network
 from ..tiling import WHOLE, Tiling, aligned_tiling, share
 from ..video.read import read_video, to_video
 
@@ -77,8 +77,7 @@ class SeamBenchmark:
         z_lr = vae.encode(self.clip())
         size = scaled_size(z_lr.shape[3:], SCALE)
         z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2)
-        null = torch.zeros(1, 1, dit.config.text_dim)
-        network = guided_network(dit, sampling.cfg, null, null, z_lr)
+        network = guided_network(dit, sampling.cfg, like=z_lr)
         velocity = TiledVelocity(network, WHOLE, dit.attention.alignment)
 
         reference = sample(velocity, z_up, sampling, WHOLE)
@@ -119,13 +118,9 @@ class SeamBenchmark:
 def sample(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
     """Returns z_up refined in boxes that are blended at every step, with noise by position."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "upsampled.safetensors"
-        with write_latent(path, z_up.shape, {}) as append:
-            append(z_up)
-        upsampled = LatentFile(path)
-        condition = write_condition(upsampled, sampling.noise_augmentation, NOISE_SEED, Path(folder))
+        condition = TensorFrames(augment_condition(z_up, sampling.noise_augmentation, NOISE_SEED))
         sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-        return refine(replace(velocity, tiling=tiling), upsampled, condition, sigmas, SEED, Path(folder))[:]
+        return refine(replace(velocity, tiling=tiling), Refinement(TensorFrames(z_up), condition, sigmas, SEED, Path(folder)))[:]
 
 
 def sample_apart(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:

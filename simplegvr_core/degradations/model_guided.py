@@ -33,4 +33,4 @@ def degrade_model_guided(z_lr: Tensor, velocity: Callable, config: ModelGuidedCo
     alpha = uniform(*config.alpha, generator)
     noise = torch.randn(z_lr.shape, generator=generator).to(z_lr)
     sigmas = shifted_sigmas(config.steps, config.shift, alpha).to(z_lr.device)
-    return sample_euler(velocity, interpolate(z_lr, noise, sigmas[0]), sigmas, lambda step, z, z_0: None)
+    return sample_euler(velocity, interpolate(z_lr, noise, sigmas[0]), sigmas)

@@ -6,9 +6,10 @@ A method gives whole latent frames and cells: what is beyond the clip is cut off
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..latent_space import scaled_size
@@ -16,7 +17,9 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import LatentUpsampler, resize
 from ..networks.wan_vae import WanVAE
-from ..sampling.super_resolve import SamplingConfig, super_resolve
+from ..sampling.latent_file import TensorFrames
+from ..sampling.super_resolve import SamplingConfig
+from ..sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
 from ..tiling import WHOLE, Tiling
 from ..video.read import resize_frames
 from . import peers
@@ -36,12 +39,12 @@ class Models:
 
 def gvr(z_lr: Tensor, scale: int, models: Models) -> Tensor:
     """SimpleGVR: upsample the latent, refine it, decode."""
-    null = torch.zeros(len(z_lr), 1, models.dit.config.text_dim, device=z_lr.device)
-    size = scaled_size(z_lr.shape[3:], scale)
-    z = super_resolve(
-        models.dit, models.upsampler, z_lr, size, models.sampling, null, null, models.seed, models.seed + 1, tiling=models.tiling
-    )
-    return models.vae.decode(z)
+    sampling, size = models.sampling, scaled_size(z_lr.shape[3:], scale)
+    runtime = torch_runtime(models.dit, models.upsampler, like=z_lr, sampling=sampling, tiling=models.tiling)
+    seeds = {"seed": models.seed, "noise_seed": models.seed + 1}
+    with TemporaryDirectory(prefix="simplegvr_") as folder:
+        z = super_resolve_to_file(Path(folder), TensorFrames(z_lr), size, runtime, sampling=sampling, **seeds)[:]
+    return models.vae.decode(z.to(z_lr))
 
 
 def upsampler(z_lr: Tensor, scale: int, models: Models) -> Tensor:

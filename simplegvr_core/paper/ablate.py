@@ -149,12 +149,11 @@ class Ablate:
         """Returns PSNR, ST-LPIPS and warping error of the decoded results against the decoded targets."""
         dit, upsampler = load_dit(train.out / "dit.safetensors")[0], load_upsampler(train.out / "upsampler.safetensors")
         folders, measured = [Pairs(folder) for folder in sorted((self.out / "held_out").iterdir())], []
-        null = torch.zeros(1, 1, dit.config.text_dim)
         for i in range(self.clips):
             pairs = folders[i % len(folders)]
             z_lr, z_hr = pairs[i * len(pairs) // self.clips]
             z_lr, z_hr = z_lr[None, :, :, :8, :8], z_hr[None, :, :, :16, :16]
-            z = super_resolve(dit, upsampler, z_lr, z_hr.shape[3:], train.sampling, null, null, 0, 1)
+            z = super_resolve(dit, upsampler, z_lr, z_hr.shape[3:], sampling=train.sampling, noise_seed=1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
             result = metrics.Result(video, metrics.Reference(tuple(original.shape[3:]), original))
             measured.append({name: metrics.measure(name, result).value for name in ("psnr", "st_lpips", "warping_error")})

@@ -216,15 +216,14 @@ class Bench:
 
     def t2v_velocity(self, context: Tensor | None = None, cfg: float = 1.0) -> Callable:
         """Returns (z_t, sigma) -> velocity of the text-to-video model, by default for the null prompt."""
-        null = self.null_context()
-        network = guided_network(self.t2v, cfg, null if context is None else context, null, null)
+        network = guided_network(self.t2v, cfg, context, like=self.null_context())
         return lambda z, sigma: network(z, None, sigma).to(z)
 
     def super_resolve(self, z_lr: Tensor, sampling: SamplingConfig | None = None, **options) -> Tensor:
         """Returns z_lr (B, 16, T, h, w) at --scale by SimpleGVR for the null prompt, as its checkpoint wants to be sampled."""
-        null = torch.zeros(1, 1, self.dit.config.text_dim, device=z_lr.device)
         size, seed = scaled_size(z_lr.shape[3:], self.options.scale), self.options.seed
-        return super_resolve(self.dit, self.upsampler, z_lr, size, sampling or self.sampling, null, null, seed, seed + 1, **options)
+        options = {"sampling": sampling or self.sampling, "seed": seed, "noise_seed": seed + 1} | options
+        return super_resolve(self.dit, self.upsampler, z_lr, size, **options)
 
     @torch.inference_mode()
     def draw(self, context: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
@@ -233,7 +232,7 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator).to(self.options.device)
         velocity = self.t2v_velocity(context, sampling.cfg)
-        return sample_euler(velocity, z, shifted_sigmas(sampling.steps, sampling.shift).to(z.device), lambda step, z, z_0: None)
+        return sample_euler(velocity, z, shifted_sigmas(sampling.steps, sampling.shift).to(z.device))
 
     def cascade(self) -> dict:
         """Returns {"videos": {prompt: {"seconds": {part: its seconds}}}}: videos drawn from text, end to end and cascaded.

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,27 @@ from torch import Tensor
 from ..files import atomic_write
 
 
+class LatentFrames(Protocol):
+    """A latent of shape (B, C, T, H, W) that is read by its frames: latent[a:b] is (B, C, b - a, H, W)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, frames: slice) -> Tensor: ...
+
+
+class TensorFrames:
+    """A latent tensor, read by its frames."""
+
+    def __init__(self, z: Tensor):
+        self.z, self.shape = z, tuple(z.shape)
+
+    def __getitem__(self, frames: slice) -> Tensor:
+        return self.z[:, :, frames]
+
+
 class LatentFile:
-    """A latent in a finished file: latent[a:b] reads frames a to b, (B, C, b - a, H, W). shape: (B, C, T, H, W)."""
+    """A latent in a finished file, read by its frames."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -15,118 +15,137 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flow import clean_from_velocity, interpolate, positional_noise
-from ..tiling import Box, Tiling, share, spans
-from .latent_file import LatentFile, write_latent
+from ..tiling import Box, Tiling, is_out_of_memory, share, spans, with_less_memory
+from .latent_file import LatentFile, LatentFrames, write_latent
 
 STATE = "z.safetensors"  # of the last whole step
 
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether PyTorch says that memory ran out, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in ("out of memory", "can't allocate memory"))
-    )
+Network = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (z_t, condition or None, sigma) -> velocity
+OnSegment = Callable[[int, int, Tensor], None]  # (step, first frame, z_0)
 
 
 @dataclass
 class TiledVelocity:
-    """The velocity of a latent of any size, by a network that sees a box of it at a time.
+    """The velocity of a latent of any size, by a network that is given one box of it at a time.
 
-    network: (z_t, condition or None, sigma) -> velocity, of a box. tiling: becomes finer when memory runs out, and stays so.
-    alignment: tiling.alignment of the network's attention. on_tile(cells): called after each box.
-    on_out_of_memory(size, tiling): called with the box that did not fit and the tiling that is tried now.
+    Attributes:
+        network: (z_t, condition or None, sigma) -> velocity, of a box, on z_t's device and in its dtype.
+        tiling: The boxes. They become smaller when memory runs out, and stay so.
+        alignment: The multiples, in latent pixels along T, H, W, at which boxes may begin: AttentionConfig.alignment.
+        on_tile: Called after each box with its number of latent pixels.
+        on_out_of_memory: Called with the size of a box for which there was not enough memory, and the tiling that is tried next.
+        is_out_of_memory: Whether an error means that memory ran out.
     """
 
-    network: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    network: Network
     tiling: Tiling
     alignment: tuple[int, int, int]
-    on_tile: Callable[[int], None] = lambda cells: None
+    on_tile: Callable[[int], None] = lambda latent_pixels: None
     on_out_of_memory: Callable[[tuple[int, int, int], Tiling], None] = lambda size, tiling: None
     is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory
 
     def __call__(self, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
-        """Returns the velocity of z. Raises ValueError when memory runs out with the smallest boxes."""
-        extent = tuple(z.shape[2:])
-        if self.tiling.fits(extent):
-            velocity = self.attempt(z, condition, sigma)
-            if velocity is not None:
-                self.on_tile(z[0, 0].numel())
-                return velocity
-        tiling, fused = self.tiling, torch.zeros_like(z)
+        """Returns the velocity (B, 16, T, H, W) of z. Raises tiling.OutOfMemory when memory runs out with the smallest box."""
+        T, H, W = extent = z.shape[2], z.shape[3], z.shape[4]
+
+        def predict(tiling: Tiling) -> Tensor:
+            if not tiling.fits(extent):
+                return self.blended(z, condition, sigma, tiling)
+            velocity = self.network(z, condition, sigma)
+            self.on_tile(T * H * W)
+            return velocity
+
+        def finer(tiling: Tiling, halved: Tiling) -> None:
+            self.tiling = halved
+            self.on_out_of_memory(tiling.tile_size(extent), halved)
+
+        return with_less_memory(
+            predict,
+            self.tiling,
+            smaller=lambda tiling: tiling.halved(tiling.tile_size(extent), self.alignment),
+            on_out_of_memory=finer,
+            give_up=lambda tiling: (
+                f"out of memory with the smallest box of {tiling.tile_size(extent)} latent frames, rows and columns: "
+                "close other programs, use a smaller batch, or a model in a smaller dtype"
+            ),
+            is_out_of_memory=self.is_out_of_memory,
+        )
+
+    def blended(self, z: Tensor, condition: Tensor | None, sigma: Tensor, tiling: Tiling) -> Tensor:
+        """Returns the velocity of z, blended of those of its boxes."""
+        extent, v = (z.shape[2], z.shape[3], z.shape[4]), torch.zeros_like(z)
         for box in tiling.boxes(extent):
             part = self(z[box.slices], None if condition is None else condition[box.slices], sigma)
-            fused[box.slices] += share(box, extent, tiling.overlap) * part
-        return fused
-
-    def attempt(self, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor | None:
-        """Returns the network's velocity; None, and a finer tiling, when there is not enough memory for it."""
-        try:
-            return self.network(z, condition, sigma)
-        except Exception as error:
-            if not self.is_out_of_memory(error):
-                raise
-            extent = tuple(z.shape[2:])
-            finer = self.tiling.halved(extent, self.alignment)
-            if finer is None:
-                raise ValueError(
-                    f"out of memory with the smallest box of {extent} latent frames, rows and columns: "
-                    "close other programs, use a smaller batch, or a model in a smaller dtype"
-                ) from error
-        self.on_out_of_memory(extent, finer)
-        self.tiling = finer
-        return None
+            v[box.slices] += share(box, extent, tiling.overlap).to(z.device) * part
+        return v
 
 
-def refine(
-    velocity: TiledVelocity,
-    upsampled: LatentFile,
-    condition: LatentFile | None,
-    sigmas: Tensor,
-    seed: int,
-    folder: Path,
-    on_segment: Callable[[int, int, Tensor], None] = lambda step, first_frame, z_0: None,
-    finish: Callable[[Tensor, int], Tensor] = lambda z, frame: z,
-) -> LatentFile:
-    """Returns the latent integrated from noise level sigmas[0] down to the last, by Euler's method (equation 2).
+@dataclass(frozen=True)
+class Refinement:
+    """An upsampled latent that waits for its velocity.
 
-    It starts from upsampled, noised by a noise that seed draws by position; and from the last whole step where folder
-    holds the file of one. condition: None for a network without one. on_segment(i, first_frame, z_0): called in
-    step i with frames first_frame and on of the clean latent that their velocity points to. finish(z, frame):
-    applied to each frame of the result.
+    Attributes:
+        upsampled: Upsampled latent (B, 16, T, H, W).
+        condition: The condition, of the same shape; None for a network without one.
+        sigmas: Noise levels that fall to 0, one more than there are steps.
+        seed: Seed of the starting noise, which depends on it and on the position.
+        folder: Folder of the file with the last whole step. A refinement whose file is there is continued from it.
+        finish: (z, frame) -> z, applied to each latent frame of the result before it is written.
     """
 
-    sigmas = sigmas.cpu()
+    upsampled: LatentFrames
+    condition: LatentFrames | None
+    sigmas: Tensor
+    seed: int
+    folder: Path
+    finish: Callable[[Tensor, int], Tensor] = lambda z, frame: z
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def finished_steps(self) -> int:
+        """Returns the number of steps that are in the folder's file; 0 without one."""
+        path = self.folder / STATE
+        return int(LatentFile(path).metadata["step"]) if path.exists() else 0
+
+
+def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegment = lambda step, first_frame, z_0: None) -> LatentFile:
+    """Returns the file of the refined latent, integrated along the velocity by Euler's method (equation 2), segment by segment.
+
+    Args:
+        velocity: The velocity. Its tiling's segments are in memory one at a time.
+        refinement: Where the integration begins, its noise levels and its folder.
+        on_segment: Called in each step, for each segment, with the step's number, the segment's first latent frame and the clean
+            latent z_0 that the velocity predicts there.
+    """
+    upsampled, sigmas = refinement.upsampled, refinement.sigmas.cpu()
+    path = refinement.folder / STATE
+
+    def noised_frame(frame: int) -> Tensor:
+        z_0 = upsampled[frame : frame + 1]
+        return interpolate(z_0, positional_noise(tuple(z_0.shape), refinement.seed, frame), sigmas[0])
 
     def noised(start: int, stop: int) -> Tensor:
         return torch.cat([noised_frame(frame) for frame in range(start, stop)], dim=2)
 
-    def noised_frame(frame: int) -> Tensor:
-        z_0 = upsampled[frame : frame + 1]
-        return interpolate(z_0, positional_noise(z_0.shape, seed, frame), sigmas[0])
-
     def stepped(start: int, stop: int) -> Tensor:
         return LatentFile(path)[start:stop]
 
-    path = folder / STATE
-    for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[finished_steps(folder) :]:
+    for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[refinement.finished_steps :]:
         with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
-            for first, z, v in fused_segments(velocity, stepped if i else noised, condition, upsampled.shape[2], sigma):
+            for first, z, v in fused_segments(velocity, stepped if i else noised, refinement.condition, upsampled.shape[2], sigma):
                 on_segment(i, first, clean_from_velocity(z, v, sigma))
                 for frame, (z_t, velocity_t) in enumerate(zip(z.split(1, dim=2), v.split(1, dim=2), strict=True), first):
                     z_next = z_t + (sigma_next - sigma) * velocity_t
-                    append(finish(z_next, frame) if i == len(sigmas) - 2 else z_next)
+                    append(refinement.finish(z_next, frame) if i == refinement.steps - 1 else z_next)
                 del z, v, z_t, velocity_t  # before there are those of the next segment
     return LatentFile(path)
 
 
-def finished_steps(folder: Path) -> int:
-    """Returns how many steps of refine are done, by the file that it left in folder; 0 without one."""
-    path = folder / STATE
-    return int(LatentFile(path).metadata["step"]) if path.exists() else 0
-
-
 def fused_segments(
-    velocity: TiledVelocity, frames: Callable[[int, int], Tensor], condition: LatentFile | None, num_frames: int, sigma: Tensor
+    velocity: TiledVelocity, frames: Callable[[int, int], Tensor], condition: LatentFrames | None, num_frames: int, sigma: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (first frame, z_t, velocity) of stretches of the clip, in order and without a gap or an overlap.
 
@@ -136,7 +155,7 @@ def fused_segments(
     segments = spans(num_frames, tiling.size[0], tiling.overlap[0])
     for (start, stop), following in zip_longest(segments, segments[1:]):
         z = frames(start, stop)
-        v = padded_velocity(velocity, z, condition and condition[start:stop], sigma)
+        v = padded_velocity(velocity, z, None if condition is None else condition[start:stop], sigma)
         v *= share(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
         if carried is not None:
             v[:, :, : carried.shape[2]] += carried

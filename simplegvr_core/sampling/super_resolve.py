@@ -1,14 +1,12 @@
-"""Super-resolution of a latent: upsample, noise the condition, integrate the velocity from noise to data.
+"""The paper's method: upsample a latent, noise the condition, integrate the velocity from noise to data.
 
-`super_resolve` is the one entry that evaluation, benchmarks and tests share; inside ComfyUI its parts run under
-ComfyUI's sampler. B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised.
+`super_resolve` does it in memory; `super_resolve_to_file.py` is its twin for clips of any length.
+B batch, T latent frames, h, w low-resolution latent pixels, H, W those of the target, S text tokens; latents are normalised.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -19,19 +17,22 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.upsampler import LatentUpsampler, resize
 from ..tiling import Tiling, aligned_tiling
 from .color_match import match_color
-from .latent_file import LatentFile, write_latent
-from .refine import TiledVelocity, refine
+from .refine import Network, TiledVelocity, padded_velocity
 
 UPSAMPLER_FRAMES = 2  # latent, at a time
-CONDITION_FIELD = 1  # of the condition's noise: with the same seed, too, it has nothing to do with the one to start from
+CONDITION_FIELD = 1  # of the condition's noise: independent of the starting noise, with the same seed, too
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a model wants to be sampled; it travels in the checkpoint.
+    """How a model is sampled. A checkpoint has the values that suit it; the defaults are the paper's.
 
-    cfg: guidance scale, 1 is none. shift: of the noise levels. noise_augmentation: noise share of the condition.
-    denoise: first noise level; below 1 sampling starts from the noised upsampled latent instead of pure noise.
+    Attributes:
+        steps: Number of Euler steps.
+        cfg: Scale of classifier-free guidance; 1 is none.
+        shift: Shift of the noise levels; above 1 more of the steps are at high noise.
+        noise_augmentation: Noise level of the condition, in [0, 1].
+        denoise: First noise level, in (0, 1]. 1 starts from pure noise, less from the noised upsampled latent.
     """
 
     steps: int = 50
@@ -41,78 +42,113 @@ class SamplingConfig:
     denoise: float = 1.0
 
 
-def super_resolve(model: SimpleGVRDiT, upsampler: LatentUpsampler, z_lr: Tensor, *arguments, **options) -> Tensor:
-    """Returns super_resolve_in's latent (B, 16, T, *size) as a tensor. It takes the same arguments, but no folder."""
-    with TemporaryDirectory(prefix="simplegvr_") as folder:
-        return super_resolve_in(Path(folder), model, upsampler, z_lr, *arguments, **options)[:].to(z_lr)
+PAPER = SamplingConfig()
 
 
 @torch.inference_mode()
-def super_resolve_in(
-    folder: Path,
+def super_resolve(
     model: SimpleGVRDiT,
     upsampler: LatentUpsampler,
     z_lr: Tensor,
     size: tuple[int, int],
-    sampling: SamplingConfig,
-    context: Tensor,
-    null_context: Tensor,
-    seed: int,
-    noise_seed: int,
+    *,
+    sampling: SamplingConfig = PAPER,
+    context: Tensor | None = None,
+    negative_context: Tensor | None = None,
+    seed: int = 0,
+    noise_seed: int = 0,
     tiling: Tiling | None = None,
     color_match: float = 1.0,
-    on_segment: Callable[[int, int, Tensor], None] = lambda step, first_frame, z_0: None,
-) -> LatentFile:
-    """Returns the file, in folder, of the super-resolved latent (B, 16, T, *size).
+    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, z_t, z_0: None,
+) -> Tensor:
+    """Returns the super-resolved latent (B, 16, T, H, W), in z_lr's dtype and on its device.
 
-    z_lr: (B, 16, T, h, w). context, null_context: (B, S, text_dim) text features of the prompt and of no prompt.
-    seed draws the starting noise, noise_seed the condition's. tiling: boxes that the model sees at a time, by default the whole.
-    color_match: strength of match_source on the result. on_segment: as in refine. A model with 16 input channels (any
-    text-to-video Wan) takes no condition: training-free mode, which needs denoise < 1. Raises ValueError otherwise, and
-    when memory runs out with the smallest boxes.
+    Args:
+        model: The DiT. One with 16 input channels (any text-to-video Wan) takes no condition: training-free mode.
+        upsampler: The latent upsampler.
+        z_lr: Low-resolution latent (B, 16, T, h, w), normalised, in the networks' dtype and on their device.
+        size: (H, W), target size in latent pixels of 8 x 8 pixels.
+        sampling: Steps, guidance and noise levels.
+        context: Text features (B, S, text_dim) of the prompt; None is the null prompt.
+        negative_context: Text features (B, S, text_dim) of the negative prompt; None is the null prompt. Unused at cfg 1.
+        seed: Seed of the starting noise.
+        noise_seed: Seed of the condition's noise.
+        tiling: Boxes that the model is given one at a time; None is the whole clip.
+        color_match: Strength in [0, 1] of the removal of low-frequency color drift, see match_source.
+        on_step: Called in each step with its number, z_t and the clean latent z_0 that the velocity predicts.
+
+    Raises:
+        ValueError: denoise is 1 and the model takes no condition.
+        tiling.OutOfMemory: There is not enough memory for the smallest box.
     """
-    condition_free = model.config.in_dim == LATENT_CHANNELS
-    if condition_free and sampling.denoise == 1:
-        raise ValueError("denoise is 1, so a model with 16 input channels would not see the video: set denoise to 0.3-0.6")
+    z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2).float()
+    condition = augment_condition(z_up, sampling.noise_augmentation, noise_seed) if takes_condition(model, sampling) else None
 
-    with write_latent(folder / "upsampled.safetensors", (*z_lr.shape[:3], *size), {}) as append:
-        for z in upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size):
-            append(z)
-    upsampled = LatentFile(folder / "upsampled.safetensors")
-    condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
+    network = guided_network(model, sampling.cfg, context, negative_context, like=z_lr)
+    velocity = TiledVelocity(network, tiling or whole(model), model.attention.alignment)
 
-    def finish(z: Tensor, frame: int) -> Tensor:
-        return match_source(z, z_lr[:, :, frame : frame + 1], upsampler.config.latents, color_match)
-
-    network = guided_network(model, sampling.cfg, context, null_context, z_lr)
-    tiling = tiling or aligned_tiling((None, None, None), model.attention.alignment)
-    velocity = TiledVelocity(network, tiling, model.attention.alignment)
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-    return refine(velocity, upsampled, condition, sigmas, seed, folder, on_segment, finish)
+    z = interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
+    z = sample_euler(lambda z_t, sigma: padded_velocity(velocity, z_t, condition, sigma), z, sigmas, on_step)
+    return match_source(z, z_lr, upsampler.config.latents, color_match).to(z_lr)
 
 
-def guided_network(model: SimpleGVRDiT, cfg: float, context: Tensor, null_context: Tensor, like: Tensor) -> Callable:
-    """Returns (z_t, condition or None, sigma) -> velocity by the model with guidance, as TiledVelocity takes it.
+def takes_condition(model: SimpleGVRDiT, sampling: SamplingConfig) -> bool:
+    """Returns whether the model takes a condition. Raises ValueError when it takes none and would start from pure noise."""
+    if model.config.in_dim > LATENT_CHANNELS:
+        return True
+    if sampling.denoise == 1:
+        raise ValueError("denoise is 1, so a model with 16 input channels would not see the video: set denoise to 0.3-0.6")
+    return False
 
-    cfg: guidance scale, 1 is none. like: a tensor on the model's device and in its dtype.
+
+def whole(model: SimpleGVRDiT) -> Tiling:
+    """Returns the tiling of one box, which is cut where the model's windows and temporal units begin when memory runs out."""
+    return aligned_tiling((None, None, None), model.attention.alignment)
+
+
+def guided_network(
+    model: SimpleGVRDiT, cfg: float, context: Tensor | None = None, negative_context: Tensor | None = None, *, like: Tensor
+) -> Network:
+    """Returns the model with classifier-free guidance, as TiledVelocity takes it.
+
+    Args:
+        model: The DiT.
+        cfg: Guidance scale; 1 is none, and costs half.
+        context: Text features (B, S, text_dim) of the prompt; None is the null prompt.
+        negative_context: Those of the negative prompt; None is the null prompt.
+        like: A tensor on the model's device and in its dtype.
     """
 
-    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
-        z = (z if condition is None else torch.cat((z, condition), dim=1)).to(like)
+    def network(z_t: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+        z = (z_t if condition is None else torch.cat((z_t, condition), dim=1)).to(like)
         timestep = (1000 * sigma).to(like.device).expand(len(z))
-        conditional = model(z, timestep, context).float().cpu()
+
+        def predict(prompt: Tensor | None) -> Tensor:
+            return model(z, timestep, z.new_zeros(len(z), 1, model.config.text_dim) if prompt is None else prompt).to(z_t)
+
+        conditional = predict(context)
         if cfg == 1:
             return conditional
-        unconditional = model(z, timestep, null_context).float().cpu()
+        unconditional = predict(negative_context)
         return unconditional + cfg * (conditional - unconditional)
 
     return network
 
 
-def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callable[[int, Tensor, Tensor], None]) -> Tensor:
-    """Returns z integrated along velocity(z, sigma) through sigmas, by Euler's method (equation 2).
+def sample_euler(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    z: Tensor,
+    sigmas: Tensor,
+    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, z_t, z_0: None,
+) -> Tensor:
+    """Returns z integrated along the velocity through the noise levels, by Euler's method (equation 2).
 
-    on_step(i, z, z_0) is called in step i with the noised latent and the clean one that its velocity predicts.
+    Args:
+        velocity: (z_t, sigma) -> velocity.
+        z: Latent at noise level sigmas[0].
+        sigmas: Noise levels that fall, one more than there are steps.
+        on_step: Called in each step with its number, z_t and the clean latent z_0 that the velocity predicts.
     """
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(z, sigma)
@@ -121,30 +157,28 @@ def sample_euler(velocity: Callable, z: Tensor, sigmas: Tensor, on_step: Callabl
     return z
 
 
-def augment_condition(upsampled: Tensor, noise_augmentation: float, noise_seed: int, first_frame: int = 0) -> Tensor:
-    """Returns the condition (1 - s) upsampled + s noise, s = noise_augmentation, noise drawn by position from noise_seed.
+def augment_condition(z_up: Tensor, noise_augmentation: float, noise_seed: int, first_frame: int = 0) -> Tensor:
+    """Returns the condition (1 - s) z_up + s noise, s the noise augmentation level. The noise depends on seed and position.
 
-    first_frame: the number in the clip of upsampled's first frame.
+    Args:
+        z_up: Upsampled latent (B, 16, t, H, W).
+        noise_augmentation: s, in [0, 1].
+        noise_seed: Seed of the noise.
+        first_frame: Number in the clip of z_up's first latent frame.
     """
-    noise = positional_noise(upsampled.shape, noise_seed, first_frame, CONDITION_FIELD).to(upsampled)
-    return interpolate(upsampled, noise, noise_augmentation)
-
-
-def write_condition(upsampled: LatentFile, noise_augmentation: float, noise_seed: int, folder: Path) -> LatentFile:
-    """Returns the file, in folder, of augment_condition of a whole clip, which all steps read."""
-    path = folder / "condition.safetensors"
-    if not path.exists():
-        with write_latent(path, upsampled.shape, {}) as append:
-            for frame in range(upsampled.shape[2]):
-                append(augment_condition(upsampled[frame : frame + 1], noise_augmentation, noise_seed, frame))
-    return LatentFile(path)
+    noise = positional_noise(z_up.shape, noise_seed, first_frame, CONDITION_FIELD).to(z_up)
+    return interpolate(z_up, noise, noise_augmentation)
 
 
 def match_source(z: Tensor, z_lr: Tensor, latents: str, strength: float) -> Tensor:
-    """Returns z (B, 16, T, H, W) with the colors of large areas of z_lr (B, 16, T, h, w), resized, at that strength.
+    """Returns z without its low-frequency color drift from z_lr, each latent frame alone; see match_color.
 
-    latents: whose they are, as the upsampler's configuration says. Large is what four source cells and more share; see match_color.
+    Args:
+        z: Latent (B, 16, T, H, W).
+        z_lr: Latent (B, 16, T, h, w) whose colors are right.
+        latents: Autoencoder of both, a key of COLOR_FACTORS, as the upsampler's configuration has it.
+        strength: In [0, 1]. The blur that tells low frequencies is 4 latent pixels of z_lr wide.
     """
-    size = tuple(z.shape[3:])
-    width = tuple(4 * large / small for large, small in zip(size, z_lr.shape[3:], strict=True))
+    size = z.shape[3], z.shape[4]
+    width = 4 * size[0] / z_lr.shape[3], 4 * size[1] / z_lr.shape[4]
     return match_color(z, resize(z_lr.to(z), size), latents, strength, width)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
-import torch
 import tyro
 from torch import Tensor
 from tqdm import tqdm
@@ -50,16 +49,15 @@ def measure_curve(
     """
     sampling = replace(sampling, denoise=1.0)
     device = next(model.parameters()).device
-    null = torch.zeros(1, 1, model.config.text_dim, device=device)
     sigma, energies = shifted_sigmas(sampling.steps, sampling.shift)[:-1], []
     for i, (z_lr, size) in enumerate(tqdm(latents, unit="clip")):
         energy = np.zeros(sampling.steps)
 
-        def record(step: int, first_frame: int, z_0: Tensor, energy: np.ndarray = energy) -> None:
-            energy[step] += high_frequency_energy(z_0)
+        def record(step: int, z_t: Tensor, z_0: Tensor, energy: np.ndarray = energy) -> None:
+            energy[step] = high_frequency_energy(z_0)
 
-        seeds = seed + 2 * i, seed + 2 * i + 1
-        super_resolve(model, upsampler, z_lr.to(device), size, sampling, null, null, *seeds, on_segment=record)
+        seeds = {"seed": seed + 2 * i, "noise_seed": seed + 2 * i + 1}
+        super_resolve(model, upsampler, z_lr.to(device), size, sampling=sampling, **seeds, on_step=record)
         energies.append(energy)
     return Curve(tuple(sigma.tolist()), tuple(np.mean(energies, axis=0).tolist()), len(energies))
 

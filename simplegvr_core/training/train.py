@@ -161,9 +161,8 @@ class Train:
 
         def show(model: FlowMatching, step: int) -> None:
             device = next(model.dit.parameters()).device
-            null = torch.zeros(1, 1, model.dit.config.text_dim, device=device)
             model.eval()
-            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), z_hr.shape[3:], self.sampling, null, null, 0, 1).cpu()
+            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), z_hr.shape[3:], sampling=self.sampling, noise_seed=1).cpu()
             model.train()
             videos = [decode_preview(latent, vae) for latent in (z_lr, z, z_hr)]
             videos = [resize_frames(video, videos[-1].shape[3:], "nearest-exact") for video in videos]
