@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..simplegvr_core.sampling.super_resolve import augment_condition
-from .host.bridge import CATEGORY, LATENT_FORMAT, latent_samples, size_input, target_size, to_core, to_latent, upsampled_frames
+from .host.bridge import CATEGORY, LATENT_FORMAT, NormalizedFrames, latent_samples, size_input, target_size, to_core, to_latent, upsample
 
 TEXT_DIM = 4096  # of Wan's text encoder
 
@@ -32,8 +32,9 @@ class SimpleGVRLatentUpscale(io.ComfyNode):
     @classmethod
     def execute(cls, upsampler, latent: dict, size: dict) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
-        z = torch.cat(list(upsampled_frames(upsampler, samples, target_size(size, samples, cls), cls)), dim=2)
-        return io.NodeOutput(to_latent(LATENT_FORMAT.process_out(z)))
+        frames = []
+        upsample(upsampler, NormalizedFrames(samples), target_size(size, samples, cls), frames.append, cls)
+        return io.NodeOutput(to_latent(LATENT_FORMAT.process_out(torch.cat(frames, dim=2))))
 
 
 class SimpleGVRConditioning(io.ComfyNode):

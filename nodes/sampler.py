@@ -1,31 +1,27 @@
 """SimpleGVR Sampler: low-resolution LATENT in, super-resolved LATENT out."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..simplegvr_core.flow import shifted_sigmas
 from ..simplegvr_core.latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, pixels
 from ..simplegvr_core.networks.attention import AttentionConfig
-from ..simplegvr_core.sampling.latent_file import LatentFile, write_latent
-from ..simplegvr_core.sampling.super_resolve import SamplingConfig, match_source, write_condition
+from ..simplegvr_core.sampling.super_resolve import SamplingConfig
+from ..simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file
 from ..simplegvr_core.tiling import Tiling, aligned_tiling
 from .host.bridge import (
     CATEGORY,
-    LATENT_FORMAT,
+    NormalizedFrames,
     latent_samples,
     seed_input,
     size_input,
     target_size,
-    to_core,
     to_latent,
-    upsampled_frames,
     upsampler_network,
 )
 from .host.planning import run_tiling
-from .host.refinement import Run, ancestry
+from .host.refinement import ComfyRun, ancestry
 from .host.working_files import fingerprint, working_folder
 from .latent import noise_augmentation_input, noise_seed_input, null_prompt
 from .sparse_attention import attention_of
@@ -122,32 +118,17 @@ class SimpleGVRSampler(io.ComfyNode):
                 "remove the context windows node, and choose segments in tiling"
             )
         upsampler_network(upsampler, cls)
-        attention = attention_of(model)
+        attention, extent = attention_of(model), (samples.shape[2], *target)
         boxes = chosen_tiling(tiling, attention) or planned_tiling(model, samples, target)
+        prompts = positive or null_prompt(), negative or null_prompt()
+        run = ComfyRun(cls, model, upsampler, prompts, sampling.cfg, boxes, attention.alignment, not condition_free)
         name = None
         if resume:
             run_of = ancestry(cls.hidden.dynprompt.get_node, cls.hidden.unique_id)
             name = fingerprint(run_of, samples, model, upsampler)
         with working_folder(name) as folder:
-            upsampled = upsample(upsampler, samples, target, folder, cls)
-            condition = None if condition_free else write_condition(upsampled, sampling.noise_augmentation, noise_seed, folder)
-
-            def finish(z: Tensor, frame: int) -> Tensor:
-                z_lr = to_core(samples[:, :, frame : frame + 1])
-                return LATENT_FORMAT.process_out(match_source(z, z_lr, upsampler.model.config.latents, color_match))
-
-            run = Run(
-                upsampled,
-                condition,
-                shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise),
-                sampling.cfg,
-                seed,
-                boxes,
-                attention.alignment,
-                folder,
-                finish,
-            )
-            out = run.sample(model, (positive or null_prompt(), negative or null_prompt()))[:]
+            options = {"sampling": sampling, "seed": seed, "noise_seed": noise_seed, "color_match": color_match}
+            out = super_resolve_to_file(folder, NormalizedFrames(samples), target, run.runtime(), **options)[:]
         mode = (
             f"Training-free: a stock 16-channel Wan model refined the upsampled latent from noise level {sampling.denoise:.2f}."
             if condition_free
@@ -157,21 +138,11 @@ class SimpleGVRSampler(io.ComfyNode):
             mode,
             f"{pixels(samples.shape[3:])} -> {pixels(target)}, {samples.shape[2]} latent frames, "
             f"{sampling.steps} steps, cfg {sampling.cfg:g}, shift {sampling.shift:g}.",
-            run.describe(),
+            run.describe(extent),
             *run.events,
         ]
         report = "\n".join(lines)
         return io.NodeOutput(to_latent(out), report, ui=ui.PreviewText(report))
-
-
-def upsample(upsampler, samples: Tensor, size: tuple[int, int], folder: Path, node: type[io.ComfyNode]) -> LatentFile:
-    """Returns the file, in folder, of the upsampled latent, normalised: of an earlier run that was cut off, if it is there."""
-    path = folder / "upsampled.safetensors"
-    if not path.exists():
-        with write_latent(path, (*samples.shape[:3], *size), {}) as append:
-            for z in upsampled_frames(upsampler, samples, size, node):
-                append(z)
-    return LatentFile(path)
 
 
 def tiling_input() -> io.DynamicCombo.Input:

@@ -3,7 +3,7 @@
 ComfyUI's LATENT holds the VAE's own values ("VAE space"); the core only ever sees normalised latents z.
 """
 
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import comfy.latent_formats
@@ -20,7 +20,11 @@ from torch import Tensor
 from ...simplegvr_core.latent_space import pixel_size, pixels, scaled_size, short_side_size
 from ...simplegvr_core.networks.upsampler import LatentUpsampler, smaller_tiles
 from ...simplegvr_core.planning.network_memory import upsampler_bytes
-from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES, refine
+from ...simplegvr_core.sampling.latent_file import LatentFrames
+from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES
+from ...simplegvr_core.sampling.super_resolve_to_file import Append, parts
+from ...simplegvr_core.tiling import is_out_of_memory as is_out_of_memory_of_pytorch
+from ...simplegvr_core.tiling import with_less_memory
 
 CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()
@@ -61,6 +65,16 @@ def latent_samples(latent: dict, node: type[io.ComfyNode]) -> Tensor:
 def to_core(samples: Tensor) -> Tensor:
     """Returns the normalised latent z, float32, of VAE-space samples (B, 16, T, H, W)."""
     return LATENT_FORMAT.process_in(samples.float())
+
+
+class NormalizedFrames:
+    """The frames of samples (B, 16, T, H, W) in VAE space, normalised when they are read."""
+
+    def __init__(self, samples: Tensor):
+        self.samples, self.shape = samples, tuple(samples.shape)
+
+    def __getitem__(self, frames: slice) -> Tensor:
+        return to_core(self.samples[:, :, frames])
 
 
 def to_latent(samples: Tensor) -> dict:
@@ -146,45 +160,56 @@ def upsampler_network(upsampler: comfy.model_patcher.ModelPatcher, node: type[io
     return network
 
 
-def upsampled_frames(
-    upsampler: comfy.model_patcher.ModelPatcher, samples: Tensor, size: tuple[int, int], node: type[io.ComfyNode]
-) -> Iterator[Tensor]:
-    """Yields the frames of the upsampled latent z, (B, 16, t, *size) normalised float32, a few at a time, in order.
+def upsample(
+    upsampler: comfy.model_patcher.ModelPatcher, z_lr: LatentFrames, size: tuple[int, int], append: Append, node: type[io.ComfyNode]
+) -> None:
+    """Calls append with the frames of the upsampled latent z, (B, 16, t, H, W) normalised float32, a few at a time, in order.
 
-    samples: (B, 16, T, h, w) in VAE space. Frames that do not fit ComfyUI's memory are upsampled in tiles, in smaller ones when it
-    runs out all the same. Raises ValueError when it does with the smallest tiles, and what upsampler_network raises.
+    Frames that do not fit ComfyUI's memory are upsampled in tiles, and in smaller ones when memory runs out.
+
+    Args:
+        upsampler: A LATENT_UPSCALE_MODEL of ours.
+        z_lr: Low-resolution latent (B, 16, T, h, w).
+        size: (H, W), target size in latent pixels.
+        append: Takes the frames.
+        node: The node that the error names.
+
+    Raises:
+        OutOfMemory: There is not enough memory for the smallest tiles.
+        ValueError: What upsampler_network raises.
     """
-    model = upsampler_network(upsampler, node)
-    source, tiles = tuple(samples.shape[3:]), list(smaller_tiles(size))
+    model, management = upsampler_network(upsampler, node), comfy.model_management
+    batch, source, tiles, done = z_lr.shape[0], z_lr.shape[3:], list(smaller_tiles(size)), 0
+
+    def tile_or_whole(tile: tuple[int, int]) -> tuple[int, int] | None:
+        return None if tile == size else tile
 
     def needed(tile: tuple[int, int]) -> int:
-        return upsampler_bytes(
-            model.config, len(samples), UPSAMPLER_FRAMES, source, size, tile if tile != size else None, model.get_dtype()
-        )
+        return upsampler_bytes(model.config, batch, UPSAMPLER_FRAMES, source, size, tile_or_whole(tile), model.get_dtype())
+
+    def run(tile: tuple[int, int]) -> None:
+        nonlocal done
+        chunks = (part.to(upsampler.load_device, model.get_dtype()) for part in parts(z_lr, UPSAMPLER_FRAMES))
+        for i, z in enumerate(model.stream(chunks, size, tile_or_whole(tile))):
+            management.throw_exception_if_processing_interrupted()
+            if i >= done:
+                append(z.float().cpu())
+                done = i + 1
 
     free = free_memory(upsampler) - upsampler.model_size()
-    while len(tiles) > 1 and needed(tiles[0]) > free:
-        tiles.pop(0)
-    comfy.model_management.load_models_gpu([upsampler], memory_required=needed(tiles[0]))
-    parts, done = samples.split(UPSAMPLER_FRAMES, dim=2), 0
-    while done < len(parts):
-        chunks = (to_core(part).to(upsampler.load_device, model.get_dtype()) for part in parts)
-        try:
-            for i, z in enumerate(model.stream(chunks, size, tiles[0] if tiles[0] != size else None)):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                if i == done:
-                    done += 1
-                    yield z.float().cpu()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(tiles) == 1:
-                raise ValueError(
-                    f"{node.define_schema().display_name}: out of memory with tiles of {pixels(tiles[0])}: "
-                    "close other programs, or use a smaller batch"
-                ) from error
-            tiles.pop(0)
-        comfy.model_management.soft_empty_cache()
+    first = next((tile for tile in tiles if needed(tile) <= free), tiles[-1])
+    management.load_models_gpu([upsampler], memory_required=needed(first))
+    with_less_memory(
+        run,
+        first,
+        smaller=dict(pairwise(tiles)).get,
+        on_out_of_memory=lambda tile, smaller: management.soft_empty_cache(),
+        give_up=lambda tile: (
+            f"{node.define_schema().display_name}: out of memory with tiles of {pixels(tile)}: close other programs, or use a smaller batch"
+        ),
+        is_out_of_memory=is_out_of_memory,
+    )
+    management.soft_empty_cache()
 
 
 def free_memory(model) -> int:
@@ -198,8 +223,8 @@ def free_memory(model) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether memory ran out, by ComfyUI's word or PyTorch's: ComfyUI does not know a CPU's errors and Apple's."""
-    return comfy.model_management.is_oom(error) or refine.is_out_of_memory(error)
+    """Returns whether memory ran out. ComfyUI's own test does not know the errors of a CPU and of Apple's GPUs."""
+    return comfy.model_management.is_oom(error) or is_out_of_memory_of_pytorch(error)
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
@@ -11,87 +10,103 @@ import comfy.samplers
 import comfy.utils
 import node_helpers
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 from tqdm import tqdm
 
 from ...simplegvr_core.latent_space import pixels
-from ...simplegvr_core.sampling.latent_file import LatentFile
-from ...simplegvr_core.sampling.refine import STATE, TiledVelocity, finished_steps, refine
-from ...simplegvr_core.tiling import Box, Tiling, padded
-from .bridge import is_out_of_memory
+from ...simplegvr_core.sampling.latent_file import LatentFile, LatentFrames
+from ...simplegvr_core.sampling.refine import STATE, Refinement, TiledVelocity, refine
+from ...simplegvr_core.sampling.super_resolve_to_file import Append, Runtime
+from ...simplegvr_core.tiling import Tiling, padded
+from .bridge import LATENT_FORMAT, is_out_of_memory, upsample
 from .preview import ClipPreview
 
 
 @dataclass
-class Run:
-    """One refinement. upsampled: what it starts from. condition: None for a model without one.
+class ComfyRun:
+    """ComfyUI's side of one super-resolution: its memory management, guider, patches, progress, interrupt and previews.
 
-    events: what the user should know afterwards; it grows.
+    Attributes:
+        node: The node that errors name.
+        model: The MODEL.
+        upsampler: The LATENT_UPSCALE_MODEL.
+        prompts: Positive and negative CONDITIONING.
+        cfg: Guidance scale.
+        tiling: Boxes that the model is given one at a time.
+        alignment: AttentionConfig.alignment of the model's attention.
+        takes_condition: Whether the model is SimpleGVR's, which takes a condition.
+        events: What happened on the way, for the report; it grows.
     """
 
-    upsampled: LatentFile
-    condition: LatentFile | None
-    sigmas: Tensor
+    node: type[io.ComfyNode]
+    model: object
+    upsampler: object
+    prompts: tuple
     cfg: float
-    seed: int
     tiling: Tiling
     alignment: tuple[int, int, int]
-    folder: Path
-    finish: Callable[[Tensor, int], Tensor]
+    takes_condition: bool
     events: list[str] = field(default_factory=list)
 
-    def sample(self, model, prompts: tuple) -> LatentFile:
-        """Returns the refined latent, normalised. prompts: positive and negative CONDITIONING.
+    def runtime(self) -> Runtime:
+        """Returns what super_resolve_to_file needs of ComfyUI. The result is in VAE space."""
+        latents = self.upsampler.model.config.latents
+        return Runtime(self.upsample, self.integrate, self.takes_condition, latents, LATENT_FORMAT.process_out)
 
-        ComfyUI is given an empty latent of one box, for which it prepares itself; the clip stays in files.
-        """
-        empty = torch.zeros(*self.upsampled.shape[:2], *self.largest)
-        if self.condition is not None:
+    def upsample(self, z_lr: LatentFrames, size: tuple[int, int], append: Append) -> None:
+        upsample(self.upsampler, z_lr, size, append, self.node)
+
+    def integrate(self, refinement: Refinement) -> LatentFile:
+        """Returns the refined latent's file. ComfyUI prepares itself for one empty box; the clip stays in files."""
+        batch, channels, *extent = refinement.upsampled.shape
+        boxes = [box.size for box in self.tiling.boxes(padded(tuple(extent)))]
+        empty, prompts = torch.zeros(batch, channels, *self.largest_box(tuple(extent))), self.prompts
+        if self.takes_condition:
             prompts = tuple(node_helpers.conditioning_set_values(prompt, {"concat_latent_image": empty}) for prompt in prompts)
-        done = finished_steps(self.folder)
-        if done:
-            self.events.append(f"Went on after step {done}, where an earlier run had stopped.")
-        preview = ClipPreview(model, self.upsampled.shape[2])
-        progress = Progress(preview, len(self.sigmas) - 1, done, [box.size for box in self.boxes])
+        if refinement.finished_steps:
+            self.events.append(f"Went on after step {refinement.finished_steps}, where an earlier run had stopped.")
+        progress = Progress(ClipPreview(self.model, extent[0]), refinement.steps, refinement.finished_steps, boxes)
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
+            velocity = TiledVelocity(
+                network_of(denoise, x.device, extra_args), self.tiling, self.alignment, progress.add, self.out_of_memory, is_out_of_memory
+            )
             with progress.shown(disable):
-                self.refine(denoise, x.device, extra_args, progress)
+                refine(velocity, refinement, progress.preview)
             return x
 
         sampler = comfy.samplers.KSAMPLER(euler)
-        comfy.sample.sample_custom(model, empty, self.cfg, sampler, self.sigmas, *prompts, empty, seed=self.seed)
-        return LatentFile(self.folder / STATE)
+        comfy.sample.sample_custom(self.model, empty, self.cfg, sampler, refinement.sigmas, *prompts, empty, seed=refinement.seed)
+        return LatentFile(refinement.folder / STATE)
 
-    @property
-    def boxes(self) -> list[Box]:
-        """Returns the boxes of a step. Odd sides are made even."""
-        return self.tiling.boxes(padded(self.upsampled.shape[2:]))
+    def largest_box(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
+        return self.tiling.tile_size(padded(extent))
 
-    @property
-    def largest(self) -> tuple[int, int, int]:
-        return self.tiling.tile_size(padded(self.upsampled.shape[2:]))
-
-    def describe(self) -> str:
-        """Returns in words how much the model sees at a time."""
-        return f"{len(self.boxes)} boxes a step, of {describe_box(self.largest)}." if len(self.boxes) > 1 else "The whole video at a time."
-
-    def refine(self, denoise, device: torch.device, extra_args: dict, progress: "Progress") -> None:
-        """Integrates to sigma 0. denoise: ComfyUI's (z_t, sigma (B,)) -> predicted clean latent, around its guider."""
-
-        def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
-            if condition is not None:
-                set_condition(denoise.inner_model, condition.to(device))
-            z, sigma = z.to(device), sigma.to(device)
-            return ((z - denoise(z, sigma.expand(len(z)), **extra_args)) / sigma).float().cpu()
-
-        velocity = TiledVelocity(network, self.tiling, self.alignment, progress.add, self.out_of_memory, is_out_of_memory)
-        refine(velocity, self.upsampled, self.condition, self.sigmas, self.seed, self.folder, progress.preview, self.finish)
+    def describe(self, extent: tuple[int, int, int]) -> str:
+        """Returns how much of a latent of that extent the model is given at a time, as a sentence."""
+        count = len(self.tiling.boxes(padded(extent)))
+        return f"{count} boxes a step, of {describe_box(self.largest_box(extent))}." if count > 1 else "The whole video at a time."
 
     def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
         """Frees what ComfyUI caches, and notes what happened."""
         comfy.model_management.soft_empty_cache()
         self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(tiling.tile_size(size))} at a time.")
+
+
+def network_of(denoise, device: torch.device, extra_args: dict) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
+    """Returns (z_t, condition or None, sigma) -> velocity by ComfyUI's guider.
+
+    denoise: what ComfyUI gives a sampler, (z_t, sigma (B,)) -> predicted clean latent.
+    """
+
+    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+        if condition is not None:
+            set_condition(denoise.inner_model, condition.to(device))
+        z, sigma = z.to(device), sigma.to(device)
+        return ((z - denoise(z, sigma.expand(len(z)), **extra_args)) / sigma).float().cpu()
+
+    return network
 
 
 def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:
