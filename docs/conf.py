@@ -3,6 +3,7 @@
 `python3 scripts/run.py -m sphinx -W -b html docs out/docs` builds it, `-b linkcheck` follows its links.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ sys.path.append(str(REPO))
 
 project = "ComfyUI-SimpleGVR"
 author = "ComfyUI-SimpleGVR contributors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = project
 templates_path = ["templates"]
@@ -37,6 +38,36 @@ for folder in ("api", "help"):
 shutil.copytree(REPO / "web" / "docs", REPO / "docs" / "help")
 
 
+REPOSITORY = "https://github.com/ComfyUI-SimpleGVR/ComfyUI-SimpleGVR/blob/main"
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "models/README.md": "models.md"}
+
+
+def expand(app, name: str, source: list[str]) -> None:
+    """Inserts included files and points every relative link at a page of the site, or else at the file on GitHub."""
+    if name.startswith("help/"):
+        return
+    source[0] = follow_links(source[0], REPO / "docs")
+    for block, path in re.findall(r"(```{include} \.\./(\S+)\n```\n)", source[0]):
+        source[0] = source[0].replace(block, follow_links((REPO / path).read_text(encoding="utf-8"), (REPO / path).parent))
+
+
+def follow_links(text: str, folder: Path) -> str:
+    """Returns Markdown in folder with its relative links as seen from docs/."""
+
+    def follow(match: re.Match) -> str:
+        image, label, link = match.groups()
+        path = (folder / link).resolve()
+        if re.match(r"[a-z]+:|#", link) or not path.is_relative_to(REPO):
+            return match[0]
+        name = path.relative_to(REPO).as_posix()
+        if image:
+            return f"![{label}]({os.path.relpath(path, REPO / 'docs')})"
+        page = PAGES.get(name) or (name.removeprefix("docs/") if re.fullmatch(r"docs/\w+\.md", name) else None)
+        return f"[{label}]({page or f'{REPOSITORY}/{name}'})"
+
+    return re.sub(r"(!?)\[([^]]*)\]\(([^)\s]+)\)", follow, text)
+
+
 def take_plainly(app, what, name, obj, options, lines: list[str]) -> None:
     """Keeps a docstring's stars, bars and underscores, which would be markup, but for what stands in backticks."""
     for i, line in enumerate(lines):
@@ -46,4 +77,5 @@ def take_plainly(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def setup(app) -> None:
+    app.connect("source-read", expand)
     app.connect("autodoc-process-docstring", take_plainly)
