@@ -14,12 +14,11 @@ from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
-from ..simplegvr_core.latent_space import first_frame, latent_frames, pixels
+from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.planning.plan import amount
 from ..simplegvr_core.tiling import Box
-from ..simplegvr_core.video.decode import PIXELS, CausalState, StreamDecoder, Tile, tiles_of_frame
-from ..simplegvr_core.video.decode_to_file import decode_to_parts
+from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame
 from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
 from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
 from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
@@ -90,11 +89,13 @@ class SimpleGVRDecodeSave(io.ComfyNode):
             decoder, length = stream_decoder(vae, decode_chunk, samples, report), PART_LENGTH if resume else None
             parts = []
             for item in range(len(samples)):
-                decoder.begin_anew()
+                decoder.reset()
                 z, where = samples[item : item + 1], folder / f"{item:03}"
                 on_chunk = progress(item, len(samples), latent_frames(frames), report)
                 try:
-                    parts.append(decode_to_parts(z, decoder, frames, encoding, where, length, on_chunk))
+                    parts.append(
+                        decode_to_parts(z, decoder, frames=frames, encoding=encoding, folder=where, part_length=length, on_chunk=on_chunk)
+                    )
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -147,7 +148,7 @@ def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
 
     Raises ValueError when the latent holds less than is asked for, or a side is no picture's.
     """
-    there = (first_frame(shape[2]), PIXELS * shape[3], PIXELS * shape[4])
+    there = (first_frame(shape[2]), SPATIAL_FACTOR * shape[3], SPATIAL_FACTOR * shape[4])
     wanted = tuple(trim.get(key) or all_of_it for key, all_of_it in zip(("frames", "height", "width"), there, strict=True))
     if 1 in wanted[1:] or any(want > have for want, have in zip(wanted, there, strict=True)):
         raise ValueError(
@@ -180,7 +181,7 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     def needed(height: int, width: int) -> float:
         return vae.memory_used_decode((1, samples.shape[1], min(samples.shape[2], 5), height, width), vae.vae_dtype)
 
-    def on_out_of_memory(box: Box, tiles: list[Tile]) -> None:
+    def on_out_of_memory(box: Box, tiles: list[StatefulTile]) -> None:
         remedy = "decoded that in two tiles" if len(tiles) == 2 else "kept the past of its frames in host memory"
         report.append(f"Memory ran out with {pixels(box.size[1:])}: {remedy} from there on.")
         comfy.model_management.soft_empty_cache()

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from ..simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, degrade_classical
 from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_flow_based
-from ..simplegvr_core.degradations.motion import Motion, MotionConfig, estimate_motion, optical_flow_picture
+from ..simplegvr_core.degradations.motion import ClipMotion, MotionConfig, estimate_motion, optical_flow_picture
 from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import positional_noise, shifted_sigmas
 from ..simplegvr_core.sampling.super_resolve import sample_euler
-from ..simplegvr_core.video.read import area_downscale
+from ..simplegvr_core.video.frames import area_downscale
 from .compare import comparison
 from .host.bridge import CATEGORY, seed_input, to_latent
 from .latent import null_prompt
@@ -264,7 +264,7 @@ def picture_outputs() -> list:
     ]
 
 
-def pictures(before: Tensor, after: Tensor, motion: Motion, degraded: Tensor) -> io.NodeOutput:
+def pictures(before: Tensor, after: Tensor, motion: ClipMotion, degraded: Tensor) -> io.NodeOutput:
     """Returns the outputs, with before and after to compare in the node.
 
     before, after: video (1, 3, F, H, W) in [-1, 1]. degraded: the IMAGE to give out.

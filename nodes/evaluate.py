@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.evaluation.metrics import METRICS, Metric, Reference, Result, finite, measure
+from ..simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Metric, Result, finite, measure
 from ..simplegvr_core.evaluation.seam_plot import Panel, draw_panels
 from ..simplegvr_core.video.pictures import most_detailed, most_different, side_by_side
 from .host.bridge import CATEGORY, to_image
@@ -75,7 +75,7 @@ class SimpleGVREvaluate(io.ComfyNode):
 
     @classmethod
     def execute(cls, result: Tensor, metrics: str, original: Tensor | None = None, source: Tensor | None = None) -> io.NodeOutput:
-        clip = Clip(result, original, source)
+        clip = EvaluatedVideos(result, original, source)
         skipped = {name: why for name in GROUPS[metrics] if (why := clip.obstacle(METRICS[name]))}
         names = [name for name in GROUPS[metrics] if name not in skipped]
         if not names:
@@ -95,7 +95,7 @@ class SimpleGVREvaluate(io.ComfyNode):
         )
 
 
-class Clip:
+class EvaluatedVideos:
     """The videos of one evaluation, (F, H, W, C) in [0, 1]; original and source may be None. source: (F, h, w, C), smaller."""
 
     def __init__(self, result: Tensor, original: Tensor | None, source: Tensor | None):
@@ -128,7 +128,7 @@ class Clip:
             return "connect original or source"
         if metric.name in STEADINESS and self.frames < 2:
             return "a single frame does not move"
-        return metric.obstacle(Reference((self.height, self.width), self.original, self.source))
+        return metric.obstacle(EvaluationClip((self.height, self.width), self.original, self.source))
 
     def curves(self, names: list[str]) -> dict[str, Tensor]:
         """Returns the metrics of each frame, {name: (F,)}, with ComfyUI's progress and interrupt. NaN: it has none."""
@@ -148,7 +148,7 @@ class Clip:
     def part(self, frames: slice) -> Result:
         """Returns some frames as the core measures them."""
         original, source = (None if x is None else to_video(x[frames]) for x in (self.original, self.source))
-        return Result(to_video(self.result[frames]), Reference((self.height, self.width), original, source))
+        return Result(to_video(self.result[frames]), EvaluationClip((self.height, self.width), original, source))
 
 
 def blocks(frames: int) -> Iterator[slice]:
@@ -172,7 +172,7 @@ def worst_frame(name: str, curve: Tensor) -> int:
     return int(curve.nan_to_num(nan=math.inf if lowest else -math.inf).mul(1 if lowest else -1).argmin())
 
 
-def describe(clip: Clip, values: dict[str, float], curves: dict[str, Tensor], skipped: dict[str, str]) -> str:
+def describe(clip: EvaluatedVideos, values: dict[str, float], curves: dict[str, Tensor], skipped: dict[str, str]) -> str:
     """Returns the report in words."""
     lines = [f"{measures(clip.result)}"]
     for name, value in values.items():
@@ -185,7 +185,7 @@ def describe(clip: Clip, values: dict[str, float], curves: dict[str, Tensor], sk
     return "\n".join([*lines, *(f"{METRICS[name].label} was not measured: {why}" for name, why in skipped.items())])
 
 
-def draw(clip: Clip, curves: dict[str, Tensor]) -> Image.Image:
+def draw(clip: EvaluatedVideos, curves: dict[str, Tensor]) -> Image.Image:
     """Returns the picture: the frame that the first metric finds worst, and below it a panel for each metric, its worst frame marked."""
     worst = {name: worst_frame(name, curve) for name, curve in curves.items()}
     panels = draw_panels([Panel(title(name), curve.numpy(), [worst[name]]) for name, curve in curves.items()])
@@ -202,7 +202,7 @@ def title(name: str) -> str:
     return f"{metric.label}{', ' + metric.unit if metric.unit else ''} of each frame, {metric.better} is better (red: the worst)"
 
 
-def worst_place(clip: Clip, frame: int, label: str) -> Image.Image:
+def worst_place(clip: EvaluatedVideos, frame: int, label: str) -> Image.Image:
     """Returns a frame of the videos side by side, enlarged where the result is farthest from the original, else most detailed."""
     result = to_bytes(clip.result[frame])
     images = {f"result, frame {frame}, worst in {label}": result}

@@ -62,7 +62,7 @@ class SimpleGVRSeamMeter(io.ComfyNode):
                 io.Image.Output(display_name="plot", tooltip="Brightness over time and the jumps over frames, columns and rows."),
                 io.String.Output(display_name="report", tooltip="The numbers in words."),
                 io.Float.Output(
-                    display_name="flicker",
+                    display_name="segment_flicker",
                     tooltip="Change of brightness at segment borders divided by that elsewhere: 1 is none. Not a number: no border.",
                 ),
                 io.Float.Output(

@@ -149,7 +149,9 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     from simplegvr_core.latent_space import scaled_size
     from simplegvr_core.networks.tiny_vae import load_tiny_vae
     from simplegvr_core.networks.upsampler import resize
-    from simplegvr_core.video.read import read_video, resize_frames, to_images, to_video, write_video
+    from simplegvr_core.video.frames import resize_frames, to_images, to_video
+    from simplegvr_core.video.read import read_video
+    from simplegvr_core.video.write import write_video
 
     result = arguments.out / f"{arguments.input.stem}_simplegvr.mp4"
     source, rate = read_video(arguments.input)
@@ -173,8 +175,8 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     if arguments.input.resolve() == BUNDLED and arguments.scale == 3:
         original = to_video(read_video(BUNDLED_ORIGINAL)[0])
         compared = {**videos, "low-res through TinyVAE, bilinear": resize_frames(decoded, size, "bilinear")}
-        reference = metrics.Reference(tuple(size), original)
-        results = {name: metrics.Result(video, reference) for name, video in compared.items()}
+        clip = metrics.EvaluationClip(tuple(size), original)
+        results = {name: metrics.Result(video, clip) for name, video in compared.items()}
         report["quality"] = {name: [metrics.measure(each, result).value for each in ("psnr", "ssim")] for name, result in results.items()}
         videos["original"] = original
     middle = {name: to_images(video[:, :, video.shape[2] // 2 :][:, :, :1])[0].numpy() for name, video in videos.items()}

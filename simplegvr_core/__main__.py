@@ -15,7 +15,7 @@ COMMANDS = {  # each module has main(arguments), which returns what the last lin
     "evaluate": ("evaluation.evaluate", "compare methods on a folder of clips"),
     "report": ("evaluation.report", "write the report of an evaluation again"),
     "seams": ("evaluation.seams", "measure seams and flicker of a video or latent"),
-    "peers": ("evaluation.peers", "fetch other people's super-resolution by name"),
+    "baselines": ("evaluation.baselines", "fetch other people's super-resolution by name"),
     "plan": ("planning.command", "plan a run: segments, tiles, memory"),
     "benchmark": ("benchmark.command", "time attention, network and cascade"),
     "ablate": ("paper.ablate", "run the paper's ablations at toy scale"),

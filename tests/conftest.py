@@ -110,7 +110,8 @@ def stocked(server):
     """The server, with gvr_tiny under the names of the large files that workflows ask for, and a short demo.mp4."""
     from stand_ins import place_stand_ins
 
-    from simplegvr_core.video.read import read_video, write_video
+    from simplegvr_core.video.read import read_video
+    from simplegvr_core.video.write import write_video
 
     place_stand_ins(server.base / "models")
     images, rate = read_video(REPO / "assets" / "demo.mp4", 9)

@@ -14,7 +14,8 @@ from test_pairs import build, footage, models  # noqa: F401 (fixtures)
 from simplegvr_core.training.clips import load_clips, read_clips, survey
 from simplegvr_core.training.filters import Drop
 from simplegvr_core.training.pairs import Pairs
-from simplegvr_core.video.read import inspect_video, read_video, write_video
+from simplegvr_core.video.read import inspect_video, read_video
+from simplegvr_core.video.write import write_video
 
 PQ = "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
 

@@ -90,10 +90,10 @@ def test_what_would_take_too_long_is_not_run_and_says_so():
     assert row.ms is None and row.note.startswith("not run: at least")
 
 
-def test_a_rival_beyond_the_limit_is_not_even_made(tmp_path):
+def test_a_baseline_beyond_the_limit_is_not_even_made(tmp_path):
     machine = measure.Machine("cpu", "float32", limit_s=1e-9)
     q = torch.zeros(1, 4, 1, 8)
-    row = attention.Attention(out=tmp_path).rival(machine, "slow", (1, 2, 2), lambda *_: pytest.fail("it was made"), (q, q, q), 1e6)
+    row = attention.Attention(out=tmp_path).baseline(machine, "slow", (1, 2, 2), lambda *_: pytest.fail("it was made"), (q, q, q), 1e6)
     assert row.ms is None and row.note.startswith("not run: at least")
 
 

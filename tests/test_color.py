@@ -10,7 +10,8 @@ from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import resize
 from simplegvr_core.sampling.color_match import coarse, color_directions, low_pass, match_color, match_frame
 from simplegvr_core.sampling.super_resolve import match_source
-from simplegvr_core.video.read import area_downscale, read_video, to_video
+from simplegvr_core.video.frames import area_downscale, to_video
+from simplegvr_core.video.read import read_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

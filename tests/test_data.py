@@ -2,21 +2,15 @@
 
 from fractions import Fraction
 
+import av
 import pytest
 import torch
 from conftest import REPO
 
 from simplegvr_core.training.clips import load_clips
-from simplegvr_core.video.read import (
-    area_downscale,
-    find_videos,
-    random_crops,
-    read_video,
-    resize_frames,
-    to_images,
-    to_video,
-    write_video,
-)
+from simplegvr_core.video.frames import area_downscale, random_crops, resize_frames, to_images, to_video
+from simplegvr_core.video.read import find_videos, read_video
+from simplegvr_core.video.write import write_video
 
 DEMO = REPO / "assets" / "demo.mp4"
 
@@ -35,6 +29,24 @@ def test_written_video_keeps_size_frames_rate_and_looks(tmp_path, height, width)
     assert again.shape == images.shape
     assert rate == 24
     assert (again.float() - images.float()).abs().mean() < 4
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("height, width", [(32, 224), (31, 223)])
+def test_written_colors_are_bt709_of_limited_range(tmp_path, height, width, lossless):
+    colors = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [128, 128, 128], [200, 100, 50]])
+    images = colors.byte().repeat_interleave(32, 0)[None, None, :width].expand(2, height, -1, -1)
+    write_video(tmp_path / "a.mp4", images, Fraction(24), lossless)
+    with av.open(tmp_path / "a.mp4") as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range) == (1, 1, 1, 1)
+        assert codec.pix_fmt == ("yuv444p" if lossless or height % 2 else "yuv420p")
+        stored = torch.from_numpy(next(container.decode(video=0)).reformat(format="yuv444p").to_ndarray())[:, height // 2, 16::32]
+    red, green, blue = colors.T / 255
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    expected = torch.stack((16 + 219 * luma, 128 + 224 * (blue - luma) / 1.8556, 128 + 224 * (red - luma) / 1.5748))
+    torch.testing.assert_close(stored.float(), expected, rtol=0, atol=1)
+    assert (read_video(tmp_path / "a.mp4")[0][:, height // 2, 16::32].float() - colors).abs().max() <= 3
 
 
 def test_area_downscale_is_the_mean_of_each_square():
@@ -56,7 +68,7 @@ def test_clips_are_shrunk_and_spaced():
 
 def test_crops_repeat_with_their_seed():
     clips = load_clips(REPO / "assets", num_frames=9, spacing=16, height=108)
-    draw = [random_crops(clips, 3, 5, 32, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    draw = [random_crops(clips, batch=3, num_frames=5, size=32, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert draw[0].shape == (3, 3, 5, 32, 32)
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
@@ -69,7 +81,7 @@ def test_clips_that_cannot_be_cut_are_refused():
         load_clips(REPO / "assets", num_frames=99, spacing=99, height=54)
     clips = load_clips(REPO / "assets", num_frames=5, spacing=33, height=54)
     with pytest.raises(ValueError, match="a clip has 5 frames of 96 x 54, the crops want 5 of 64 x 64"):
-        random_crops(clips, 1, 5, 64, torch.Generator().manual_seed(0))
+        random_crops(clips, batch=1, num_frames=5, size=64, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_folder_without_video_is_named(tmp_path):

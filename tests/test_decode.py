@@ -19,8 +19,7 @@ from torch import Tensor
 
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.planning.tensor_memory import peak_bytes
-from simplegvr_core.video.decode import StreamDecoder, tiles_of_frame
-from simplegvr_core.video.decode_to_file import decode_to_parts, resume
+from simplegvr_core.video.decode import StreamDecoder, decode_to_parts, resume, tiles_of_frame
 from simplegvr_core.video.read import read_video
 from simplegvr_core.video.write import Encoding, join
 
@@ -384,7 +383,15 @@ def decode_in_parts(folder: Path, on_latent_frames) -> tuple[Path, int]:
     there = resume(folder / "parts", decoder)
     encoding = Encoding(40, 24, Fraction(24), 0.0)
     z = latent(9, (3, 5))["samples"]
-    parts = decode_to_parts(z, decoder, 33, encoding, folder / "parts", 1, lambda start, stop: on_latent_frames(stop))
+    parts = decode_to_parts(
+        z,
+        decoder,
+        frames=33,
+        encoding=encoding,
+        folder=folder / "parts",
+        part_length=1,
+        on_chunk=lambda start, stop: on_latent_frames(stop),
+    )
     join(folder / "out.mp4", parts, encoding.rate)
     return folder / "out.mp4", there
 
@@ -490,7 +497,7 @@ def test_memory_that_runs_out_sends_the_past_to_the_host_before_the_frame_is_cut
         tiny.first_stage_model.decode_chunk,
         core.tiles_of_frame(WIDE, lambda height, width: True),
         lambda error: isinstance(error, torch.OutOfMemoryError),
-        keeps_past=True,
+        keeps_state=True,
         on_out_of_memory=lambda box, tiles: tried.append(len(tiles)),
     )
     with torch.inference_mode():
@@ -498,7 +505,7 @@ def test_memory_that_runs_out_sends_the_past_to_the_host_before_the_frame_is_cut
         scarce_memory(WIDE[1] * 4 - 1, 3)
         out = torch.cat([decoder(z[:, :, start:stop]) for start, stop in core.chunks(3)], 2)
     assert tried == [1, 2]
-    assert not decoder.keeps_past
+    assert not decoder.keeps_state
     assert psnr(out / 2, expected / 2) > 60
 
 

@@ -12,7 +12,8 @@ from simplegvr_core.flow import interpolate, positional_noise, shifted_sigmas
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.sampling.super_resolve import sample_euler
-from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video
+from simplegvr_core.video.frames import area_downscale, to_images, to_video
+from simplegvr_core.video.read import read_video
 
 FLOW = dict(seed=3, color_bleeding=0.8, ellipses=32, motion_blur=1.5, min_motion=1.0)
 CLASSICAL = dict(scale=1, seed=3, blur=1.0, smallest=0.15, noise=1.0, jpeg_quality=30, kilobits=10.0)

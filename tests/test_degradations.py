@@ -19,7 +19,8 @@ from simplegvr_core.degradations.flow_based import FlowBasedConfig, bleed_colors
 from simplegvr_core.degradations.motion import MotionConfig, estimate_motion, optical_flow_picture
 from simplegvr_core.degradations.randomness import Drift, choose, happens
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
-from simplegvr_core.video.read import area_downscale, read_video, to_video
+from simplegvr_core.video.frames import area_downscale, to_video
+from simplegvr_core.video.read import read_video
 
 WIDTH, HEIGHT = 240, 144
 Z = torch.randn(1, 16, 3, 5, 7, generator=torch.Generator().manual_seed(0))

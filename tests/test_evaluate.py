@@ -22,7 +22,9 @@ from simplegvr_core.files import sha256
 from simplegvr_core.latent_space import WAN_MEAN, WAN_STD
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import load_upsampler
-from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video, write_video
+from simplegvr_core.video.frames import area_downscale, to_images, to_video
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import write_video
 
 CLIP = REPO / "tests" / "clips" / "held_out_12s.mp4"
 
@@ -128,8 +130,8 @@ def test_reconstructions_are_of_the_original_and_methods_of_the_small_input(comm
 
 def test_bicubic_is_measured_on_what_area_averaging_left(command):
     lines, _ = command
-    reference = read_clip((CLIP,), "pairs", Reading(3, 5, 96), None).reference
-    expected = measure("psnr", Result(bicubic(area_downscale(reference.original, 3), 3, None), reference)).value
+    clip = read_clip((CLIP,), "pairs", Reading(3, 5, 96), None)
+    expected = measure("psnr", Result(bicubic(area_downscale(clip.original, 3), 3, None), clip)).value
     assert json.loads(lines[-1])["clips"]["there/one"]["bicubic"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
 

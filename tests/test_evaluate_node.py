@@ -11,9 +11,10 @@ import torch
 from client import WorkflowError, run_workflow
 from conftest import REPO
 
-from simplegvr_core.evaluation.metrics import METRICS, Reference, Result, measure
+from simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Result, measure
 from simplegvr_core.planning.tensor_memory import peak_bytes
-from simplegvr_core.video.read import area_downscale, read_video, to_images
+from simplegvr_core.video.frames import area_downscale, to_images
+from simplegvr_core.video.read import read_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = 11  # more than a block of the node, and no whole number of them
@@ -47,7 +48,7 @@ def run(comfy, result, metrics="quick", **inputs):
 def test_blocks_of_frames_give_what_the_whole_clip_gives(comfy, result, original, source):
     report, _, values, psnr, ssim = run(comfy, result, "all", original=original, source=source)
     videos = [2 * images.permute(3, 0, 1, 2)[None] - 1 for images in (result, original, source)]
-    whole = Result(videos[0], Reference((192, 288), *videos[1:]))
+    whole = Result(videos[0], EvaluationClip((192, 288), *videos[1:]))
     assert values["skipped"] == {}
     quality = {"psnr", "ssim", "ms_ssim", "st_lpips", "vmaf", "niqe", "lr_consistency"}
     assert values["metrics"].keys() == quality | {"warping_error", "tof", "flicker"}
@@ -71,7 +72,7 @@ def test_the_worst_frame_s_worst_place_is_shown(comfy, result, original, source)
 
 def worst_of(result, original):
     video, truth = (2 * images[WORST : WORST + 1].permute(3, 0, 1, 2)[None] - 1 for images in (result, original))
-    return video, Reference((192, 288), truth)
+    return video, EvaluationClip((192, 288), truth)
 
 
 def test_without_an_original_what_needs_none_is_measured_and_the_rest_named(comfy, result, source):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from simplegvr_core.files import atomic_write, sha256
 from simplegvr_core.sampling.latent_file import write_latent
-from simplegvr_core.video.read import write_video
+from simplegvr_core.video.write import write_video
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simplegvr_core.evaluation import learned
-from simplegvr_core.evaluation.metrics import METRICS, Reference, Result, measure
+from simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Result, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +39,7 @@ def video(frames: int = 3, height: int = 64, width: int = 96) -> torch.Tensor:
 def test_a_package_that_is_not_installed_is_named_with_the_way_to_get_it(package, metric, sentence):
     if find_spec(package):
         pytest.skip(f"{package} is installed")
-    assert sentence in METRICS[metric].obstacle(Reference((256, 256), video()))
+    assert sentence in METRICS[metric].obstacle(EvaluationClip((256, 256), video()))
 
 
 @pytest.mark.parametrize("name", ["musiq", "clipiqa"])
@@ -67,7 +67,7 @@ def test_musiq_is_pyiqas_own_with_the_weights_that_are_there(empty_cache):
     torch.save(own.net.state_dict(), weights)
     assert learned.iqa_absent("musiq") is None
     clip = video(2, 64, 80)
-    found = measure("musiq", Result(clip, Reference((64, 80))))
+    found = measure("musiq", Result(clip, EvaluationClip((64, 80))))
     expected = [own((clip[:, :, t] + 1) / 2).item() for t in range(2)]
     assert found.curve == pytest.approx(expected, rel=1e-5)
     learned.iqa_network.cache_clear()
@@ -82,7 +82,7 @@ def test_vbench_measures_a_video_and_names_what_it_would_fetch(empty_cache, monk
     clip = video(1).expand(-1, -1, 4, -1, -1) * 0.5
     flickering = clip + torch.tensor([0, 0.2, 0, 0.2])[:, None, None]  # a tenth of the range
     assert learned.vbench_absent("temporal_flickering") is None
-    still, moving = (measure("vbench_temporal_flickering", Result(each, Reference((64, 96)))).value for each in (clip, flickering))
+    still, moving = (measure("vbench_temporal_flickering", Result(each, EvaluationClip((64, 96)))).value for each in (clip, flickering))
     assert still == pytest.approx(1, abs=1e-3) and moving == pytest.approx(0.9, abs=5e-3)
     for dimension, files in learned.VBENCH.items():
         why = learned.vbench_absent(dimension) or ""

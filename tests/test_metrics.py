@@ -14,9 +14,10 @@ from scipy.ndimage import gaussian_filter
 from simplegvr_core.evaluation import full_reference
 from simplegvr_core.evaluation import motion as motion_metrics
 from simplegvr_core.evaluation import niqe as no_reference
-from simplegvr_core.evaluation.metrics import METRICS, Reference, Result, measure, pixel_borders
+from simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Result, measure, pixel_borders
 from simplegvr_core.tiling import Tiling
-from simplegvr_core.video.read import area_downscale, read_video, to_video
+from simplegvr_core.video.frames import area_downscale, to_video
+from simplegvr_core.video.read import read_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +46,7 @@ def video():
 
 def score(name: str, video: torch.Tensor, original: torch.Tensor) -> float:
     """Returns a metric of video, whose source is the original at a quarter of its size."""
-    return measure(name, Result(video, Reference(tuple(original.shape[3:]), original, area_downscale(original, 4)))).value
+    return measure(name, Result(video, EvaluationClip(tuple(original.shape[3:]), original, area_downscale(original, 4)))).value
 
 
 def test_psnr_of_a_constant_error_of_one_level_is_48_db_and_at_most_100():
@@ -58,7 +59,7 @@ def test_psnr_of_a_clip_is_that_of_its_mean_square_error():
     original = torch.zeros(1, 3, 2, 16, 16)
     video = original.clone()
     video[:, :, 1] = 0.2  # 0.1 of the range
-    found = measure("psnr", Result(video, Reference((16, 16), original)))
+    found = measure("psnr", Result(video, EvaluationClip((16, 16), original)))
     assert found.value == pytest.approx(10 * np.log10(2 / 0.1**2))
     assert found.curve == pytest.approx((full_reference.EQUAL, 20))
 
@@ -102,7 +103,7 @@ def test_a_clip_longer_than_a_chunk_gets_the_numbers_of_its_frames(metric):
     original = torch.rand(1, 3, full_reference.CHUNK + 3, 40, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     video = original * torch.linspace(1, 0.2, original.shape[2])[:, None, None]
     frames = [score(metric, video[:, :, [t]], original[:, :, [t]]) for t in range(original.shape[2])]
-    found = measure(metric, Result(video, Reference((40, 48), original)))
+    found = measure(metric, Result(video, EvaluationClip((40, 48), original)))
     assert found.curve == pytest.approx(frames, rel=1e-4)
     assert found.value == pytest.approx(sum(frames) / len(frames), rel=1e-5)
     assert max(frames) > 2 * min(frames)  # so that another weighting of the frames would show
@@ -233,7 +234,7 @@ def test_flicker_is_the_change_of_brightness_that_the_source_has_not(video):
     assert score("flicker", original + 0.3, original) == pytest.approx(0, abs=1e-3)  # brighter all the time
     assert score("flicker", original + fade, original + fade) == 0
     assert score("flicker", original + alternating, original) == pytest.approx(25.5, rel=1e-3)
-    found = measure("flicker", Result(original + fade, Reference((72, 104), original, area_downscale(original, 4))))
+    found = measure("flicker", Result(original + fade, EvaluationClip((72, 104), original, area_downscale(original, 4))))
     assert np.isnan(found.curve[0]) and found.curve[1:] == pytest.approx((12.75, 12.75), rel=1e-3)
 
 
@@ -251,19 +252,19 @@ def test_seams_show_where_boxes_meet_and_nowhere_else():
     video = 0.3 * panning(texture(200, 300), 60, 1, 1, 64, 128)
     seamed = video.clone()
     seamed[..., 32:64] += 0.1
-    reference = Reference((64, 128), video, borders=replace(borders, tile_overlap=(0, 0), period=0))
-    assert measure("tile_seams", Result(video, reference)).value < 1.5
-    assert measure("tile_seams", Result(seamed, reference)).value > 3
-    assert measure("segment_seams", Result(seamed, reference)).value is None
+    clip = EvaluationClip((64, 128), video, borders=replace(borders, tile_overlap=(0, 0), period=0))
+    assert measure("tile_seams", Result(video, clip)).value < 1.5
+    assert measure("tile_seams", Result(seamed, clip)).value > 3
+    assert measure("segment_seams", Result(seamed, clip)).value is None
     jumping = video.clone()
     jumping[:, :, 17:37] += 0.1
-    reference = Reference((64, 128), video, borders=replace(borders, tile=(0, 0)))
-    assert measure("segment_seams", Result(video, reference)).value < 1.2
-    assert measure("segment_seams", Result(jumping, reference)).value > 1.5
+    clip = EvaluationClip((64, 128), video, borders=replace(borders, tile=(0, 0)))
+    assert measure("segment_seams", Result(video, clip)).value < 1.2
+    assert measure("segment_seams", Result(jumping, clip)).value > 1.5
 
 
 def test_what_a_metric_needs_and_a_clip_lacks_is_said():
-    small = Reference((96, 160), torch.zeros(1, 3, 2, 96, 160))
+    small = EvaluationClip((96, 160), torch.zeros(1, 3, 2, 96, 160))
     assert METRICS["psnr"].obstacle(small) is None
     assert METRICS["ms_ssim"].obstacle(small) == "it needs 161 pixels a side, and a clip has 160 x 96"
     assert "--segment" in METRICS["tile_seams"].obstacle(small)

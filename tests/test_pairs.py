@@ -18,7 +18,9 @@ from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.pairs import Pairs
-from simplegvr_core.video.read import area_downscale, crop_centre, read_video, resize_frames, to_images, to_video, write_video
+from simplegvr_core.video.frames import area_downscale, crop_centre, resize_frames, to_images, to_video
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import write_video
 
 VAE = TinyVAEConfig(8, 1, 8, 1, 8)
 

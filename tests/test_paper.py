@@ -21,7 +21,9 @@ from simplegvr_core.paper.page import NOT_MEASURED, PAPER, join
 from simplegvr_core.paper.tables import alone
 from simplegvr_core.planning import flops
 from simplegvr_core.sampling.super_resolve import SamplingConfig
-from simplegvr_core.video.read import area_downscale, read_video, to_images, to_video, write_video
+from simplegvr_core.video.frames import area_downscale, to_images, to_video
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ITEMS = {f"figure-{number}" for number in range(1, 11)} | {"table-1", "table-2", "table-3", "upsampler-ablation", "degradation-ablation"}
@@ -189,15 +191,15 @@ def test_figures_here_are_those_of_the_weights(made):
     assert sum(shares) == pytest.approx(100)
 
 
-def test_what_is_finished_is_made_anew_when_a_peer_or_the_code_is_another(tmp_path, monkeypatch):
+def test_what_is_finished_is_made_anew_when_a_baseline_or_the_code_is_another(tmp_path, monkeypatch):
     makings = iter(range(9))
 
     def made(name: str) -> int:
         return Bench(Options(), tmp_path).kept(name, lambda folder: {"making": next(makings)})["making"]
 
-    monkeypatch.setattr(paper_bench.peers, "HOME", tmp_path / "peers")
+    monkeypatch.setattr(paper_bench.baselines, "HOME", tmp_path / "baselines")
     assert [made(name) for name in ("table-1", "figure-8", "table-1", "figure-8")] == [0, 1, 0, 1]
-    (tmp_path / "peers" / "span").mkdir(parents=True)
+    (tmp_path / "baselines" / "span").mkdir(parents=True)
     assert (made("table-1"), made("figure-8")) == (2, 1)
     monkeypatch.setattr(paper_bench, "versions", lambda: {"commit": "another"})
     assert (made("table-1"), made("figure-8")) == (3, 4)

@@ -19,7 +19,8 @@ from playwright.sync_api import sync_playwright
 from simplegvr_core.evaluation import report
 from simplegvr_core.evaluation.report_page import Page
 from simplegvr_core.video import pictures as crops
-from simplegvr_core.video.read import read_video, write_video
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import write_video
 
 FRAMES = 6
 CLIPS = ("held out #1 <b>", "deeper/second")  # names that a page must quote

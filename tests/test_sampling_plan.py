@@ -18,7 +18,7 @@ from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
 from simplegvr_core.networks.upsampler import LatentUpsampler
 from simplegvr_core.networks.windows import cut_windows, token_order
 from simplegvr_core.planning import command as plan_command
-from simplegvr_core.planning.command import Clip
+from simplegvr_core.planning.command import PlanClip
 from simplegvr_core.planning.flops import dit_flops
 from simplegvr_core.planning.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
 from simplegvr_core.planning.picture import draw_plan
@@ -317,7 +317,7 @@ def test_comfyui_is_told_the_counted_memory(comfy, models):
 
 def test_command_plans_draws_and_times(tmp_path, capsys):
     model, upsampler = str(plan_command.GVR_TINY), plan_command.GVR_TINY_UPSAMPLER
-    clip = Clip((160, 120), (480, 360), 11, model=model, upsampler=upsampler, dtype="float32", memory_gb=0.2, trial=True, device="cpu")
+    clip = PlanClip((160, 120), (480, 360), 11, model=model, upsampler=upsampler, dtype="float32", memory_gb=0.2, trial=True, device="cpu")
     p = replace(clip, out=tmp_path / "plan.png").run()
     assert p.extent == (11, 46, 60)
     assert p.forwards == 2  # gvr_tiny's own

@@ -10,7 +10,8 @@ import comfyui as setup
 import pytest
 from conftest import REPO
 
-from simplegvr_core.video.read import read_video, write_video
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import write_video
 
 
 def test_comfyui_path_comes_first(monkeypatch):

@@ -19,7 +19,8 @@ from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.planning.tensor_memory import peak_bytes
 from simplegvr_core.sampling.latent_file import write_latent
 from simplegvr_core.tiling import spans
-from simplegvr_core.video.read import read_video, to_video
+from simplegvr_core.video.frames import to_video
+from simplegvr_core.video.read import read_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLIPS = [REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4"))]
@@ -71,10 +72,10 @@ def test_segments_of_real_clips_are_clean_and_a_pulse_of_half_a_level_is_found(i
     clean, pulsed = seams_of(images, 8), images.clone()
     pulsed[5::8] += LEVEL / 2
     found = seams_of(pulsed, 8)
-    assert clean.flicker == pytest.approx(1, abs=0.3)
+    assert clean.segment_flicker == pytest.approx(1, abs=0.3)
     assert clean.segments.ratio == pytest.approx(1, abs=0.12)
     assert clean.periodicity is None or clean.periodicity < 0.3
-    assert found.flicker > 3
+    assert found.segment_flicker > 3
     assert found.periodicity > 0.8
     assert found.segments.ratio > clean.segments.ratio + 0.03
 
@@ -86,14 +87,14 @@ def test_segments_of_other_brightness_that_are_cross_faded_are_found():
     level = 1 + 0.01 * (-1.0) ** torch.arange(6)
     gain = np.interp(np.arange(136), [x for k in range(1, 6) for x in (24 * k - 3.5, 24 * k + 0.5)], level.repeat_interleave(2)[1:-1])
     found, clean = (seams_of(clip, 24) for clip in (images * torch.from_numpy(gain).float().view(-1, 1, 1, 1), images))
-    assert clean.flicker == pytest.approx(1, abs=0.2)
-    assert found.flicker > 2
+    assert clean.segment_flicker == pytest.approx(1, abs=0.2)
+    assert found.segment_flicker > 2
 
 
 def test_a_still_clip_has_no_seams():
     frame = torch.rand(1, 40, 70, 3, generator=torch.Generator().manual_seed(0))
     seams = seams_of(frame.expand(20, -1, -1, -1), 8)
-    assert seams.flicker == seams.segments.ratio == 1
+    assert seams.segment_flicker == seams.segments.ratio == 1
     assert seams.periodicity is None
 
 
@@ -128,8 +129,8 @@ def test_the_worse_end_of_an_overlap_is_measured():
     found = seams_of(at_end, 16, overlap=8)
     assert (found.segments.worst > 10, found.segments.place, found.segments.count) == (True, 21, 2)
     at_end[37:] += 4 * LEVEL
-    assert seams_of(at_end, 16, overlap=8).flicker > 10
-    assert seams_of(images, 16, overlap=8).flicker == 1
+    assert seams_of(at_end, 16, overlap=8).segment_flicker > 10
+    assert seams_of(images, 16, overlap=8).segment_flicker == 1
     for name, axis in (("columns", 2), ("rows", 1)):
         later = torch.arange(images.shape[axis]) >= 48 + 32
         stepped = images + 4 * LEVEL * later.view([-1 if i == axis else 1 for i in range(4)])
@@ -158,7 +159,7 @@ def test_the_latent_of_a_clip_shows_an_offset_at_its_tiles_and_segments(z):
     assert found.columns.ratio > clean.columns.ratio + 0.03
     assert found.rows.ratio == pytest.approx(clean.rows.ratio, abs=0.02)
     assert found.segments.ratio > clean.segments.ratio + 0.03
-    assert found.flicker > 2 * clean.flicker
+    assert found.segment_flicker > 2 * clean.segment_flicker
 
 
 def test_what_cannot_be_measured_is_none():
@@ -252,7 +253,7 @@ def test_the_node_measures_images_and_latents(comfy, z):
     expected = seams_of(images, 8, (96, 0))
     assert plot.shape == (1, 840, 1100, 3)
     assert f"{expected.columns.ratio:.3f}" in report
-    assert numbers[:1] + numbers[2:4] == pytest.approx([expected.flicker, expected.segments.ratio, expected.columns.ratio])
+    assert numbers[:1] + numbers[2:4] == pytest.approx([expected.segment_flicker, expected.segments.ratio, expected.columns.ratio])
     assert math.isnan(numbers[4])
 
     from comfy.latent_formats import Wan21

@@ -12,7 +12,9 @@ import torch
 from client import WorkflowError, output_files, run_workflow
 from conftest import REPO
 
-from simplegvr_core.video.read import read_video, to_video, write_video
+from simplegvr_core.video.frames import to_video
+from simplegvr_core.video.read import read_video
+from simplegvr_core.video.write import write_video
 
 API = REPO / "workflows" / "api"
 

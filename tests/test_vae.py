@@ -7,7 +7,8 @@ from conftest import REPO, random_weights
 from simplegvr_core.latent_space import PREVIEW_FACTORS
 from simplegvr_core.networks.checkpoint import read_config
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
-from simplegvr_core.video.read import read_video, resize_frames, to_video
+from simplegvr_core.video.frames import resize_frames, to_video
+from simplegvr_core.video.read import read_video
 
 SMALL = TinyVAEConfig(latent_width=16, latent_blocks=1, fine_width=16, fine_blocks=1, pixel_width=8)
 

@@ -89,19 +89,19 @@ class Attention(Options):
         exact = full_attention(q[:, some].double(), k.double(), v.double())
         count = flops.attention_flops(ATTENTIONS["dense"], grid, self.heads * self.head_dim)
         rows = [
-            self.rival(machine, f"dense: {name}", grid, factory, (q, k, v), count, lambda out: max_error(out[:, some], exact))
+            self.baseline(machine, f"dense: {name}", grid, factory, (q, k, v), count, lambda out: max_error(out[:, some], exact))
             for name, factory in tqdm(baselines.DENSE.items(), desc="dense", leave=False)
         ]
         num_units, rest = divmod(grid[0], self.unit or grid[0])
         if num_units > 1 and not rest:
             units = [x.reshape(num_units, -1, self.heads, self.head_dim) for x in (q, k, v)]
             for name, factory in tqdm(baselines.DENSE.items(), desc="dense units", leave=False):
-                rows.append(self.rival(machine, f"dense units: {name}", grid, factory, units, count / num_units))
+                rows.append(self.baseline(machine, f"dense units: {name}", grid, factory, units, count / num_units))
         swin = replace(ATTENTIONS["swin"], unit=self.unit or None)
         count = flops.attention_flops(swin, grid, self.heads * self.head_dim)
         return [*rows, machine.row("swin", grid, lambda: attend(q, k, v, grid, swin, 0), count, 4 * nbytes(q))]
 
-    def rival(self, machine: Machine, name: str, grid: tuple, factory, inputs, count: float, error=None) -> Row:
+    def baseline(self, machine: Machine, name: str, grid: tuple, factory, inputs, count: float, error=None) -> Row:
         """Returns the timing of a baseline, or why there is none."""
         must_move = 4 * nbytes(inputs[0])
         if left_out := machine.beyond_limit(name, grid, count, must_move):  # making it runs it once
@@ -141,7 +141,7 @@ class Attention(Options):
                     )
                 )
         for name, factory in baselines.SPARSE.items() if machine.device.type == "cuda" else ():
-            rows.append(self.rival(machine, f"{name}, {label}, windows given", grid, factory, (q, k, v, windows, selection), count))
+            rows.append(self.baseline(machine, f"{name}, {label}, windows given", grid, factory, (q, k, v, windows, selection), count))
         return rows
 
     def operator(self, machine: Machine, grid: tuple, config: AttentionConfig, q, k, v, implementation: str, error=None) -> Row:

@@ -32,9 +32,8 @@ from ..sampling.latent_file import LatentFile, write_latent
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from ..sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
 from ..tiling import WHOLE, Box, aligned_tiling, is_out_of_memory
-from ..video.decode import StreamDecoder, Tile
-from ..video.decode_to_file import decode_to_parts
-from ..video.read import to_images
+from ..video.decode import StatefulTile, StreamDecoder, decode_to_parts
+from ..video.frames import to_images
 from ..video.write import Encoding, write_frames
 
 RATE = 24
@@ -132,9 +131,9 @@ def decode(case: Case, folder: Path) -> Callable[[], None]:
 
     def stream() -> None:
         decoder = StreamDecoder(
-            lambda z, past: vae.decode_chunk(z.to(case.device), past), [Tile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory
+            lambda z, state: vae.decode_chunk(z.to(case.device), state), [StatefulTile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory
         )
-        decode_to_parts(Frames(z), decoder, first_frame(case.frames), encoding, folder)
+        decode_to_parts(Frames(z), decoder, frames=first_frame(case.frames), encoding=encoding, folder=folder)
 
     def whole() -> None:
         with write_frames(folder / "video.mp4", encoding) as add:

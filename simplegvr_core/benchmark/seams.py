@@ -24,7 +24,8 @@ from ..sampling.latent_file import TensorFrames
 from ..sampling.refine import Refinement, TiledVelocity, refine
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network
 from ..tiling import WHOLE, Tiling, aligned_tiling, share
-from ..video.read import read_video, to_video
+from ..video.frames import to_video
+from ..video.read import read_video
 
 SEED, NOISE_SEED, SCALE = 0, 1, 3
 WAYS = {  # segment in latent frames, tile width in cells

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..video.read import area_downscale
+from ..video.frames import area_downscale
 from .classical import ClassicalConfig, degrade_classical
 from .flow_based import FlowBasedConfig, degrade_flow_based
 from .model_guided import ModelGuidedConfig, degrade_model_guided

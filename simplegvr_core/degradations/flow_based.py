@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .motion import Motion, MotionConfig
+from .motion import ClipMotion, MotionConfig
 from .opencv import opencv
 from .randomness import uniform
 
@@ -39,7 +39,7 @@ class FlowBasedConfig:
     feather: float = 3.0
 
 
-def degrade_flow_based(video: Tensor, motion: Motion, config: FlowBasedConfig, generator: torch.Generator) -> Tensor:
+def degrade_flow_based(video: Tensor, motion: ClipMotion, config: FlowBasedConfig, generator: torch.Generator) -> Tensor:
     """Returns video (1, 3, F, H, W) in [-1, 1] degraded where it moves; motion: its own, from estimate_motion."""
     clean = rearrange(video[0].float().cpu(), "C F H W -> F H W C").contiguous().numpy()
     frames = clean.copy()

@@ -28,14 +28,14 @@ class MotionConfig:
 
 
 @dataclass(frozen=True)
-class Motion:
+class ClipMotion:
     """Motion of a clip. optical_flow: (F, H, W, 2) float32. moving: (F, H, W) bool. The first frame has none."""
 
     optical_flow: np.ndarray
     moving: np.ndarray
 
 
-def estimate_motion(video: Tensor, config: MotionConfig) -> Motion:
+def estimate_motion(video: Tensor, config: MotionConfig) -> ClipMotion:
     """Returns the motion of video (1, 3, F, H, W) in [-1, 1]."""
     cv2 = opencv()
     frames = rearrange(video[0].float().cpu(), "C F H W -> F H W C").contiguous().numpy()
@@ -48,7 +48,7 @@ def estimate_motion(video: Tensor, config: MotionConfig) -> Motion:
         changed = (np.abs(frames[i] - frames[i - 1]).max(axis=2) * 127.5 > config.change).astype(np.uint8)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, window).astype(bool)
         moving[i] = changed & (np.linalg.norm(optical_flow[i], axis=2) > config.pixels)
-    return Motion(optical_flow, moving)
+    return ClipMotion(optical_flow, moving)
 
 
 def optical_flow_picture(optical_flow: np.ndarray) -> Tensor:

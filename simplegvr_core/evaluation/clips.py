@@ -14,22 +14,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD, latent_frames
-from ..video.read import VIDEO_SUFFIXES, area_downscale, find_videos, read_video, shrink, to_video
-from .metrics import SMALLEST, Reference
+from ..video.frames import area_downscale, limit_height, to_video
+from ..video.read import VIDEO_SUFFIXES, find_videos, read_video
+from .metrics import SMALLEST, EvaluationClip
 from .seams import Borders
 
 LATENT_SUFFIXES = {".latent", ".safetensors"}
 LATENT_KEYS = ("latent_tensor", "samples")  # of ComfyUI's Save Latent, and of a LATENT saved as it is
 LATENT_RATE = Fraction(16)  # frames a second, of Wan 2.1
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip to measure on. z_lr: (1, 16, T, h / 8, w / 8) normalised, where a latent is what came. files: that it was read from."""
-
-    reference: Reference
-    z_lr: Tensor | None
-    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ def partner(folder: Path, original: Path, home: Path) -> Path:
 
 def read_clip(
     files: tuple[Path, ...], suite: str, reading: Reading, decode: Callable[[Tensor], Tensor], borders: Borders | None = None
-) -> Clip:
+) -> EvaluationClip:
     """Returns the clip of files as of find_clips. decode: turns a latent into video. borders: of the boxes that gvr refines.
 
     Raises ValueError that names the file when it is damaged, too short or too small.
@@ -83,14 +75,14 @@ def read_clip(
             original, source = to_video(images), to_video(small[0][0])
             check_pair(files, original, source, reading.scale)
         else:
-            original = to_video(torch.stack([shrink(image, reading.height) for image in images]))
+            original = to_video(torch.stack([limit_height(image, reading.height) for image in images]))
             source = area_downscale(original, reading.scale)
     height, width = (reading.scale * extent for extent in source.shape[3:])
     if source.shape[2] < 2 or min(height, width) < SMALLEST:
         raise ValueError(f"{files[0]} has {source.shape[2]} frames of {width} x {height}, wanted at least 2 of {SMALLEST} x {SMALLEST}")
     if original is not None:
         original = original[..., :height, :width]
-    return Clip(Reference((height, width), original, source, rate, borders), z_lr, files)
+    return EvaluationClip((height, width), original, source, rate, borders, z_lr, files)
 
 
 def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, scale: int) -> None:

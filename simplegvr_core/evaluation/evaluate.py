@@ -44,12 +44,13 @@ from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
 from ..sampling.super_resolve import SamplingConfig
 from ..tiling import WHOLE, aligned_tiling
+from ..video.frames import resize_frames, to_images
 from ..video.pictures import side_by_side
-from ..video.read import resize_frames, to_images, write_video
-from . import metrics, peers, report
-from .clips import Clip, Reading, find_clips, read_clip
+from ..video.write import write_video
+from . import baselines, metrics, report
+from .clips import Reading, find_clips, read_clip
 from .methods import METHODS, Models
-from .metrics import MEANINGS, METRICS, Reference, Result, finite
+from .metrics import MEANINGS, METRICS, EvaluationClip, Result, finite
 from .seams import VIDEO
 
 WEIGHTS = ("vae", "upsampler", "model")
@@ -63,7 +64,7 @@ class Evaluate:
     out: Path
     methods: str = "gvr,upsampler,latent_bilinear,bicubic"
     """Names with commas, of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
-    vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr peers`)."""
+    vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr baselines`)."""
     scale: int = 3
     num_frames: int = 17
     """How many frames of each clip, from its start."""
@@ -117,8 +118,8 @@ class Evaluate:
             raise ValueError(f"--out {self.out} is inside --clips {self.clips}: its videos would be taken for clips")
         if self.suite == "aigc" and (blind := [method for method in methods if METHODS[method].sees == "original"]):
             raise ValueError(f"--methods has {', '.join(blind)}, which need an original, and clips of --suite aigc have none")
-        for method in set(methods) & peers.PEERS.keys():
-            peers.find(method)
+        for method in set(methods) & baselines.BASELINES.keys():
+            baselines.find(method)
         return methods
 
     def metric_names(self) -> list[str]:
@@ -141,9 +142,9 @@ class Evaluate:
     def warm_up(self, methods: list[str], models: Models) -> None:
         """Runs each method once, on little, so that no clip's time includes loading its network."""
         blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
-        reference = Reference((40 * self.scale,) * 2, blank, blank[..., :40, :40])
+        clip = EvaluationClip((40 * self.scale,) * 2, blank, blank[..., :40, :40])
         for method in methods:
-            self.apply(method, Clip(reference, None, ()), models)
+            self.apply(method, clip, models)
 
     def describe(self, sampling: SamplingConfig) -> dict:
         """Returns what was run, with what."""
@@ -164,10 +165,10 @@ class Evaluate:
         options = "".join(f" --{name.replace('_', '-')} {getattr(value, 'name', value)}" for name, value in words.items())
         return f"python3 scripts/run.py evaluate --clips CLIPS --out DIR{options}"
 
-    def measured(self, name: str, clip: Clip, methods: list[str], models: Models, run: dict) -> dict:
+    def measured(self, name: str, clip: EvaluationClip, methods: list[str], models: Models, run: dict) -> dict:
         """Returns the measurement of a clip: as it was written when the very same was measured before, by this version of the code."""
         path = self.out / name / "measured.json"
-        skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip.reference))}
+        skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip))}
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
         settings = {key: value for key, value in run.items() if key not in ("command", "date", "torch")}
         clip_files = {file.name: sha256(file) for file in clip.files}
@@ -178,30 +179,29 @@ class Evaluate:
         write_text(path, json.dumps(found, indent=1))
         return found
 
-    def measure(self, name: str, clip: Clip, methods: list[str], chosen: list[str], models: Models) -> dict:
+    def measure(self, name: str, clip: EvaluationClip, methods: list[str], chosen: list[str], models: Models) -> dict:
         """Returns the clip's "methods", "curves", "original" and "files", after writing its videos and its picture."""
-        reference = clip.reference
-        images = {"source": to_images(reference.source.cpu())}
+        images = {"source": to_images(clip.source.cpu())}
         values, curves, original = {}, {}, {}
-        if reference.original is not None:
-            images["original"] = to_images(reference.original.cpu())
+        if clip.original is not None:
+            images["original"] = to_images(clip.original.cpu())
             alone = [metric for metric in chosen if "original" not in METRICS[metric].needs and metric != "seconds_per_frame"]
-            original, _ = scores(alone, Result(reference.original, reference))
+            original, _ = scores(alone, Result(clip.original, clip))
         for method in methods:
             video, seconds = self.apply(method, clip, models)
-            values[method], curves[method] = scores(chosen, Result(video, reference, seconds))
+            values[method], curves[method] = scores(chosen, Result(video, clip, seconds))
             images[method] = to_images(video.cpu())
         files = {}
         for each, frames in images.items():
-            write_video(self.out / name / f"{each}.mp4", frames, reference.rate)
+            write_video(self.out / name / f"{each}.mp4", frames, clip.rate)
             files[each] = f"{name}/{each}.mp4"
-        self.draw(name, images, values, reference)
+        self.draw(name, images, values, clip)
         return {"methods": values, "curves": curves, "original": original, "files": {**files, "picture": f"{name}/side_by_side.png"}}
 
-    def apply(self, method: str, clip: Clip, models: Models) -> tuple[Tensor, float]:
+    def apply(self, method: str, clip: EvaluationClip, models: Models) -> tuple[Tensor, float]:
         """Returns the method's video of the clip, of its size and frames, and the seconds that it took."""
         run, sees = METHODS[method].run, METHODS[method].sees
-        shown = clip.reference.original if sees == "original" else clip.reference.source
+        shown = clip.original if sees == "original" else clip.source
         seen = (shown if clip.z_lr is None or sees != "latent" else clip.z_lr).to(self.device)
         start = time.perf_counter()
         with torch.inference_mode():
@@ -210,14 +210,14 @@ class Evaluate:
             video = run(seen, 1 if sees == "original" else self.scale, models)
         video.sum().item()  # waits for the device
         seconds = time.perf_counter() - start
-        height, width = clip.reference.size
+        height, width = clip.size
         return video[:, :, : shown.shape[2], :height, :width].clamp(-1, 1), seconds
 
-    def draw(self, name: str, images: dict[str, Tensor], values: dict[str, dict], reference: Reference) -> None:
+    def draw(self, name: str, images: dict[str, Tensor], values: dict[str, dict], clip: EvaluationClip) -> None:
         """Writes the picture of the clip's middle frame: the original, or the source enlarged, and the methods beside it."""
         title = next((metric for metric in ("st_lpips", "niqe") if values and metric in next(iter(values.values()))), None)
         first = "original" if "original" in images else "source"
-        enlarged = images | {"source": to_images(resize_frames(reference.source.cpu(), reference.size, "nearest-exact"))}
+        enlarged = images | {"source": to_images(resize_frames(clip.source.cpu(), clip.size, "nearest-exact"))}
         middle = len(images["source"]) // 2
         labels = {method: f"{method}  {METRICS[title].label} {value[title]:.3f}" if title else method for method, value in values.items()}
         tiles = {labels.get(each, each): enlarged[each][middle] for each in (first, *values)}

@@ -15,7 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..video.read import to_images, write_video
+from ..video.frames import to_images
+from ..video.write import write_video
 
 CHUNK = 4  # frames at a time: keeps the memory of a metric at some hundred MB, whatever the clip's length
 EQUAL = 100.0  # dB, of frames without a difference

@@ -24,7 +24,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..files import sha256
-from ..video.read import to_images, write_video
+from ..video.frames import to_images
+from ..video.write import write_video
 
 CLIP_RN50 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"  # sha256; pyiqa fetches it anew where it is another
 FUSION = {"technical": (0.1107, 0.07355, 0.6104), "aesthetic": (-0.08285, 0.03774, 0.3896)}  # DOVER's: mean, deviation, weight

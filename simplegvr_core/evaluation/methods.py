@@ -21,8 +21,8 @@ from ..sampling.latent_file import TensorFrames
 from ..sampling.super_resolve import SamplingConfig
 from ..sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
 from ..tiling import WHOLE, Tiling
-from ..video.read import resize_frames
-from . import peers
+from ..video.frames import resize_frames
+from . import baselines
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ METHODS = {
     run.__name__: Method(run, sees)
     for sees, runs in {
         "latent": (gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic),
-        "pixels": (bilinear, bicubic, *peers.PEERS.values()),
+        "pixels": (bilinear, bicubic, *baselines.BASELINES.values()),
         "original": (vae, vae_linear),
     }.items()
     for run in runs

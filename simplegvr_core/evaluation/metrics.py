@@ -9,28 +9,35 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from ..latent_space import SPATIAL_FACTOR
 from ..tiling import Tiling
-from ..video.read import resize_frames
+from ..video.frames import resize_frames
 from . import full_reference, learned
 from . import niqe as no_reference
 from .full_reference import mean_decibels
-from .motion import Motion, flicker, motions, tof, video_curves, warping_error
+from .motion import FlowPair, flicker, motions, tof, video_curves, warping_error
 from .seams import VIDEO, Borders, Seams, find_seams
 
 SMALLEST = 32  # pixels a side, that most metrics take
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """What the results of a clip are compared with, and what is computed of it once for all of them.
+class EvaluationClip:
+    """A clip that methods are compared on. Optical flow along it is computed once for all of their results.
 
-    original: the truth, (1, 3, F, H, W), or None where there is none. source: what was enlarged, (1, 3, F, h, w), pixels also where
-    methods are given its latent; None where it is of no interest. size: (H, W). borders: of the boxes that gvr refines, in pixels.
+    Attributes:
+        size: Height and width of a result in pixels.
+        original: The ground truth, (1, 3, F, H, W) in [-1, 1]; None where there is none.
+        source: The low-resolution video that was upscaled, (1, 3, F, h, w) in [-1, 1], pixels also where methods are given its latent.
+        rate: Frames per second.
+        borders: Borders of the boxes that gvr refines, in pixels and frames; None where it refines the clip in one box.
+        z_lr: The source's normalised latent, (1, 16, T, h / 8, w / 8), where the clip came as a latent.
+        files: Files that the clip was read from.
     """
 
     size: tuple[int, int]
@@ -38,9 +45,11 @@ class Reference:
     source: Tensor | None = None
     rate: Fraction = Fraction(25)
     borders: Borders | None = None
+    z_lr: Tensor | None = None
+    files: tuple[Path, ...] = ()
 
     @cached_property
-    def guided(self) -> list[Motion]:
+    def guided(self) -> list[FlowPair]:
         """The motions of the original, or of the source enlarged by bicubic pixels."""
         guide = resize_frames(self.source, self.size, "bicubic") if self.original is None else self.original
         return motions(guide)
@@ -51,25 +60,25 @@ class Result:
     """A method's video of a clip. seconds: what it took, None for what no method made."""
 
     video: Tensor
-    reference: Reference
+    clip: EvaluationClip
     seconds: float | None = None
 
     @property
     def original(self) -> Tensor | None:
-        return self.reference.original
+        return self.clip.original
 
     @property
-    def guided(self) -> list[Motion]:
-        return self.reference.guided
+    def guided(self) -> list[FlowPair]:
+        return self.clip.guided
 
     @cached_property
     def small(self) -> Tensor:
         """The video made as small as the source by area averaging."""
-        return resize_frames(self.video.clamp(-1, 1), tuple(self.reference.source.shape[3:]), "area")
+        return resize_frames(self.video.clamp(-1, 1), tuple(self.clip.source.shape[3:]), "area")
 
     @cached_property
     def seams(self) -> Seams:
-        return find_seams(video_curves(self.video), self.reference.borders, VIDEO)
+        return find_seams(video_curves(self.video), self.clip.borders, VIDEO)
 
 
 def pixel_borders(tiling: Tiling) -> Borders:
@@ -84,7 +93,7 @@ def pixel_borders(tiling: Tiling) -> Borders:
 
 def lr_consistency(result: Result) -> Tensor:
     """Returns the PSNR of each frame of the small video against the source, in dB, (F,): whether it is still the same picture."""
-    return full_reference.psnr(result.small, result.reference.source)
+    return full_reference.psnr(result.small, result.clip.source)
 
 
 def seconds_per_frame(result: Result) -> float | None:
@@ -106,7 +115,7 @@ def iqa(name: str, result: Result) -> Tensor:
 
 
 def vbench(dimension: str, result: Result) -> float:
-    return learned.vbench(dimension, result.video, result.reference.rate)
+    return learned.vbench(dimension, result.video, result.clip.rate)
 
 
 def missing(*packages: str) -> Callable[[], str | None]:
@@ -150,14 +159,14 @@ class Metric:
     smallest: int = SMALLEST
     absent: Callable[[], str | None] = lambda: None
 
-    def obstacle(self, reference: Reference) -> str | None:
+    def obstacle(self, clip: EvaluationClip) -> str | None:
         """Returns why it cannot be measured on a clip, as a sentence, or None."""
-        if "original" in self.needs and reference.original is None:
+        if "original" in self.needs and clip.original is None:
             return "it needs an original, which clips of this suite do not have"
-        if "borders" in self.needs and reference.borders is None:
+        if "borders" in self.needs and clip.borders is None:
             return "gvr refined the clip in one piece: give --segment or --tile"
-        if min(reference.size) < self.smallest:
-            height, width = reference.size
+        if min(clip.size) < self.smallest:
+            height, width = clip.size
             return f"it needs {self.smallest} pixels a side, and a clip has {width} x {height}"
         return self.absent()
 
@@ -192,20 +201,20 @@ ROWS = (
     Metric("ssim", "SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ssim(r.video, r.original), absent=KORNIA),
     Metric("ms_ssim", "MS-SSIM", "", "higher", ORIGINAL, lambda r: full_reference.ms_ssim(r.video, r.original), 3, mean, 161, TORCHMETRICS),
     Metric("st_lpips", "ST-LPIPS", "", "lower", ORIGINAL, lambda r: full_reference.st_lpips(r.video, r.original), absent=ST_LPIPS),
-    Metric("vmaf", "VMAF", "", "higher", ORIGINAL, lambda r: full_reference.vmaf(r.video, r.original, r.reference.rate), 1, absent=FFMPEG),
+    Metric("vmaf", "VMAF", "", "higher", ORIGINAL, lambda r: full_reference.vmaf(r.video, r.original, r.clip.rate), 1, absent=FFMPEG),
     Metric("niqe", "NIQE", "", "lower", (), lambda r: no_reference.niqe(r.video), 2, smallest=192),
     *(
         Metric(name, label, "", "higher", (), partial(iqa, name), digits, absent=partial(learned.iqa_absent, name))
         for name, label, digits in (("musiq", "MUSIQ", 1), ("clipiqa", "CLIP-IQA", 3), ("maniqa", "MANIQA", 3))
     ),
-    Metric("dover", "DOVER", "", "higher", FRAMES, lambda r: learned.dover(r.video, r.reference.rate), 1, absent=learned.dover_absent),
+    Metric("dover", "DOVER", "", "higher", FRAMES, lambda r: learned.dover(r.video, r.clip.rate), 1, absent=learned.dover_absent),
     *(
         Metric(f"vbench_{name}", label, "", "higher", FRAMES, partial(vbench, name), absent=partial(learned.vbench_absent, name))
         for name, label in ((name, f"VBench {name.replace('_', ' ')}") for name in learned.VBENCH)
     ),
     Metric("warping_error", "warping error", "1e-3", "lower", FRAMES, lambda r: warping_error(r.video, r.guided), 2, absent=OPENCV),
     Metric("tof", "tOF", "pixels", "lower", FRAMES, lambda r: tof(r.video, r.guided), absent=OPENCV),
-    Metric("flicker", "flicker", "levels", "lower", ("source", "frames"), lambda r: flicker(r.small, r.reference.source)),
+    Metric("flicker", "flicker", "levels", "lower", ("source", "frames"), lambda r: flicker(r.small, r.clip.source)),
     Metric("lr_consistency", "LR-consistency", "dB", "higher", ("source",), lr_consistency, 2, mean_decibels),
     Metric("segment_seams", "seams of segments", "", "lower", ("frames", "borders"), segment_seams),
     Metric("tile_seams", "seams of tiles", "", "lower", ("borders",), tile_seams),

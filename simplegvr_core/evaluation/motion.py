@@ -19,7 +19,7 @@ NONE = torch.tensor([torch.nan])
 
 
 @dataclass(frozen=True)
-class Motion:
+class FlowPair:
     """How a guide moves from a frame to the next. forward, backward: the offset (2, H, W), x first, of each pixel of the former to
     its place in the latter, and back; visible (H, W): whether a pixel of the latter is in the former, see `warping_error`."""
 
@@ -28,22 +28,22 @@ class Motion:
     visible: Tensor
 
 
-def motions(guide: Tensor) -> list[Motion]:
+def motions(guide: Tensor) -> list[FlowPair]:
     """Returns the F - 1 motions of a guide, which all results of one clip are measured by."""
     return [motion(*frames) for frames in pairwise(guide[0].unbind(1))]
 
 
-def motion(previous: Tensor, current: Tensor) -> Motion:
+def motion(previous: Tensor, current: Tensor) -> FlowPair:
     """Returns the motion between two frames (3, H, W) in [-1, 1], by DIS."""
     forward, backward = dis_optical_flow(previous, current), dis_optical_flow(current, previous)
     returned = warp(forward, backward)
     disagreement = (backward + returned).square().sum(0)
     tolerance = 0.01 * (backward.square().sum(0) + returned.square().sum(0)) + 0.5
     inside = warp(torch.ones_like(previous[:1]), backward)[0] > 0.999
-    return Motion(forward, backward, (disagreement <= tolerance) & inside)
+    return FlowPair(forward, backward, (disagreement <= tolerance) & inside)
 
 
-def warping_error(video: Tensor, guided: list[Motion]) -> Tensor:
+def warping_error(video: Tensor, guided: list[FlowPair]) -> Tensor:
     """Returns the temporal warping error x 1000, lower is better: 1.5 stands for 1.5e-3.
 
     E_warp (Lai et al., ECCV 2018): for each frame t > 0, the mean over visible pixels and channels of
@@ -58,7 +58,7 @@ def warping_error(video: Tensor, guided: list[Motion]) -> Tensor:
     return torch.cat((NONE, 1000 * torch.stack(errors).cpu()))
 
 
-def tof(video: Tensor, guided: list[Motion]) -> Tensor:
+def tof(video: Tensor, guided: list[FlowPair]) -> Tensor:
     """Returns tOF (Chu et al., TecoGAN, 2020): the mean length, in pixels, of the difference of the video's optical flow from
     the guide's, from each frame to the next; 0 is equal, lower is better. DIS takes the place of Farneback's optical flow, and
     frames are not cropped."""

@@ -16,8 +16,8 @@ from .report_page import Page
 HOW = {
     "pairs": "Each clip is the truth; its low resolution is made by area averaging, unless it came with one. From that every method makes "
     "a video of the truth's size. vae and vae_linear are the truth itself, encoded and decoded: what a method in those latents can hardly "
-    "exceed. The learned peers (basicvsr, animesr, span, animevideo) get the pixels, not the latent, and are made for x4: their result is "
-    "area-averaged to the size wanted.",
+    "exceed. The learned baselines (basicvsr, animesr, span, animevideo) get the pixels, not the latent, and are made for x4: their result "
+    "is area-averaged to the size wanted.",
     "aigc": "Each clip was made by a text-to-video model, as a latent or as a video of low resolution. There is no truth: what can be "
     "measured is how natural and how steady a result is, and whether it is still the picture that it was made from.",
 }

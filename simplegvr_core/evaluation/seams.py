@@ -122,10 +122,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Seams:
-    """flicker: change of brightness at segment borders, at their worse end, over that at other frames. periodicity:
+    """segment_flicker: change of brightness at segment borders, at their worse end, over that at other frames. periodicity:
     autocorrelation of its size at the period, less that at half of it. 1 and 0 are none. None: no border was there."""
 
-    flicker: float | None
+    segment_flicker: float | None
     periodicity: float | None
     segments: Seam | None
     columns: Seam | None
@@ -159,7 +159,7 @@ def find_seams(curves: Curves, borders: Borders, medium: Medium) -> Seams:
     """Returns what the curves show at the borders, which borders.check has let pass."""
     segments, columns, rows = border_lines(curves, borders, medium)
     return Seams(
-        flicker(curves.changes, segments, medium.grid[0]),
+        segment_flicker(curves.changes, segments, medium.grid[0]),
         periodicity(curves.changes, borders.period, medium.grid[0]),
         seam(curves.frames, segments, medium.grid[0]),
         seam(curves.columns, columns, medium.grid[1]),
@@ -233,7 +233,7 @@ def seam(curve: np.ndarray, ends: Ends, grid: int) -> Seam | None:
     return max(filter(None, map(at, ends)), key=lambda found: found.ratio, default=None)
 
 
-def flicker(changes: np.ndarray, ends: Ends, grid: int) -> float | None:
+def segment_flicker(changes: np.ndarray, ends: Ends, grid: int) -> float | None:
     """Returns the median size of the changes of brightness at one end of the borders, the worse, over that of the others a
     multiple of grid away."""
     sizes, borders = np.abs(changes), set(chain(*ends))
@@ -270,7 +270,12 @@ def describe(seams: Seams) -> str:
             line("segment borders", seams.segments),
             line("tile borders along the width", seams.columns),
             line("tile borders along the height", seams.rows),
-            "flicker: " + ("not measured, no border" if seams.flicker is None else f"{seams.flicker:.3f} times the change of other frames"),
+            "segment flicker: "
+            + (
+                "not measured, no border"
+                if seams.segment_flicker is None
+                else f"{seams.segment_flicker:.3f} times the change of other frames"
+            ),
             "periodicity: "
             + ("not measured, shorter than two periods or still" if seams.periodicity is None else f"{seams.periodicity:+.3f}"),
             "Without seams these are 1, 1, 1, 1 and 0 within their errors; a seam that can be seen is above 1.05.",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..degradations import RECIPES, degrade_video
-from ..evaluation import peers
+from ..evaluation import baselines
 from ..evaluation.evaluate import Evaluate
 from ..evaluation.full_reference import mean_decibels, psnr
 from ..evaluation.metrics import METRICS
@@ -32,12 +32,14 @@ from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import LatentUpsampler, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig, guided_network, sample_euler, super_resolve
-from ..video.read import crop_centre, find_videos, read_video, shrink, to_images, to_video, write_video
+from ..video.frames import crop_centre, limit_height, to_images, to_video
+from ..video.read import find_videos, read_video
+from ..video.write import write_video
 
 BUNDLED_CLIPS = (REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
 HEIGHT = 120  # lines of the bundled clips at low resolution
 METHODS = ("gvr", "upsampler", "latent_bilinear", "bicubic", "basicvsr", "span")  # of table 1
-BY_OTHERS = ("table-1", "table-3", "figure-9")  # have what peers and other people's metrics give
+BY_OTHERS = ("table-1", "table-3", "figure-9")  # have what baselines and other people's metrics give
 RATE = Fraction(12)  # of videos drawn from text
 
 
@@ -111,13 +113,13 @@ class Bench:
         return kept if kept.get("key") == self.key(name) else None
 
     def key(self, name: str) -> str:
-        """Returns what a kept result depends on: the options, and which peers and metrics are here if it has theirs."""
+        """Returns what a kept result depends on: the options, and which baselines and metrics are here if it has theirs."""
         return " ".join((self.options.key, *(self.others if name in BY_OTHERS else ())))
 
     @cached_property
     def others(self) -> tuple[str, ...]:
         """The methods of table 1 and the metrics that are on this machine."""
-        methods = [method for method in METHODS if method not in self.absent_peers()]
+        methods = [method for method in METHODS if method not in self.absent_baselines()]
         return *methods, *(name for name, metric in METRICS.items() if metric.absent() is None)
 
     @property
@@ -200,7 +202,7 @@ class Bench:
         if not out.exists():
             images, rate = read_video(path, self.options.num_frames)
             scale = self.options.scale
-            images = crop_centre(torch.stack([shrink(image, scale * HEIGHT) for image in images]), SPATIAL_FACTOR * scale)
+            images = crop_centre(torch.stack([limit_height(image, scale * HEIGHT) for image in images]), SPATIAL_FACTOR * scale)
             generator = torch.Generator().manual_seed(self.options.seed)
             write_video(out, to_images(degrade_video(to_video(images), scale, RECIPES[recipe], generator)), rate)
         return out
@@ -242,18 +244,18 @@ class Bench:
         return self.kept("cascade", self.draw_cascade)
 
     def evaluation(self) -> dict:
-        """Returns Evaluate's results of METHODS on the inputs, of the peers those that are here. Its files are in evaluation_folder."""
-        methods = ",".join(method for method in METHODS if method not in self.absent_peers())
+        """Returns Evaluate's results of METHODS on the inputs, of the baselines those that are here. Its files are in evaluation_folder."""
+        methods = ",".join(method for method in METHODS if method not in self.absent_baselines())
         shared = {name: getattr(self.options, name) for name in ("scale", "num_frames", "seed", "device", "vae", "upsampler", "model")}
         clips = next(iter(self.inputs.values())).parent if self.options.clips is None else self.options.clips
         return Evaluate(clips, self.evaluation_folder, methods, suite="aigc", **shared).run()
 
-    def absent_peers(self) -> dict[str, str]:
-        """Returns the peers of METHODS that were not fetched, and how to fetch them."""
+    def absent_baselines(self) -> dict[str, str]:
+        """Returns the baselines of METHODS that were not fetched, and how to fetch them."""
         absent = {}
-        for name in (name for name in METHODS if name in peers.PEERS):
+        for name in (name for name in METHODS if name in baselines.BASELINES):
             try:
-                peers.find(name)
+                baselines.find(name)
             except FileNotFoundError as error:
                 absent[name] = str(error)
         return absent

@@ -17,8 +17,9 @@ from ..degradations.motion import estimate_motion, optical_flow_picture
 from ..latent_space import SPATIAL_FACTOR, scaled_size
 from ..networks.temporal import segments
 from ..training.measure_curve import measure_curve, write_curve
+from ..video.frames import resize_frames, to_images, to_video
 from ..video.pictures import busiest, most_detailed
-from ..video.read import read_video, resize_frames, to_images, to_video
+from ..video.read import read_video
 from .bench import Bench, timed
 from .page import Here
 from .pictures import draw_units, in_rows, part, picture_grid
@@ -42,7 +43,7 @@ def figure_1(bench: Bench, folder: Path) -> Here:
     return Here(
         f"Drawn by {bench.options.t2v.name}, made large by {bench.options.model.name}, from {' and '.join(bench.prompts)}.{bench.toy_t2v}",
         pictures={"cascade.jpg": "The middle frame of each video, all enlarged to one size."},
-        missing={"FlashVideo": "its weights are not among those that `simplegvr peers` can fetch"},
+        missing={"FlashVideo": "its weights are not among those that `simplegvr baselines` can fetch"},
     )
 
 
@@ -205,7 +206,7 @@ def figure_9(bench: Bench, folder: Path) -> Here:
     return Here(
         "The methods that can run here, on the clips of table 1 above.",
         pictures={"methods.jpg": "Where the middle frame of each clip has most detail."},
-        missing={"the paper's other methods": "their weights are not among those that `simplegvr peers` can fetch"},
+        missing={"the paper's other methods": "their weights are not among those that `simplegvr baselines` can fetch"},
     )
 
 

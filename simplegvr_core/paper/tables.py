@@ -11,10 +11,11 @@ from statistics import mean
 import torch
 
 from ..evaluation.evaluate import finite, mean_of
-from ..evaluation.metrics import METRICS, Reference, Result, measure
+from ..evaluation.metrics import METRICS, EvaluationClip, Result, measure
 from ..latent_space import scaled_size
 from ..planning import flops
-from ..video.read import read_video, to_video
+from ..video.frames import to_video
+from ..video.read import read_video
 from .bench import Bench, timed
 from .page import PAPER, Here
 
@@ -50,7 +51,8 @@ def table_1(bench: Bench, folder: Path) -> Here:
         f"{bench.sampling.denoise:g}; upsampler its latent upsampler alone; latent_bilinear a bilinear resize of the latent. bicubic, "
         "basicvsr and span see pixels and never the autoencoder.",
         rows,
-        missing=bench.absent_peers() | {"the paper's other methods": "their weights are not among those that `simplegvr peers` can fetch"},
+        missing=bench.absent_baselines()
+        | {"the paper's other methods": "their weights are not among those that `simplegvr baselines` can fetch"},
     )
 
 
@@ -110,9 +112,9 @@ TABLES = {"table-1": table_1, "table-2": table_2, "table-3": table_3}
 
 def alone(video: torch.Tensor) -> dict[str, float | None]:
     """Returns the metrics of a video that is its own guide, those that this machine has; None where a video has no value."""
-    reference = Reference(tuple(video.shape[3:]), original=video)
-    names = [name for name in ALONE if METRICS[name].obstacle(reference) is None]
-    return {name: finite(measure(name, Result(video, reference)).value) for name in names}
+    clip = EvaluationClip(tuple(video.shape[3:]), original=video)
+    names = [name for name in ALONE if METRICS[name].obstacle(clip) is None]
+    return {name: finite(measure(name, Result(video, clip)).value) for name in names}
 
 
 def shown(named: tuple[str, float | None]) -> tuple[str, float | None]:

@@ -28,7 +28,7 @@ CLIPS = [(size, frames) for size in (1080, 1440, 2160) for frames in (21, 81, 24
 
 
 @dataclass(frozen=True)
-class Clip:
+class PlanClip:
     """The plan of one run: segments, tiles, bytes and operations; with --trial also the time."""
 
     source: tuple[int, int] = (640, 360)
@@ -180,4 +180,4 @@ def cell(plan: Plan) -> str:
 
 def main(arguments: Sequence[str]) -> dict:
     """Runs `plan`. arguments: of the command line. Returns its results."""
-    return tyro.extras.subcommand_cli_from_dict({"clip": Clip, "table": Table}, prog="simplegvr plan", args=arguments).run()
+    return tyro.extras.subcommand_cli_from_dict({"clip": PlanClip, "table": Table}, prog="simplegvr plan", args=arguments).run()

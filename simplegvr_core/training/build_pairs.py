@@ -33,7 +33,7 @@ from ..networks.attention import AttentionConfig
 from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
-from ..video.read import crop_centre, to_video
+from ..video.frames import crop_centre, to_video
 from .clips import Clip, Survey, read_clips, survey
 from .filters import Drop, FilterConfig, judge, load_musiq
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..video.read import find_videos, inspect_video, read_frames, shrink
+from ..video.frames import limit_height
+from ..video.read import find_videos, inspect_video, read_frames
 from .filters import Drop
 
 
@@ -74,7 +75,7 @@ def read_clips(folder: Path, starts: list[tuple[str, int]], num_frames: int, hei
         images, problem = [], "it has fewer frames than its packets say"
         try:
             for frame in read_frames(folder / name, wanted.__contains__):
-                images.append(shrink(frame, height))
+                images.append(limit_height(frame, height))
                 if len(images) == num_frames:
                     yield Clip(name, left.popleft(), torch.stack(images))
                     images = []

@@ -15,7 +15,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ..video.read import write_video
+from ..video.write import write_video
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
 

@@ -24,7 +24,8 @@ from ..networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, loa
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve, load_curve
-from ..video.read import resize_frames, to_images, write_video
+from ..video.frames import resize_frames, to_images
+from ..video.write import write_video
 from .batches import Crop, PairSampler
 from .cost import training_plan
 from .loop import LoopConfig, fit, read_losses

