@@ -13,26 +13,27 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Metric, Result, finite, measure
+from ..simplegvr_core.evaluation.metrics import METRICS, Metric, finite, measure
+from ..simplegvr_core.evaluation.result import EvaluationClip, Result
 from ..simplegvr_core.evaluation.seam_plot import Panel, draw_panels
 from ..simplegvr_core.video.pictures import most_detailed, most_different, side_by_side
 from .host.bridge import CATEGORY, to_image
 
-QUALITY = ("psnr", "ssim", "ms_ssim", "st_lpips", "vmaf", "niqe", "lr_consistency")
-STEADINESS = ("warping_error", "tof", "flicker")
+QUALITY, STEADINESS = ([name for name, metric in METRICS.items() if metric.group == group] for group in ("quality", "steadiness"))
 GROUPS = {
-    "quick": ("psnr", "ssim", "lr_consistency", "flicker"),
+    "quick": [name for name in QUALITY + STEADINESS if METRICS[name].quick],
     "quality": QUALITY,
     "steadiness": STEADINESS,
     "all": QUALITY + STEADINESS,
 }
-WHOLE = "vmaf"  # no frame's value is its own: it looks at the frames before and after
 BLOCK = 8  # frames at a time, for memory, progress and interrupt
 
 
 class SimpleGVREvaluate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        labels = {group: ", ".join(METRICS[name].label for name in names) for group, names in GROUPS.items()}
+        groups = ". ".join(f"{group}: {labels[group]}" for group in ("quick", "quality", "steadiness"))
         return io.Schema(
             node_id="SimpleGVREvaluate",
             display_name="SimpleGVR Evaluate",
@@ -59,9 +60,7 @@ class SimpleGVREvaluate(io.ComfyNode):
                     "metrics",
                     options=list(GROUPS),
                     default="quick",
-                    tooltip="quick: PSNR, SSIM, LR-consistency, flicker. quality: PSNR, SSIM, MS-SSIM, ST-LPIPS, VMAF, NIQE, "
-                    "LR-consistency. steadiness: warping error, tOF, flicker. all: everything. What an input or a package is missing for "
-                    "is named in the report, with the cure.",
+                    tooltip=f"{groups}. all: everything. What an input or a package is missing for is named in the report, with the cure.",
                 ),
             ],
             outputs=[
@@ -124,9 +123,9 @@ class EvaluatedVideos:
             return "connect original"
         if "source" in metric.needs and self.source is None:
             return "connect source"
-        if metric.name in STEADINESS and self.original is None and self.source is None:
+        if "guide" in metric.needs and self.original is None and self.source is None:
             return "connect original or source"
-        if metric.name in STEADINESS and self.frames < 2:
+        if "frames" in metric.needs and self.frames < 2:
             return "a single frame does not move"
         return metric.obstacle(EvaluationClip((self.height, self.width), self.original, self.source))
 
@@ -138,11 +137,13 @@ class EvaluatedVideos:
             comfy.model_management.throw_exception_if_processing_interrupted()
             before = min(frames.start, 1)  # a frame more, for what compares a frame with that before
             part = self.part(slice(frames.start - before, frames.stop))
-            for name in parts.keys() - {WHOLE}:
-                parts[name].append(torch.tensor(measure(name, part).curve)[before:])
+            for name in names:
+                if not METRICS[name].whole_clip:
+                    parts[name].append(torch.tensor(measure(name, part).curve)[before:])
             bar.update(frames.stop - frames.start)
-        if WHOLE in names:
-            parts[WHOLE] = [torch.tensor(measure(WHOLE, self.part(slice(None))).curve)]
+        for name in names:
+            if METRICS[name].whole_clip:
+                parts[name] = [torch.tensor(measure(name, self.part(slice(None))).curve)]
         return {name: torch.cat(part) for name, part in parts.items()}
 
     def part(self, frames: slice) -> Result:

@@ -145,7 +145,8 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     import torch
 
     from simplegvr_core.evaluation import metrics
-    from simplegvr_core.evaluation.evaluate import BUNDLE
+    from simplegvr_core.evaluation.result import EvaluationClip, Result
+    from simplegvr_core.files import BUNDLE
     from simplegvr_core.latent_space import scaled_size
     from simplegvr_core.networks.tiny_vae import load_tiny_vae
     from simplegvr_core.networks.upsampler import resize
@@ -175,8 +176,8 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     if arguments.input.resolve() == BUNDLED and arguments.scale == 3:
         original = to_video(read_video(BUNDLED_ORIGINAL)[0])
         compared = {**videos, "low-res through TinyVAE, bilinear": resize_frames(decoded, size, "bilinear")}
-        clip = metrics.EvaluationClip(tuple(size), original)
-        results = {name: metrics.Result(video, clip) for name, video in compared.items()}
+        clip = EvaluationClip(tuple(size), original)
+        results = {name: Result(video, clip) for name, video in compared.items()}
         report["quality"] = {name: [metrics.measure(each, result).value for each in ("psnr", "ssim")] for name, result in results.items()}
         videos["original"] = original
     middle = {name: to_images(video[:, :, video.shape[2] // 2 :][:, :, :1])[0].numpy() for name, video in videos.items()}

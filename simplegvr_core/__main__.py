@@ -14,7 +14,7 @@ COMMANDS = {  # each module has main(arguments), which returns what the last lin
     "curve": ("training.measure_curve", "measure the noise levels where detail appears"),
     "evaluate": ("evaluation.evaluate", "compare methods on a folder of clips"),
     "report": ("evaluation.report", "write the report of an evaluation again"),
-    "seams": ("evaluation.seams", "measure seams and flicker of a video or latent"),
+    "seams": ("evaluation.measure_seams", "measure seams and flicker of a video or latent"),
     "baselines": ("evaluation.baselines", "fetch other people's super-resolution by name"),
     "plan": ("planning.command", "plan a run: segments, tiles, memory"),
     "benchmark": ("benchmark.command", "time attention, network and cascade"),

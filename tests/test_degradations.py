@@ -12,10 +12,10 @@ from conftest import ATTENTION, REPO, random_weights
 from einops import rearrange
 
 from simplegvr_core.degradations import RECIPES, ModelGuidedConfig, Recipe, degrade_latent, degrade_video
-from simplegvr_core.degradations.blur import BlurConfig, bell_kernel, draw_kernels, sinc_kernel
+from simplegvr_core.degradations.blur import BlurConfig, bell_kernel, sample_kernels, sinc_kernel
 from simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, ResizeConfig, apply_noise, degrade_classical
 from simplegvr_core.degradations.codecs import DECODERS, jpeg, video_codec
-from simplegvr_core.degradations.flow_based import FlowBasedConfig, bleed_colors, degrade_flow_based
+from simplegvr_core.degradations.flow_based import FlowBasedConfig, FrameMotion, bleed_colors, degrade_flow_based
 from simplegvr_core.degradations.motion import MotionConfig, estimate_motion, optical_flow_picture
 from simplegvr_core.degradations.randomness import Drift, choose, happens
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
@@ -132,7 +132,7 @@ def ellipse_color(before: np.ndarray, motion: tuple[int, int]) -> np.ndarray:
     inside = np.zeros((61, 91), np.float32)
     inside[30, 20] = 1  # the only place that moves
     config = FlowBasedConfig(ellipses=(1, 1), ellipse_size=(0.2, 0.2), blend=(0.5, 0.5), samples=1000)
-    return bleed_colors(np.zeros_like(before), before, optical_flow, inside, config, seeded(3))[30, 20]
+    return bleed_colors(np.zeros_like(before), before, FrameMotion(optical_flow, inside), config=config, generator=seeded(3))[30, 20]
 
 
 def test_an_ellipse_takes_its_color_from_where_the_motion_comes_from():
@@ -148,7 +148,8 @@ def test_an_ellipse_takes_its_color_from_where_the_motion_comes_from():
 def test_an_ellipse_is_strongest_in_its_middle_and_ends_at_its_axes():
     optical_flow, everywhere = np.float32([[[2, 0]]] * 1).repeat(61, 0).repeat(91, 1), np.ones((61, 91), np.float32)
     config = FlowBasedConfig(ellipses=(1, 1), ellipse_size=(0.2, 0.2), blend=(0.5, 0.5))
-    out = bleed_colors(np.zeros((61, 91, 3), np.float32), np.ones((61, 91, 3), np.float32), optical_flow, everywhere, config, seeded(1))
+    black, white = np.zeros((61, 91, 3), np.float32), np.ones((61, 91, 3), np.float32)
+    out = bleed_colors(black, white, FrameMotion(optical_flow, everywhere), config=config, generator=seeded(1))
     y, x = np.unravel_index(out[..., 0].argmax(), (61, 91))
     assert out.max() == pytest.approx(0.5)
     radius = np.hypot(*(np.mgrid[:61, :91] - np.array([y, x])[:, None, None]))
@@ -282,11 +283,11 @@ def test_jpeg_keeps_colors_and_loses_with_quality(film):
 def test_bell_kernels_are_gaussians_at_exponent_one_and_turn():
     gaussian = cv2.getGaussianKernel(9, 1.3)
     for kind in ("iso", "generalized_iso"):
-        np.testing.assert_allclose(bell_kernel(kind, 9, (1.3, 1.3), 0.7, 1.0), gaussian @ gaussian.T, atol=1e-6)
-    along_x, along_y = (bell_kernel("aniso", 9, (3, 0.5), angle, 1) for angle in (0, math.pi / 2))
+        np.testing.assert_allclose(bell_kernel(kind, 9, sigmas=(1.3, 1.3), angle=0.7, beta=1.0), gaussian @ gaussian.T, atol=1e-6)
+    along_x, along_y = (bell_kernel("aniso", 9, sigmas=(3, 0.5), angle=angle, beta=1) for angle in (0, math.pi / 2))
     np.testing.assert_allclose(along_x, along_y.T, atol=1e-6)
     assert along_x[4, 1] > 100 * along_x[1, 4]
-    flat = bell_kernel("plateau_iso", 21, (5, 5), 0, 2.0)
+    flat = bell_kernel("plateau_iso", 21, sigmas=(5, 5), angle=0, beta=2.0)
     assert flat[10, 12] > 0.95 * flat[10, 10]  # a Gaussian has 0.92
 
 
@@ -298,7 +299,7 @@ def test_sinc_lets_through_what_is_below_its_cut_off():
 
 def test_kernels_drift_sum_to_one_and_keep_their_size():
     for seed in range(20):
-        kernels = list(draw_kernels(BlurConfig(), 4, seeded(seed)))
+        kernels = list(sample_kernels(BlurConfig(), 4, seeded(seed)))
         assert len({kernel.shape for kernel in kernels}) == 1
         np.testing.assert_allclose([kernel.sum() for kernel in kernels], 1, atol=1e-5)
         assert not np.array_equal(kernels[0], kernels[1])

@@ -17,7 +17,8 @@ from simplegvr_core.evaluation import report
 from simplegvr_core.evaluation.clips import Reading, find_clips, read_clip
 from simplegvr_core.evaluation.evaluate import Evaluate
 from simplegvr_core.evaluation.methods import bicubic
-from simplegvr_core.evaluation.metrics import MEANINGS, METRICS, Result, measure
+from simplegvr_core.evaluation.metrics import METRICS, measure
+from simplegvr_core.evaluation.result import Result
 from simplegvr_core.files import sha256
 from simplegvr_core.latent_space import WAN_MEAN, WAN_STD
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
@@ -84,7 +85,7 @@ def test_results_hold_what_reports_are_made_of(command):
     assert results["skipped"].keys() == skipped and "161 pixels a side" in results["skipped"]["ms_ssim"]
     assert results["metrics"].keys() == METRICS.keys() - skipped == results["mean"]["vae"].keys()
     psnr = {"label": "PSNR", "unit": "dB", "better": "higher", "decimals": 2}
-    assert results["metrics"]["psnr"] == {**psnr, "meaning": MEANINGS["psnr"]} and MEANINGS.keys() == METRICS.keys()
+    assert results["metrics"]["psnr"] == {**psnr, "meaning": METRICS["psnr"].meaning}
     for clip in ("here/one", "there/one"):
         assert results["original"][clip].keys() == {"warping_error", "tof", "flicker", "lr_consistency"}
         assert all((out / file).is_file() for file in results["files"][clip].values())
@@ -130,7 +131,7 @@ def test_reconstructions_are_of_the_original_and_methods_of_the_small_input(comm
 
 def test_bicubic_is_measured_on_what_area_averaging_left(command):
     lines, _ = command
-    clip = read_clip((CLIP,), "pairs", Reading(3, 5, 96), None)
+    clip = read_clip((CLIP,), Reading("pairs", 3, 5, 96), None)
     expected = measure("psnr", Result(bicubic(area_downscale(clip.original, 3), 3, None), clip)).value
     assert json.loads(lines[-1])["clips"]["there/one"]["bicubic"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
@@ -258,7 +259,7 @@ def test_latents_are_those_of_wan_as_comfyui_normalises_them(comfy):
 def test_a_file_without_a_latent_of_wan_is_named(tmp_path, name, key, shape):
     save_file({key: torch.zeros(shape)}, tmp_path / name)
     with pytest.raises(ValueError, match=rf"{name} holds no latent of Wan 2.1"):
-        read_clip((tmp_path / name,), "aigc", Reading(2, 5, 96), None)
+        read_clip((tmp_path / name,), Reading("aigc", 2, 5, 96), None)
 
 
 def test_methods_that_need_an_original_are_named_where_there_is_none(tmp_path):

@@ -11,7 +11,8 @@ import torch
 from client import WorkflowError, run_workflow
 from conftest import REPO
 
-from simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Result, measure
+from simplegvr_core.evaluation.metrics import METRICS, measure
+from simplegvr_core.evaluation.result import EvaluationClip, Result
 from simplegvr_core.planning.tensor_memory import peak_bytes
 from simplegvr_core.video.frames import area_downscale, to_images
 from simplegvr_core.video.read import read_video

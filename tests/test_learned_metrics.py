@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from simplegvr_core.evaluation import learned
-from simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Result, measure
+from simplegvr_core.evaluation.metrics import METRICS, measure
+from simplegvr_core.evaluation.result import EvaluationClip, Result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

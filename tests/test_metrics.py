@@ -14,7 +14,9 @@ from scipy.ndimage import gaussian_filter
 from simplegvr_core.evaluation import full_reference
 from simplegvr_core.evaluation import motion as motion_metrics
 from simplegvr_core.evaluation import niqe as no_reference
-from simplegvr_core.evaluation.metrics import METRICS, EvaluationClip, Result, measure, pixel_borders
+from simplegvr_core.evaluation.metrics import METRICS, measure
+from simplegvr_core.evaluation.result import EvaluationClip, Result
+from simplegvr_core.evaluation.seams import pixel_borders
 from simplegvr_core.tiling import Tiling
 from simplegvr_core.video.frames import area_downscale, to_video
 from simplegvr_core.video.read import read_video
@@ -199,7 +201,7 @@ def test_a_video_that_moves_with_the_original_has_no_warping_error_and_one_that_
 
 def test_optical_flow_of_a_known_shift_leads_to_where_a_pixel_was():
     previous, current = panning(texture(140, 160), 2, 2, -3)[0].unbind(1)
-    found = motion_metrics.motion(previous, current)
+    found = motion_metrics.flow_pair(previous, current)
     shift = torch.tensor([-3.0, 2.0])[:, None, None]  # the window moved 2 down and 3 left, so its contents 2 up and 3 right
     assert (found.backward[:, 16:-16, 16:-16] - shift).abs().max() < 0.3
     assert (found.forward[:, 16:-16, 16:-16] + shift).abs().max() < 0.3
@@ -213,7 +215,7 @@ def test_what_a_passing_object_uncovers_does_not_count():
     original = background[None, :, None].repeat(1, 1, 2, 1, 1)
     original[0, :, 0, 28:68, 30:70] = front
     original[0, :, 1, 28:68, 38:78] = front
-    visible = motion_metrics.motion(*original[0].unbind(1)).visible
+    visible = motion_metrics.flow_pair(*original[0].unbind(1)).visible
     assert visible[34:62, 31:37].float().mean() < 0.35  # uncovered
     assert visible[34:62, 46:70].float().mean() > 0.95  # the object itself
     assert visible[:20].float().mean() > 0.95

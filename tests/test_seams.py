@@ -14,7 +14,8 @@ from conftest import REPO
 from einops import rearrange
 from PIL import Image
 
-from simplegvr_core.evaluation.seams import LATENT, VIDEO, Borders, MeasureSeams, ends, jumps, measure
+from simplegvr_core.evaluation.measure_seams import MeasureSeams
+from simplegvr_core.evaluation.seams import LATENT, VIDEO, Borders, ends, jumps, measure
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.planning.tensor_memory import peak_bytes
 from simplegvr_core.sampling.latent_file import write_latent

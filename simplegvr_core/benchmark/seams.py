@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..evaluation import seams
-from ..evaluation.metrics import pixel_borders
+from ..evaluation.seams import pixel_borders
 from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, versions, write_text
 from ..flow import shifted_sigmas
 from ..latent_space import scaled_size, video_frames

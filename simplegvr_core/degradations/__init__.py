@@ -1,6 +1,6 @@
-"""Degradations: what is done to a clip to make the low-resolution latent that training starts from. Recipes are data.
+"""Degradations that turn a clip into the low-resolution latent of a training pair. Recipes are data.
 
-One generator, on the CPU, is the only source of randomness: the same seed gives the same result, bit for bit.
+A generator on the CPU is the only source of randomness: the same seed gives the same result, bit for bit.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,12 @@ from .motion import estimate_motion
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done, in this order; None is left out.
+    """Degradations in the order in which they are applied; None is not applied.
 
-    classical: to the video, which it brings to its low-resolution size itself; without it, area averaging does.
-    flow_based: to the video at low resolution. model_guided: to its latent.
+    Attributes:
+        classical: Applied to the full-resolution video, which it downscales; area averaging downscales it where this is None.
+        flow_based: Applied to the low-resolution video.
+        model_guided: Applied to the low-resolution latent.
     """
 
     classical: ClassicalConfig | None = None
@@ -39,7 +41,17 @@ RECIPES = {
 
 
 def degrade_video(video: Tensor, scale: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Returns video (1, 3, F, H // scale, W // scale) in [-1, 1] by the recipe's pixel steps, of (1, 3, F, H, W) in [-1, 1]."""
+    """Returns the low-resolution video after the degradations of a recipe that act on pixels.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        scale: Downscaling factor.
+        recipe: Degradations to apply.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        (1, 3, F, H // scale, W // scale) in [-1, 1].
+    """
     classical, flow_based = recipe.classical, recipe.flow_based
     video = degrade_classical(video, scale, classical, generator) if classical else area_downscale(video, scale)
     if flow_based is None:
@@ -47,10 +59,14 @@ def degrade_video(video: Tensor, scale: int, recipe: Recipe, generator: torch.Ge
     return degrade_flow_based(video, estimate_motion(video, flow_based.motion), flow_based, generator)
 
 
-def degrade_latent(z_lr: Tensor, recipe: Recipe, velocity: Callable, generator: torch.Generator) -> Tensor:
-    """Returns z_lr (B, 16, T, h, w), normalised, after the recipe's model-guided step if it has one, else z_lr itself.
+def degrade_latent(z_lr: Tensor, recipe: Recipe, velocity: Callable[[Tensor, Tensor], Tensor], generator: torch.Generator) -> Tensor:
+    """Returns a low-resolution latent after the model-guided degradation of a recipe; unchanged where the recipe has none.
 
-    velocity: (z_t, sigma) -> velocity of a text-to-video model, as sampling.sample_euler wants it.
+    Args:
+        z_lr: (B, 16, T, h, w), normalised.
+        recipe: Degradations to apply.
+        velocity: Maps z_t and its noise level to the velocity of a text-to-video model.
+        generator: Source of randomness, on the CPU.
     """
     if recipe.model_guided is None:
         return z_lr

@@ -17,10 +17,19 @@ SINC = "sinc"
 
 @dataclass(frozen=True)
 class BlurConfig:
-    """Which kernels, and how likely. Their parameters drift over frames.
+    """Distribution of blur kernels. One kind and size per clip; its parameters drift over frames.
 
-    sigma: along each of an oval's axes. beta: the exponent, 1 is a Gaussian. omega: cut-off of sinc in radians a pixel,
-    None: above pi / 3 for sizes below 13, above pi / 5 for the others.
+    Attributes:
+        probability: Probability that a clip is blurred.
+        kernels: Kinds of kernels.
+        weights: Probability of each kind.
+        sizes: Sides of a kernel in pixels, equally likely.
+        sigma: Standard deviation along each axis of an oval, in pixels.
+        angle: Direction of an oval's first axis in radians.
+        beta_gaussian: Exponent of generalised Gaussians; 1 is a Gaussian.
+        beta_plateau: Exponent of plateaus.
+        omega: Cut-off of a sinc filter in radians per pixel; None is from pi / 3 for sizes below 13, from pi / 5 for others.
+        omega_step: Drift of the cut-off where omega is None.
     """
 
     probability: float = 1.0
@@ -35,8 +44,14 @@ class BlurConfig:
     omega_step: float = 0.02 * math.pi
 
 
-def draw_kernels(config: BlurConfig, num_frames: int, generator: torch.Generator) -> Iterator[np.ndarray]:
-    """Yields one kernel for each frame: of one kind and size, its parameters drifting."""
+def sample_kernels(config: BlurConfig, num_frames: int, generator: torch.Generator) -> Iterator[np.ndarray]:
+    """Yields a kernel for each frame, float32 (K, K) of sum 1, all of one random kind and size.
+
+    Args:
+        config: Distribution of kernels.
+        num_frames: Number of kernels.
+        generator: Source of randomness, on the CPU.
+    """
     kind = choose(config.kernels, generator, config.weights)
     size = choose(config.sizes, generator)
     if kind == SINC:
@@ -47,13 +62,21 @@ def draw_kernels(config: BlurConfig, num_frames: int, generator: torch.Generator
     drifts = (config.sigma, config.sigma, config.angle, beta)
     for sigma_x, sigma_y, angle, exponent in zip(*(drift.values(num_frames, generator) for drift in drifts), strict=True):
         sigmas = (sigma_x, sigma_y if kind.endswith("aniso") else sigma_x)
-        yield bell_kernel(kind, size, sigmas, angle, exponent)
+        yield bell_kernel(kind, size, sigmas=sigmas, angle=angle, beta=exponent)
 
 
-def bell_kernel(kind: str, size: int, sigmas: tuple[float, float], angle: float, beta: float) -> np.ndarray:
-    """Returns the kernel exp(-r^(2 beta) / 2), or 1 / (1 + r^(2 beta)) for a plateau; beta is 1 for kinds iso and aniso.
+def bell_kernel(kind: str, size: int, *, sigmas: tuple[float, float], angle: float, beta: float) -> np.ndarray:
+    """Returns the kernel exp(-r^(2 beta) / 2), or 1 / (1 + r^(2 beta)) for a plateau, r the distance from the centre in sigmas.
 
-    r: distance from the centre in units of sigmas along axes turned by angle.
+    Args:
+        kind: A kind of `BlurConfig.kernels` but sinc; beta is 1 for "iso" and "aniso".
+        size: Side K of the kernel in pixels.
+        sigmas: Standard deviations in pixels along the two axes of the oval.
+        angle: Direction of the first axis in radians.
+        beta: Exponent.
+
+    Returns:
+        float32 (K, K) of sum 1.
     """
     y, x = np.mgrid[:size, :size] - size // 2
     along = (math.cos(angle) * x + math.sin(angle) * y) / sigmas[0]
@@ -67,7 +90,15 @@ def bell_kernel(kind: str, size: int, sigmas: tuple[float, float], angle: float,
 
 
 def sinc_kernel(size: int, omega: float) -> np.ndarray:
-    """Returns the round low-pass filter omega J1(omega r) / (2 pi r), cut to size: it rings, as sharpening does."""
+    """Returns the circular low-pass filter omega J1(omega r) / (2 pi r), which rings as sharpening does.
+
+    Args:
+        size: Side K of the kernel in pixels.
+        omega: Cut-off in radians per pixel.
+
+    Returns:
+        float32 (K, K) of sum 1.
+    """
     y, x = np.mgrid[:size, :size] - size // 2
     radius = np.hypot(y, x)
     radius[size // 2, size // 2] = 1

@@ -1,7 +1,7 @@
-"""Classical degradation: RealBasicVSR's, twice blur, resize, noise, JPEG and a video codec (arXiv 2111.12704).
+"""Classical degradation of RealBasicVSR: blur, resize, noise, JPEG and a video codec, twice (arXiv 2111.12704).
 
-Its published numbers; its sharpening of the original is left out, as here the original itself is the target. Inside,
-a clip is a list of frames, float32 (h, w, 3) in [0, 1], which may differ in size between the steps.
+The parameters are its published ones. Its sharpening of the original is left out, since the original itself is the target here.
+Between the steps a clip is a list of frames, float32 (h, w, 3) in [0, 1], which may differ in size.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .blur import SINC, BlurConfig, draw_kernels
+from .blur import SINC, BlurConfig, sample_kernels
 from .codecs import jpeg, to_bytes, video_codec
 from .opencv import opencv
 from .randomness import Drift, choose, happens, uniform
@@ -22,7 +22,14 @@ Frames = list[np.ndarray]
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """Up to `largest` times the size, down to `smallest`, or kept, as likely as weights say; step: drift of the factor."""
+    """Distribution of the resize factor.
+
+    Attributes:
+        weights: Probabilities that the first frame is upscaled, downscaled, or keeps its size.
+        smallest: Smallest factor.
+        largest: Largest factor.
+        step: Largest change of the factor from frame to frame.
+    """
 
     weights: tuple[float, float, float]
     smallest: float
@@ -32,9 +39,12 @@ class ResizeConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Gaussian or Poisson noise, equally likely; gray: probability of the same noise in all three colors.
+    """Distribution of the noise, Gaussian or Poisson with equal probability.
 
-    gaussian: standard deviation in levels of 255. poisson: share of a photon noise added.
+    Attributes:
+        gaussian: Standard deviation of Gaussian noise in levels of 255.
+        poisson: Factor of Poisson noise.
+        gray: Probability of the same noise in all three colors.
     """
 
     gaussian: Drift
@@ -44,7 +54,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class PassConfig:
-    """The steps of which both passes have one each."""
+    """The steps that each of the two passes has before JPEG."""
 
     blur: BlurConfig
     resize: ResizeConfig
@@ -53,7 +63,16 @@ class PassConfig:
 
 @dataclass(frozen=True)
 class ClassicalConfig:
-    """Both passes, and what they share. quality: of JPEG. bits: of a video frame on average, drawn once for a clip."""
+    """The two passes and what they share.
+
+    Attributes:
+        first: First pass.
+        second: Second pass.
+        quality: JPEG quality, 1 to 100.
+        codecs: Video encoders, equally likely.
+        bits: Range of the mean bits of a frame, sampled once per clip and codec step.
+        last_blur: Sinc filter after the last resize.
+    """
 
     first: PassConfig = PassConfig(
         BlurConfig(),
@@ -72,9 +91,16 @@ class ClassicalConfig:
 
 
 def degrade_classical(video: Tensor, scale: int, config: ClassicalConfig, generator: torch.Generator) -> Tensor:
-    """Returns video (1, 3, F, H // scale, W // scale) in [-1, 1], degraded, of video (1, 3, F, H, W) in [-1, 1].
+    """Returns a degraded low-resolution video. The last steps, a codec and the final resize with its sinc filter, come in random order.
 
-    The last steps, a video codec and the resize to that size with a sinc filter, come in either order.
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        scale: Downscaling factor.
+        config: Distributions of the steps.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        (1, 3, F, H // scale, W // scale) in [-1, 1].
     """
     height, width = (extent // scale for extent in video.shape[3:])
     frames = to_frames(video[..., : height * scale, : width * scale])
@@ -101,22 +127,24 @@ def apply_pass(frames: Frames, config: PassConfig, quality: Drift, generator: to
 def apply_blur(frames: Frames, config: BlurConfig, generator: torch.Generator) -> Frames:
     if not happens(config.probability, generator):
         return frames
-    kernels = draw_kernels(config, len(frames), generator)
+    kernels = sample_kernels(config, len(frames), generator)
     return [opencv().filter2D(frame, -1, kernel) for frame, kernel in zip(frames, kernels, strict=True)]
 
 
 def apply_resize(frames: Frames, config: ResizeConfig, generator: torch.Generator) -> Frames:
-    """Returns the frames resized; the factor drifts between all of its bounds, whichever way it started."""
+    """Returns the frames resized by a factor that drifts between smallest and largest."""
     drift = Drift(config.smallest, config.largest, config.step)
     start = {"up": (1, config.largest), "down": (config.smallest, 1), "keep": (1, 1)}
     low, high = start[choose(("up", "down", "keep"), generator, config.weights)]
     factors = drift.values(len(frames), generator, uniform(low, high, generator))
-    sizes = [tuple(max(2, int(extent * factor)) for extent in frame.shape[:2]) for frame, factor in zip(frames, factors, strict=True)]
+    sizes = [
+        (max(2, int(frame.shape[0] * factor)), max(2, int(frame.shape[1] * factor))) for frame, factor in zip(frames, factors, strict=True)
+    ]
     return resize_to(sizes, frames, generator)
 
 
 def resize_to(sizes: list[tuple[int, int]], frames: Frames, generator: torch.Generator) -> Frames:
-    """Returns each frame resized to its (height, width), all by one method of three."""
+    """Returns each frame resized to its (height, width), all by the same random interpolation."""
     cv2 = opencv()
     method = choose((cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC), generator)
     return [cv2.resize(frame, size[::-1], interpolation=method) for frame, size in zip(frames, sizes, strict=True)]
@@ -132,14 +160,14 @@ def apply_noise(frames: Frames, config: NoiseConfig, generator: torch.Generator)
 
 
 def gaussian_noise(frame: np.ndarray, sigma: float, gray: bool, generator: torch.Generator) -> np.ndarray:
-    """Returns noise (h, w, 3), or (h, w, 1) when it is gray, of standard deviation sigma."""
+    """Returns noise (h, w, 3), or (h, w, 1) where it is gray, of standard deviation sigma."""
     return sigma * torch.randn(*frame.shape[:2], 1 if gray else 3, generator=generator).numpy()
 
 
 def photon_noise(frame: np.ndarray, gray: bool, generator: torch.Generator) -> np.ndarray:
-    """Returns Poisson noise (h, w, 3), or (h, w, 1): as if a full pixel were as many photons as the frame has levels.
+    """Returns Poisson noise (h, w, 3), or (h, w, 1) where it is gray.
 
-    The number of levels is rounded up to a power of two.
+    A pixel of value 1 is as many photons as the frame has distinct levels, rounded up to a power of two.
     """
     image = opencv().cvtColor(frame, opencv().COLOR_RGB2GRAY)[..., None] if gray else frame
     levels = to_bytes(image)
@@ -149,7 +177,7 @@ def photon_noise(frame: np.ndarray, gray: bool, generator: torch.Generator) -> n
 
 
 def apply_codec(frames: Frames, config: ClassicalConfig, generator: torch.Generator) -> Frames:
-    """Returns the frames after a video codec, all of the first one's size."""
+    """Returns the frames after a random video codec, all at the size of the first."""
     cv2 = opencv()
     size = frames[0].shape[1::-1]
     codec, bits = choose(config.codecs, generator), round(uniform(*config.bits, generator))

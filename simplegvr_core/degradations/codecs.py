@@ -1,9 +1,12 @@
-"""Compression by real codecs: JPEG frame by frame, and video. Images are float32 (H, W, 3) in [0, 1]."""
+"""Compression by real codecs: JPEG and video. Images are float32 (H, W, 3) in [0, 1]."""
 
 from collections.abc import Iterable
+from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 
 from .opencv import opencv
 
@@ -12,26 +15,34 @@ SMALLEST = 16  # pixels a side that every encoder takes
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """Returns the image after JPEG of the given quality, 1 to 100."""
+    """Returns an image after JPEG compression.
+
+    Args:
+        image: float32 (H, W, 3) in [0, 1]; values outside are clamped.
+        quality: 1 to 100.
+    """
     cv2 = opencv()
     _, packed = cv2.imencode(".jpg", to_bytes(image)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(packed, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255
 
 
 def video_codec(images: list[np.ndarray], codec: str, bits: int) -> list[np.ndarray]:
-    """Returns images of one size after a video encoder, a key of DECODERS, at `bits` bits a frame on average.
+    """Returns images after video compression. Odd and tiny sizes are padded with their edge for the codec and cropped afterwards.
 
-    Odd and tiny sizes are padded with their edge for the codec and cut back.
+    Args:
+        images: Frames of one size, each float32 (H, W, 3) in [0, 1]; values outside are clamped.
+        codec: Encoder, a key of DECODERS.
+        bits: Mean bits of a frame.
     """
     height, width = images[0].shape[:2]
     pad = [(0, max(SMALLEST, extent + extent % 2) - extent) for extent in (height, width)] + [(0, 0)]
-    encoder = av.CodecContext.create(codec, "w")
+    encoder = cast(VideoCodecContext, av.CodecContext.create(codec, "w"))
     encoder.height, encoder.width = height + pad[0][1], width + pad[1][1]
-    encoder.pix_fmt, encoder.framerate, encoder.time_base, encoder.bit_rate = "yuv420p", 1, 1, bits
+    encoder.pix_fmt, encoder.framerate, encoder.time_base, encoder.bit_rate = "yuv420p", Fraction(1), Fraction(1), bits
     encoder.bit_rate_tolerance = bits  # otherwise mpeg4 hardly looks at the rate in the first seconds
     if DECODERS[codec] == "h264":
         encoder.options = {"x264-params": "mbtree=0"}  # x264's macroblock tree reads memory it never wrote: other bits each time
-    decoder = av.CodecContext.create(DECODERS[codec], "r")
+    decoder = cast(VideoCodecContext, av.CodecContext.create(DECODERS[codec], "r"))
     for context in (encoder, decoder):
         context.thread_count = 1  # more threads would each take their own decisions
     packets = []
@@ -44,8 +55,8 @@ def video_codec(images: list[np.ndarray], codec: str, bits: int) -> list[np.ndar
     return [image[:height, :width].astype(np.float32) / 255 for image in decoded]
 
 
-def decode(decoder: av.CodecContext, packets: Iterable[av.Packet | None]) -> list[np.ndarray]:
-    """Returns the decoded images, uint8 (H, W, 3), in the order they are shown."""
+def decode(decoder: VideoCodecContext, packets: Iterable[av.Packet | None]) -> list[np.ndarray]:
+    """Returns the decoded images, uint8 (H, W, 3), in display order."""
     return [frame.to_ndarray(format="rgb24") for packet in packets for frame in decoder.decode(packet)]
 
 

@@ -1,4 +1,4 @@
-"""Model-guided degradation: a text-to-video model redraws a noised latent, and leaves its own faults in it (section 4.2.2)."""
+"""Model-guided degradation: a text-to-video model denoises a noised latent and leaves its own artifacts in it (section 4.2.2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +13,15 @@ from .randomness import uniform
 
 @dataclass(frozen=True)
 class ModelGuidedConfig:
-    """alpha: range of the noise share, in (0, 1]: more brings the latent closer to the model and further from the video.
+    """Parameters of the model-guided degradation.
 
-    steps: model evaluations from alpha to 0. shift: of the noise levels between. Raises ValueError for a wrong alpha.
+    Attributes:
+        alpha: Range of the noise level that the latent is noised to, in (0, 1]. Larger is closer to the model, farther from the video.
+        steps: Model evaluations from alpha to 0.
+        shift: Shift of the noise levels between.
+
+    Raises:
+        ValueError: alpha is no range in (0, 1].
     """
 
     alpha: tuple[float, float] = (0.3, 0.4)
@@ -25,11 +31,20 @@ class ModelGuidedConfig:
     def __post_init__(self) -> None:
         low, high = self.alpha
         if not 0 < low <= high <= 1:
-            raise ValueError(f"alpha is {low} to {high}, wanted a range of noise shares above 0 and up to 1: the paper's is 0.3 to 0.4")
+            raise ValueError(f"alpha is {low} to {high}, wanted a range of noise levels above 0 and up to 1: the paper's is 0.3 to 0.4")
 
 
-def degrade_model_guided(z_lr: Tensor, velocity: Callable, config: ModelGuidedConfig, generator: torch.Generator) -> Tensor:
-    """Returns z_lr (B, 16, T, h, w), normalised, noised to alpha and brought back to 0 by velocity(z_t, sigma)."""
+def degrade_model_guided(
+    z_lr: Tensor, velocity: Callable[[Tensor, Tensor], Tensor], config: ModelGuidedConfig, generator: torch.Generator
+) -> Tensor:
+    """Returns a latent noised to a random noise level alpha and denoised by a model, Euler steps.
+
+    Args:
+        z_lr: (B, 16, T, h, w), normalised.
+        velocity: Maps z_t and its noise level to the velocity of a text-to-video model.
+        config: Range of alpha, and the steps.
+        generator: Source of randomness, on the CPU.
+    """
     alpha = uniform(*config.alpha, generator)
     noise = torch.randn(z_lr.shape, generator=generator).to(z_lr)
     sigmas = shifted_sigmas(config.steps, config.shift, alpha).to(z_lr.device)

@@ -1,6 +1,6 @@
-"""What moves: DIS optical flow between neighbouring frames, the mask of moving pixels, and a picture of both.
+"""Motion of a clip: DIS optical flow between neighbouring frames, the mask of moving pixels, and a picture of the flow.
 
-F frames, H, W pixels. Optical flow points from a pixel to where it was in the frame before, in pixels (x, y).
+F frames, H, W pixels. Optical flow points from a pixel to its place in the frame before, in pixels (x, y).
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,13 @@ from .opencv import opencv
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """A pixel moves when its optical flow is longer than `pixels` and its surroundings change by more than `change`.
+    """A pixel moves where its optical flow is long enough and its surroundings change.
 
-    change: difference to the frame before in any color, in levels of 255. Gaps between changed pixels of up to gap_size,
-    a share of the frame's short side, count as changed: the inside of an even surface looks the same while it moves.
+    Attributes:
+        pixels: Length of the optical flow in pixels from which on a pixel moves.
+        change: Difference from the frame before in any color, in levels of 255, from which on a pixel changes.
+        gap_size: Gaps between changing pixels that count as changing, since an even surface looks the same while it moves. A fraction
+            of the short side of the frame.
     """
 
     pixels: float = 1.0
@@ -29,14 +32,24 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class ClipMotion:
-    """Motion of a clip. optical_flow: (F, H, W, 2) float32. moving: (F, H, W) bool. The first frame has none."""
+    """Motion of a clip; the first frame has none.
+
+    Attributes:
+        optical_flow: (F, H, W, 2) float32, pixels (x, y) to the frame before.
+        moving: (F, H, W) bool.
+    """
 
     optical_flow: np.ndarray
     moving: np.ndarray
 
 
 def estimate_motion(video: Tensor, config: MotionConfig) -> ClipMotion:
-    """Returns the motion of video (1, 3, F, H, W) in [-1, 1]."""
+    """Returns the motion of a video.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        config: What counts as moving.
+    """
     cv2 = opencv()
     frames = rearrange(video[0].float().cpu(), "C F H W -> F H W C").contiguous().numpy()
     optical_flow = np.zeros((*frames.shape[:3], 2), np.float32)
@@ -52,9 +65,13 @@ def estimate_motion(video: Tensor, config: MotionConfig) -> ClipMotion:
 
 
 def optical_flow_picture(optical_flow: np.ndarray) -> Tensor:
-    """Returns images (F, H, W, 3) uint8 of optical flow (F, H, W, 2): hue is its direction, brightness its length.
+    """Returns pictures of optical flow: hue is the direction, brightness the length. The longest 1 % of the clip is brightest.
 
-    The clip's longest 1 % is the brightest; black does not move.
+    Args:
+        optical_flow: (F, H, W, 2) pixels.
+
+    Returns:
+        (F, H, W, 3) uint8 RGB.
     """
     cv2 = opencv()
     length = np.linalg.norm(optical_flow, axis=3)

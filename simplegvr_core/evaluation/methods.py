@@ -1,7 +1,7 @@
 """The methods that evaluation compares, as data.
 
-h, w low-resolution pixels, H, W the size wanted; z_lr normalised latent (1, 16, T, h / 8, w / 8); video (1, 3, F, H, W) in [-1, 1].
-A method gives whole latent frames and cells: what is beyond the clip is cut off by whoever calls it.
+h, w low-resolution pixels, H, W pixels of the result; z_lr normalised latent (1, 16, T, h / 8, w / 8); video (1, 3, F, H, W) in [-1, 1].
+A method returns whole latent frames and latent pixels; the caller cuts off what is beyond the clip.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,16 @@ from . import baselines
 
 @dataclass(frozen=True)
 class Models:
-    """The networks that methods share, on one device. tiling: the boxes that gvr refines."""
+    """The networks that methods share, on one device.
+
+    Attributes:
+        vae: Autoencoder of the latents.
+        upsampler: Latent upsampler.
+        dit: Transformer that refines.
+        sampling: How gvr samples.
+        seed: Seed of the noise.
+        tiling: Boxes that gvr refines.
+    """
 
     vae: TinyVAE | WanVAE
     upsampler: LatentUpsampler
@@ -37,9 +46,14 @@ class Models:
     tiling: Tiling = WHOLE
 
 
+def upscaled(x: Tensor, scale: int) -> tuple[int, int]:
+    """Returns the height and width of a latent or video (B, C, F, h, w) times scale."""
+    return scaled_size((x.shape[3], x.shape[4]), scale)
+
+
 def gvr(z_lr: Tensor, scale: int, models: Models) -> Tensor:
     """SimpleGVR: upsample the latent, refine it, decode."""
-    sampling, size = models.sampling, scaled_size(z_lr.shape[3:], scale)
+    sampling, size = models.sampling, upscaled(z_lr, scale)
     runtime = torch_runtime(models.dit, models.upsampler, like=z_lr, sampling=sampling, tiling=models.tiling)
     seeds = {"seed": models.seed, "noise_seed": models.seed + 1}
     with TemporaryDirectory(prefix="simplegvr_") as folder:
@@ -49,16 +63,16 @@ def gvr(z_lr: Tensor, scale: int, models: Models) -> Tensor:
 
 def upsampler(z_lr: Tensor, scale: int, models: Models) -> Tensor:
     """The latent upsampler alone: upsample the latent, decode."""
-    return models.vae.decode(models.upsampler(z_lr, scaled_size(z_lr.shape[3:], scale)))
+    return models.vae.decode(models.upsampler(z_lr, upscaled(z_lr, scale)))
 
 
 def latent_bilinear(z_lr: Tensor, scale: int, models: Models) -> Tensor:
     """Resize the latent bilinearly, decode."""
-    return models.vae.decode(resize(z_lr, scaled_size(z_lr.shape[3:], scale)))
+    return models.vae.decode(resize(z_lr, upscaled(z_lr, scale)))
 
 
 def decoded_bilinear(z_lr: Tensor, scale: int, models: Models) -> Tensor:
-    """Decode, bilinear resize of the pixels: what there is to gain over, since the autoencoder costs quality too."""
+    """Decode, bilinear resize of the pixels: the baseline without super-resolution, with the loss of the autoencoder."""
     return bilinear(models.vae.decode(z_lr), scale, models)
 
 
@@ -69,40 +83,47 @@ def decoded_bicubic(z_lr: Tensor, scale: int, models: Models) -> Tensor:
 
 def bilinear(video_lr: Tensor, scale: int, models: Models) -> Tensor:
     """Bilinear resize of the pixels."""
-    return resize_frames(video_lr, scaled_size(video_lr.shape[3:], scale), "bilinear")
+    return resize_frames(video_lr, upscaled(video_lr, scale), "bilinear")
 
 
 def bicubic(video_lr: Tensor, scale: int, models: Models) -> Tensor:
     """Bicubic resize of the pixels."""
-    return resize_frames(video_lr, scaled_size(video_lr.shape[3:], scale), "bicubic")
+    return resize_frames(video_lr, upscaled(video_lr, scale), "bicubic")
 
 
 def vae(original: Tensor, scale: int, models: Models) -> Tensor:
-    """Encode and decode the original: what the autoencoder keeps, which a method in its latents can hardly exceed."""
+    """Encode and decode the original: about the best that a method in these latents can reach."""
     return models.vae.decode(models.vae.encode(original))
 
 
 def vae_linear(original: Tensor, scale: int, models: Models) -> Tensor:
     """The same with TinyVAE's closed form alone. Raises ValueError for another autoencoder."""
-    if models.vae.linear_decoder is None:
+    if not isinstance(models.vae, TinyVAE):
         raise ValueError("vae_linear is TinyVAE's closed form, and --vae is another autoencoder: leave vae_linear out of --methods")
     return models.vae.linear_decode(models.vae.encode(original))
 
 
+Input = Literal["latent", "pixels", "original"]
+Run = Callable[[Tensor, int, Models], Tensor]
+
+
 @dataclass(frozen=True)
 class Method:
-    """run: (what it sees, scale, models) -> video. sees: the clip's latent z_lr, its low-resolution pixels, or the original."""
+    """A way to make a video of a clip.
 
-    run: Callable[[Tensor, int, Models], Tensor]
-    sees: Literal["latent", "pixels", "original"]
+    Attributes:
+        run: Maps its input, the scale and the models to video.
+        sees: Its input: the clip's latent z_lr, its low-resolution pixels, or the original.
+    """
+
+    run: Run
+    sees: Input
 
 
+LATENT_METHODS: tuple[Run, ...] = (gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic)
+PIXEL_METHODS: tuple[Run, ...] = (bilinear, bicubic, *baselines.BASELINES.values())
 METHODS = {
-    run.__name__: Method(run, sees)
-    for sees, runs in {
-        "latent": (gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic),
-        "pixels": (bilinear, bicubic, *baselines.BASELINES.values()),
-        "original": (vae, vae_linear),
-    }.items()
-    for run in runs
+    **{run.__name__: Method(run, "latent") for run in LATENT_METHODS},
+    **{run.__name__: Method(run, "pixels") for run in PIXEL_METHODS},
+    **{run.__name__: Method(run, "original") for run in (vae, vae_linear)},
 }

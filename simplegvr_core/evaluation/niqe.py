@@ -1,6 +1,6 @@
 """Quality of a video without an original: NIQE (Mittal, Soundararajan and Bovik, Signal Processing Letters 2013).
 
-The statistics of the pristine pictures that a frame is compared with are BasicSR's niqe_pris_params.npz (Apache-2.0,
+The statistics of the pristine pictures are BasicSR's niqe_pris_params.npz (Apache-2.0,
 Copyright BasicSR Authors), in niqe_pristine.npz beside this file. F frames, H, W pixels, N blocks
 """
 
@@ -21,18 +21,25 @@ MARGIN = 8  # pixels mirrored around a frame before it is halved, as many as the
 
 
 def niqe(video: Tensor) -> Tensor:
-    """Returns the natural image quality evaluator of each frame, (F,); lower is better, 2 to 4 is what photographs have.
+    """Returns the natural image quality evaluator of each frame; lower is better, photographs have 2 to 4.
 
-    video: (1, 3, F, H, W) in [-1, 1], clamped; blocks of 96 x 96 pixels of its brightness are compared, what is left over
-    at the right and below is not: H, W at least 96, and two blocks in all. Sharpening and grain lower it, as far as natural
-    pictures have them. Frames alike everywhere have no value: NaN.
+    Blocks of 96 x 96 pixels of luma are compared; the remainder at the right and at the bottom is not. Sharpening and grain lower it
+    as far as natural pictures have them.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1], clamped; H, W at least 96, and at least two blocks in all.
+
+    Returns:
+        (F,); NaN for a frame that is constant.
     """
     return torch.stack([niqe_of_frame(frame) for frame in video[0].clamp(-1, 1).unbind(1)])
 
 
 def niqe_of_frame(frame: Tensor) -> Tensor:
-    """Returns NIQE of a frame (3, H, W) in [-1, 1]: how far the features of its blocks are from those of pristine pictures,
-    sqrt(d^T ((A + B) / 2)^-1 d), with d the difference of means and A, B the covariances."""
+    """Returns NIQE of a frame (3, H, W) in [-1, 1]: the distance of the features of its blocks from those of pristine pictures.
+
+    It is sqrt(d^T ((A + B) / 2)^-1 d), with d the difference of means and A, B the covariances.
+    """
     pristine_mean, pristine_covariance = pristine()
     height, width = (extent // BLOCK * BLOCK for extent in frame.shape[1:])
     stored = (frame.double().cpu() * 127.5 + 127.5).round() / 255  # as a file of 8 bits has it
@@ -68,7 +75,7 @@ def contrast(image: Tensor) -> Tensor:
 
 
 def halved(image: Tensor) -> Tensor:
-    """Returns image (H, W), both even, at half its size, by bicubic filtering with its edges mirrored, as MATLAB's imresize."""
+    """Returns an image (H, W), both even, at half its size: bicubic filtering with mirrored edges, as MATLAB's imresize."""
     for _ in range(2):
         image = torch.cat((image[:MARGIN].flip(0), image, image[-MARGIN:].flip(0))).T
     size = tuple(extent // 2 for extent in image.shape)
@@ -77,8 +84,10 @@ def halved(image: Tensor) -> Tensor:
 
 
 def block_features(image: Tensor, size: int) -> Tensor:
-    """Returns the 18 features (N, 18) of the blocks of image (H, W): shape and spread of the values, then of the products with
-    neighbours along four directions, which wrap around at a block's edges."""
+    """Returns the features of the blocks of an image (H, W), (N, 18).
+
+    Shape and spread of the values, then of their products with neighbours along four directions, which wrap around at a block's edges.
+    """
     blocks = rearrange(image, "(rows h) (columns w) -> (rows columns) h w", h=size, w=size)
     shape, left, right = asymmetric_gaussian(blocks)
     features = [shape, (left + right) / 2]
@@ -90,8 +99,10 @@ def block_features(image: Tensor, size: int) -> Tensor:
 
 
 def asymmetric_gaussian(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns shape and left and right scale, each (N,), of the asymmetric generalised Gaussians with the moments of blocks
-    (N, h, w). (Lasmar, Stitou and Berthoumieu, ICIP 2009.)"""
+    """Returns shape, left and right scale, each (N,), of asymmetric generalised Gaussians fitted to blocks (N, h, w) by their moments.
+
+    The method is that of Lasmar, Stitou and Berthoumieu, ICIP 2009.
+    """
     shapes = torch.arange(0.2, 10.001, 0.001, dtype=blocks.dtype)
     ratios = torch.exp(2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes))  # rises with the shape
     values = blocks.flatten(1)

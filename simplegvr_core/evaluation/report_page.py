@@ -121,8 +121,8 @@ class Page:
 
     def note(self, clip: str, method: str, frame: int) -> str:
         """Returns a method's value in a frame by the judge, in words; empty for what is no method."""
-        curve = self.results["curves"][clip].get(method, {}).get(self.judge)
-        return f"{self.metrics[self.judge]['label']} {self.number(curve[frame], self.judge)}" if curve else ""
+        judge, curves = self.judge, self.results["curves"][clip].get(method, {})
+        return f"{self.metrics[judge]['label']} {self.number(curves[judge][frame], judge)}" if judge and judge in curves else ""
 
 
 def frame_of(path: Path, number: int) -> Tensor:

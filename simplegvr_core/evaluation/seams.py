@@ -1,42 +1,43 @@
-"""Seams and flicker: `python3 scripts/run.py seams --video FILE --period FRAMES --tile W H`.
+"""Seams and flicker at the borders of segments and tiles.
 
-A border is where a sampler joined what it had sampled apart: two segments of a clip, two tiles of a frame. What a picture
-does there is compared with what it does nearby, so that its content cancels: a clip without seams measures 1. Where
-neighbours overlap, a border has two ends, where the second begins and where the first has ended: the worse one counts.
+A border is where a sampler joined boxes that it had sampled separately. Jumps at borders are divided by jumps nearby, so that the
+content cancels: a clip without seams measures 1. Where boxes overlap, a border has two ends, where the second box begins and where
+the first ends: the worse end counts.
 
-B batch, C channels, H, W pixels or cells; frames (B, C, H, W): video in [0, 1], latents normalised
+B batch, C channels, H, W pixels or latent pixels; frames (B, C, H, W): video in [0, 1], latents normalised
 """
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
-from tqdm import tqdm
 
-from ..files import atomic_write
-from ..latent_space import PREVIEW_FACTORS
-from ..sampling.latent_file import LatentFile
-from ..video.read import VIDEO_SUFFIXES, read_frames
-from .seam_plot import Panel, draw_panels
+from ..latent_space import PREVIEW_FACTORS, SPATIAL_FACTOR
+from ..tiling import Tiling
+from .seam_plot import Panel
 
 BT709 = (0.2126, 0.7152, 0.0722)  # of red, green, blue in the brightness
-DARK, STILL = 0.1, 0.01  # what a change of brightness, in levels, and a jump count at least: nothing changes in a still clip
+DARK, STILL = 0.1, 0.01  # least change of brightness, in levels, and least jump, so that a still clip measures 1
 
 
 @dataclass(frozen=True)
 class Medium:
-    """How a kind of frames is measured. luma: what a channel adds to the brightness, in levels of 255. floor: a jump too
-    small to see. piece: cells of a line that are averaged; block: cells a side, for jumps from frame to frame. grid: after
-    how many frames, and after how many columns or rows, autoencoders and codecs treat them the same. lead: frames that the
-    first segment has less, as the first latent frame stands for one video frame."""
+    """How a kind of frames is measured.
+
+    Attributes:
+        luma: Weight of each channel in the brightness, in levels of 255.
+        floor: A jump too small to see.
+        piece: Pixels of a line, or of a block's side, that are averaged before a difference is taken.
+        block: Pixels a side that are averaged for jumps from frame to frame.
+        grid: Period in frames, and in columns or rows, of what autoencoders and codecs do.
+        lead: Frames by which the first segment is shorter: the first latent frame is one video frame.
+    """
 
     luma: tuple[float, ...]
     floor: float
@@ -50,14 +51,20 @@ VIDEO = Medium(tuple(255 * weight for weight in BT709), floor=1 / 255, piece=8, 
 LATENT = Medium(tuple(127.5 * float(np.dot(rgb, BT709)) for rgb in PREVIEW_FACTORS), floor=0.02, piece=4, block=1, grid=(1, 2), lead=0)
 
 
-Ends = tuple[list[int], list[int]]
+Ends = tuple[list[int], list[int]]  # the first line of the second box, and the line after the last of the first, for every border
 
 
 @dataclass(frozen=True)
 class Borders:
-    """Where borders are. period: frames from one segment's start to the next's; tile: pixels (cells of a latent) from one
-    tile's start to the next's along the width and the height; 0 is none. first: the second segment's first frame, by
-    default as the sampler's segments have it. overlap, tile_overlap: what neighbours share, 0 where they are cut hard."""
+    """Where borders are.
+
+    Attributes:
+        period: Frames from the start of one segment to the start of the next; 0 is no border.
+        tile: Pixels (latent pixels of a latent) from the start of one tile to the next along the width and the height; 0 is no border.
+        first: First frame of the second segment; None is that of the sampler's segments.
+        overlap: Frames that segments share.
+        tile_overlap: Pixels that tiles share along the width and the height.
+    """
 
     period: int
     tile: tuple[int, int] = (0, 0)
@@ -66,7 +73,7 @@ class Borders:
     tile_overlap: tuple[int, int] = (0, 0)
 
     def check(self, medium: Medium) -> None:
-        """Raises ValueError for borders so dense that nothing beside them is left to compare with."""
+        """Raises ValueError where borders are so dense that nothing between them is left to compare with."""
         sides = zip(self.tile, self.tile_overlap, strict=True)
         axes = (("period", self.period, self.overlap, medium.grid[0]), *(("tile", *side, medium.grid[1]) for side in sides))
         for name, period, overlap, grid in axes:
@@ -79,18 +86,33 @@ class Borders:
                 )
 
     def segments(self, frames: int, medium: Medium) -> Ends:
+        """Returns the ends of the borders of segments among so many frames."""
         first = self.period - medium.lead if self.first is None else self.first
         return ends(self.period, first, self.overlap, frames)
 
     def tiles(self, axis: int, extent: int) -> Ends:
-        """Returns the ends along the width (axis 0) or the height (1)."""
+        """Returns the ends of the borders of tiles among so many columns (axis 0) or rows (axis 1)."""
         return ends(self.tile[axis], self.tile[axis], self.tile_overlap[axis], extent)
 
 
-def ends(period: int, first: int, overlap: int, extent: int) -> Ends:
-    """Returns the first line of every box but the first, and the line after the last of the box before each.
+def pixel_borders(tiling: Tiling) -> Borders:
+    """Returns the borders, in frames and pixels of the video, of a tiling of its latent. An axis that is not cut has none."""
+    size, overlap = (
+        [scale * (extent or 0) for scale, extent in zip((4, SPATIAL_FACTOR, SPATIAL_FACTOR), each, strict=True)]
+        for each in (tiling.size, tiling.overlap)
+    )
+    period, rows, columns = (max(0, side - shared) for side, shared in zip(size, overlap, strict=True))
+    return Borders(period, (columns, rows), None, overlap[0], (overlap[2], overlap[1]))
 
-    As the sampler does, none begins where only an overlap is left. Nothing when period is 0.
+
+def ends(period: int, first: int, overlap: int, extent: int) -> Ends:
+    """Returns the ends of all borders along an axis.
+
+    Args:
+        period: Lines from the start of one box to the next; 0 is no border.
+        first: First line of the second box.
+        overlap: Lines that boxes share. As in the sampler, no box begins where only an overlap is left.
+        extent: Lines along the axis.
     """
     starts = [line for line in range(first, extent - overlap, period) if line > 0] if period else []
     return starts, [line + overlap for line in starts]
@@ -98,7 +120,15 @@ def ends(period: int, first: int, overlap: int, extent: int) -> Ends:
 
 @dataclass(frozen=True)
 class Seam:
-    """Jumps at borders, at their worse end, over those nearby: geometric mean, its standard error, the largest and where."""
+    """Jumps at the worse ends of borders over the jumps nearby.
+
+    Attributes:
+        ratio: Geometric mean over the borders; 1 is no seam.
+        error: Standard error of the ratio.
+        worst: Largest ratio of a border.
+        place: Line of the largest ratio.
+        count: Number of borders.
+    """
 
     ratio: float
     error: float
@@ -109,9 +139,15 @@ class Seam:
 
 @dataclass(frozen=True)
 class Curves:
-    """luma: brightness of each frame in levels of 255; changes: what each frame adds to it everywhere, the median over
-    blocks, which things that move hardly touch; and the jumps before each frame, column and row (see `jumps`), in [0, 1].
-    NaN next to the ends."""
+    """Brightness and jumps of a clip. NaN near the ends of the clip and of the frame.
+
+    Attributes:
+        luma: Brightness of each frame in levels of 255.
+        changes: Change of brightness from the frame before in levels of 255, the median over blocks, which moving objects hardly affect.
+        frames: Jump before each frame, in [0, 1), see `jumps`.
+        columns: Jump before each column, in [0, 1).
+        rows: Jump before each row, in [0, 1).
+    """
 
     luma: np.ndarray
     changes: np.ndarray
@@ -122,8 +158,15 @@ class Curves:
 
 @dataclass(frozen=True)
 class Seams:
-    """segment_flicker: change of brightness at segment borders, at their worse end, over that at other frames. periodicity:
-    autocorrelation of its size at the period, less that at half of it. 1 and 0 are none. None: no border was there."""
+    """Seams and flicker of a clip. None where there is no border.
+
+    Attributes:
+        segment_flicker: Change of brightness at the worse ends of segment borders over that at other frames; 1 is none.
+        periodicity: Autocorrelation of the size of these changes at the period, less that at half of the period; 0 is none.
+        segments: Jumps between frames at segment borders.
+        columns: Jumps at tile borders along the width.
+        rows: Jumps at tile borders along the height.
+    """
 
     segment_flicker: float | None
     periodicity: float | None
@@ -133,12 +176,18 @@ class Seams:
 
 
 def measure(frames: Iterable[Tensor], borders: Borders, medium: Medium) -> tuple[Seams, list[Panel]]:
-    """Returns the seams of a clip, frame after frame, of which four are held at a time; and the panels of their picture.
+    """Returns the seams of a clip, and the panels of their plot. At most four frames are in memory.
 
-    Raises what borders.check raises.
+    Args:
+        frames: Frames in order, each (B, C, H, W), of any device and dtype.
+        borders: Where boxes meet.
+        medium: VIDEO or LATENT.
+
+    Raises:
+        ValueError: Borders are too dense, see `Borders.check`.
     """
     borders.check(medium)
-    curves = draw_curves(frames, medium)
+    curves = measure_curves(frames, medium)
     segments, columns, rows = border_lines(curves, borders, medium)
     panels = [
         Panel("brightness of each frame, levels of 255 (red: segment borders)", curves.luma, [*chain(*segments)]),
@@ -156,7 +205,13 @@ def border_lines(curves: Curves, borders: Borders, medium: Medium) -> tuple[Ends
 
 
 def find_seams(curves: Curves, borders: Borders, medium: Medium) -> Seams:
-    """Returns what the curves show at the borders, which borders.check has let pass."""
+    """Returns the seams that curves show at the borders.
+
+    Args:
+        curves: Of `measure_curves`.
+        borders: Where boxes meet; `Borders.check` has passed.
+        medium: VIDEO or LATENT, as for the curves.
+    """
     segments, columns, rows = border_lines(curves, borders, medium)
     return Seams(
         segment_flicker(curves.changes, segments, medium.grid[0]),
@@ -167,8 +222,13 @@ def find_seams(curves: Curves, borders: Borders, medium: Medium) -> Seams:
     )
 
 
-def draw_curves(frames: Iterable[Tensor], medium: Medium) -> Curves:
-    """Returns the curves of frames (B, C, H, W), of any device and dtype."""
+def measure_curves(frames: Iterable[Tensor], medium: Medium) -> Curves:
+    """Returns the curves of a clip.
+
+    Args:
+        frames: Frames in order, each (B, C, H, W), of any device and dtype.
+        medium: VIDEO or LATENT.
+    """
     weights, recent, blocks = torch.tensor(medium.luma), deque(maxlen=4), deque(maxlen=2)
     luma, changes, frame_jumps, columns, rows = [], [math.nan], [], [], []
     for frame in (each.float().cpu() for each in frames):
@@ -191,11 +251,18 @@ def draw_curves(frames: Iterable[Tensor], medium: Medium) -> Curves:
 
 
 def jumps(x: Tensor, floor: float) -> Tensor:
-    """Returns how much x (..., L) jumps before its elements 2 to L - 2, (..., L - 3), in [0, 1).
+    """Returns the jump before each element along the last axis: j / (j + a + floor).
 
-    j / (j + a + floor): j is the size of the difference of two neighbours less the mean of the one before and the one
-    after, a the mean size of these two. So a slope does not jump, an edge of the content is not more than 1, and a small jump
-    counts where its surroundings are smooth, as to the eye.
+    j is the size of the difference of two neighbours less the mean of the differences before and after it, a the mean size of these
+    two. A slope does not jump, an edge of the content stays below 1, and a small jump counts where its surroundings are smooth, as to
+    the eye.
+
+    Args:
+        x: (..., L).
+        floor: A jump too small to see.
+
+    Returns:
+        (..., L - 3) in [0, 1), before elements 2 to L - 2.
     """
     before, here, after = (x.diff(dim=-1)[..., i : x.shape[-1] - 3 + i] for i in range(3))
     jump = (here - (before + after) / 2).abs()
@@ -209,15 +276,20 @@ def line_jumps(frame: Tensor, medium: Medium) -> Tensor:
 
 
 def seam(curve: np.ndarray, ends: Ends, grid: int) -> Seam | None:
-    """Returns the jumps at one end of the borders, the worse, over those of the nearest lines like it: a multiple of grid
-    away, two on either side, none of them at an end."""
+    """Returns the jumps at the worse ends of borders over those nearby, None where there is no border.
+
+    Args:
+        curve: Jump before each line, NaN where there is none.
+        ends: Ends of the borders among the lines.
+        grid: Distance of comparable lines: nearby are the first two multiples on either side that are not next to an end.
+    """
     beside = {line + step for line in chain(*ends) for step in (-1, 0, 1)}
 
     def clear(lines: range) -> list[int]:
         return [line for line in lines if line not in beside and not math.isnan(curve[line])][:2]
 
     def at(borders: list[int]) -> Seam | None:
-        ratios = {}
+        ratios: dict[int, float] = {}
         for border in borders:
             near = clear(range(border - grid, -1, -grid)) + clear(range(border + grid, len(curve), grid))
             if near and not math.isnan(curve[border]):
@@ -227,15 +299,20 @@ def seam(curve: np.ndarray, ends: Ends, grid: int) -> Seam | None:
         logs = np.log(list(ratios.values()))
         ratio = math.exp(logs.mean())
         error = ratio * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
-        place = max(ratios, key=ratios.get)
+        place = max(ratios, key=lambda border: ratios[border])
         return Seam(ratio, float(error), float(ratios[place]), place, len(logs))
 
     return max(filter(None, map(at, ends)), key=lambda found: found.ratio, default=None)
 
 
 def segment_flicker(changes: np.ndarray, ends: Ends, grid: int) -> float | None:
-    """Returns the median size of the changes of brightness at one end of the borders, the worse, over that of the others a
-    multiple of grid away."""
+    """Returns the median size of changes of brightness at the worse ends of borders over that at other frames.
+
+    Args:
+        changes: Change of brightness before each frame, in levels of 255.
+        ends: Ends of the borders among the frames.
+        grid: Distance of comparable frames: others are multiples of it away from a border.
+    """
     sizes, borders = np.abs(changes), set(chain(*ends))
     elsewhere = {frame for border in borders for frame in range(border % grid, len(sizes), grid) if frame > 0} - borders
     if not borders or not elsewhere:
@@ -258,79 +335,21 @@ def periodicity(changes: np.ndarray, period: int, grid: int) -> float | None:
 
 def describe(seams: Seams) -> str:
     """Returns the measurement in words."""
-
-    def line(name: str, found: Seam | None) -> str:
-        if found is None:
-            return f"{name}: not measured, no border"
-        error = f" +- {found.error:.3f}" if found.count > 1 else ""
-        return f"{name}: {found.ratio:.3f}{error} of what is nearby, {found.count} borders, worst {found.worst:.2f} at {found.place}"
-
+    flicker, rhythm = seams.segment_flicker, seams.periodicity
     return "\n".join(
         (
-            line("segment borders", seams.segments),
-            line("tile borders along the width", seams.columns),
-            line("tile borders along the height", seams.rows),
-            "segment flicker: "
-            + (
-                "not measured, no border"
-                if seams.segment_flicker is None
-                else f"{seams.segment_flicker:.3f} times the change of other frames"
-            ),
-            "periodicity: "
-            + ("not measured, shorter than two periods or still" if seams.periodicity is None else f"{seams.periodicity:+.3f}"),
+            describe_seam("segment borders", seams.segments),
+            describe_seam("tile borders along the width", seams.columns),
+            describe_seam("tile borders along the height", seams.rows),
+            "segment flicker: " + ("not measured, no border" if flicker is None else f"{flicker:.3f} times the change of other frames"),
+            "periodicity: " + ("not measured, shorter than two periods or still" if rhythm is None else f"{rhythm:+.3f}"),
             "Without seams these are 1, 1, 1, 1 and 0 within their errors; a seam that can be seen is above 1.05.",
         )
     )
 
 
-@dataclass(frozen=True)
-class MeasureSeams:
-    """Measures seams and flicker at the borders of segments and tiles; prints them and draws the curves."""
-
-    video: Path
-    """A video file, or a latent in the sampler's .safetensors."""
-    period: int = 0
-    """Frames from one segment's start to the next's (latent frames for a latent): 4 x (segment - overlap); 0 is none."""
-    tile: tuple[int, int] = (0, 0)
-    """Pixels (cells of a latent) from one tile's start to the next's along width and height; 0 is none."""
-    first: int | None = None
-    """First frame of the second segment; by default period - 3, and period for a latent."""
-    overlap: int = 0
-    """Frames that segments share: 20 for the sampler's, 5 for a latent; 0 where they are cut hard."""
-    tile_overlap: tuple[int, int] = (0, 0)
-    """Pixels (cells of a latent) that tiles share along width and height: 144 192 for the sampler's, 18 24 for a latent."""
-    out: Path = Path("seams.png")
-
-    def run(self) -> Seams:
-        """Returns the measurement after drawing it. Raises ValueError for a file or numbers of no use."""
-        if self.video.suffix != ".safetensors" and self.video.suffix.lower() not in VIDEO_SUFFIXES:
-            raise ValueError(f"--video is {self.video}, wanted {', '.join(sorted(VIDEO_SUFFIXES))} or a latent in .safetensors")
-        is_latent = self.video.suffix == ".safetensors"
-        frames = latent_frames(self.video) if is_latent else video_frames(self.video)
-        seams, panels = measure(
-            frames, Borders(self.period, self.tile, self.first, self.overlap, self.tile_overlap), LATENT if is_latent else VIDEO
-        )
-        with atomic_write(self.out) as partial:
-            draw_panels(panels).save(partial)
-        return seams
-
-
-def video_frames(path: Path) -> Iterator[Tensor]:
-    """Yields the frames (1, 3, H, W) of a video file."""
-    for image in tqdm(read_frames(path), unit="frame", mininterval=5):
-        yield rearrange(image, "H W C -> 1 C H W").float() / 255
-
-
-def latent_frames(path: Path) -> Iterator[Tensor]:
-    """Yields the frames (B, 16, H, W) of a latent in a file."""
-    latent = LatentFile(path)
-    for frame in range(latent.shape[2]):
-        yield latent[frame : frame + 1][:, :, 0]
-
-
-def main(arguments: Sequence[str]) -> dict:
-    import tyro  # the node imports this file, and ComfyUI has no tyro
-
-    seams = tyro.cli(MeasureSeams, prog="simplegvr seams", args=arguments).run()
-    print(describe(seams))
-    return asdict(seams)
+def describe_seam(name: str, found: Seam | None) -> str:
+    if found is None:
+        return f"{name}: not measured, no border"
+    error = f" +- {found.error:.3f}" if found.count > 1 else ""
+    return f"{name}: {found.ratio:.3f}{error} of what is nearby, {found.count} borders, worst {found.worst:.2f} at {found.place}"

@@ -18,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from ..evaluation import metrics
+from ..evaluation.result import EvaluationClip, Result
 from ..files import sha256, write_text
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit
@@ -155,7 +156,7 @@ class Ablate:
             z_lr, z_hr = z_lr[None, :, :, :8, :8], z_hr[None, :, :, :16, :16]
             z = super_resolve(dit, upsampler, z_lr, z_hr.shape[3:], sampling=train.sampling, noise_seed=1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
-            result = metrics.Result(video, metrics.EvaluationClip(tuple(original.shape[3:]), original))
+            result = Result(video, EvaluationClip(tuple(original.shape[3:]), original))
             measured.append({name: metrics.measure(name, result).value for name in ("psnr", "st_lpips", "warping_error")})
         return {name: mean(clip[name] for clip in measured) for name in measured[0]}
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..files import atomic_write
-from ..video.pictures import Box
+from ..video.pictures import Crop
 
 COLUMNS = 3  # of a grid
 WIDTH = 3.0  # inches of an image in it
@@ -55,7 +55,7 @@ def draw_units(path: Path, layers: dict[str, list[int]]) -> None:
         figure.savefig(partial, dpi=DPI)
 
 
-def part(image: Tensor, box: Box) -> Tensor:
+def part(image: Tensor, box: Crop) -> Tensor:
     """Returns the image inside a box."""
     top, left, height, width = box
     return image[top : top + height, left : left + width]

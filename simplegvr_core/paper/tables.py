@@ -11,7 +11,8 @@ from statistics import mean
 import torch
 
 from ..evaluation.evaluate import finite, mean_of
-from ..evaluation.metrics import METRICS, EvaluationClip, Result, measure
+from ..evaluation.metrics import METRICS, measure
+from ..evaluation.result import EvaluationClip, Result
 from ..latent_space import scaled_size
 from ..planning import flops
 from ..video.frames import to_video

@@ -148,7 +148,7 @@ class StreamDecoder:
             Exception: What decode raises, also when memory runs out with the smallest tile. The states are then those before the chunk.
         """
         todo, done, video = list(self.tiles), [], None
-        extent = (1, *(SPATIAL_FACTOR * side for side in z.shape[3:]))
+        extent = (1, SPATIAL_FACTOR * z.shape[3], SPATIAL_FACTOR * z.shape[4])
         while todo:
             decoded = self.attempt(z, todo[0])
             if decoded is None:
@@ -165,6 +165,7 @@ class StreamDecoder:
             video[spatial_index(box)] += share(box, extent, (0, SPATIAL_FACTOR * OVERLAP, SPATIAL_FACTOR * OVERLAP)) * picture.to(video)
             todo = todo[1:]
         self.tiles, self.most_tiles = done, max(self.most_tiles, len(done))
+        assert video is not None  # a frame has at least one tile
         return video.float()
 
     def attempt(self, z: Tensor, tile: StatefulTile) -> tuple[Tensor, StatefulTile] | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import av
 import torch
+from av.error import FFmpegError
+from av.filter import Graph
 from torch import Tensor
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
@@ -47,7 +49,7 @@ def inspect_video(path: Path) -> tuple[int, list[str]]:
         with av.open(path) as container:
             stream = container.streams.video[0]
             packets = [(packet.pts, packet.is_discard, packet.is_corrupt) for packet in container.demux(stream) if packet.size]
-    except (av.FFmpegError, IndexError) as error:
+    except (FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is not a video that can be read ({error})") from error
     if any(is_corrupt for *_, is_corrupt in packets) or len(packets) < stream.frames:
         raise ValueError(f"{path} ends early: {len(packets)} of {stream.frames or 'an unknown number of'} frames are there")
@@ -83,19 +85,19 @@ def read_frames(path: Path, wanted: Callable[[int], bool] = lambda index: True) 
                     raise ValueError(f"{path} is damaged in frame {index}")
                 if wanted(index):
                     yield torch.from_numpy(to_sdr(frame).to_ndarray(format="rgb24")).rot90(round(frame.rotation / 90))
-    except (av.FFmpegError, IndexError) as error:
+    except (FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is not a video that can be read ({error})") from error
 
 
 def tone_mapper(stream: av.VideoStream) -> Callable[[av.VideoFrame], av.VideoFrame]:
     """Returns a function from an HDR frame of the stream to an 8-bit BT.709 frame with compressed highlights."""
-    graph = av.filter.Graph()
+    graph = Graph()
     scale = graph.add("scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual")
     graph.link_nodes(graph.add_buffer(template=stream), scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
 
     def to_sdr(frame: av.VideoFrame) -> av.VideoFrame:
         graph.push(frame)
-        return graph.pull()
+        return graph.vpull()
 
     return to_sdr
 

@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def join(path: Path, parts: list[Path], rate: Fraction, audio: dict | None = Non
         if audio is not None:
             frames = sum(count_frames(part) for part in parts)
             streams.append(audio_packets(container, audio, math.ceil(frames / rate * audio["sample_rate"])))
-        container.mux(heapq.merge(*streams, key=lambda packet: packet.dts * packet.time_base))
+        container.mux(heapq.merge(*streams, key=lambda packet: (packet.dts or 0) * packet.time_base))
 
 
 def count_frames(path: Path) -> int:
@@ -145,7 +146,7 @@ def video_packets(parts: Iterable[Path], stream: av.VideoStream, rate: Fraction)
         first = count
 
 
-def audio_packets(container: av.container.OutputContainer, audio: dict, samples: int) -> Iterator[av.Packet]:
+def audio_packets(container: OutputContainer, audio: dict, samples: int) -> Iterator[av.Packet]:
     """Adds an audio stream to the container. Returns an iterator over the packets of its first samples."""
     channels, rate = audio["waveform"].shape[0], int(audio["sample_rate"])
     stream = container.add_stream("aac", rate=rate, layout=AUDIO_LAYOUTS[channels])
