@@ -245,7 +245,7 @@ def save_all(
     try:
         for item_parts, item_sound in zip(parts, sounds, strict=True):
             saved.append(save_path(prefix, encoding, io.FolderType.output))
-            join(saved[-1][0], item_parts, encoding.rate, item_sound, metadata)
+            join(saved[-1][0], item_parts, encoding.rate, audio=item_sound, metadata=metadata)
     except BaseException:
         for path, _ in saved:
             with suppress(OSError):

@@ -85,5 +85,5 @@ def test_clips_that_cannot_be_cut_are_refused():
 
 
 def test_a_folder_without_video_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no video"):
+    with pytest.raises(ValueError, match="contains no video"):
         find_videos(tmp_path)

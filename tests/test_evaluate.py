@@ -258,7 +258,7 @@ def test_latents_are_those_of_wan_as_comfyui_normalises_them(comfy):
 )
 def test_a_file_without_a_latent_of_wan_is_named(tmp_path, name, key, shape):
     save_file({key: torch.zeros(shape)}, tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name} holds no latent of Wan 2.1"):
+    with pytest.raises(ValueError, match=rf"{name} contains no latent of Wan 2.1"):
         read_clip((tmp_path / name,), Reading("aigc", 2, 5, 96), None)
 
 

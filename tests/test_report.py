@@ -186,7 +186,7 @@ def test_a_browser_opens_it_from_disk_alone_and_plays_the_videos_together(folder
 
 
 def test_a_folder_without_results_and_results_of_an_older_version_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no results\.json: give the --out"):
+    with pytest.raises(ValueError, match=r"contains no results\.json: give the --out"):
         report.Report(tmp_path).run()
     (tmp_path / "results.json").write_text(json.dumps({"clips": {}, "mean": {}}))
     with pytest.raises(ValueError, match="is from an older version: run the evaluation again"):

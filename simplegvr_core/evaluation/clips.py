@@ -132,7 +132,7 @@ def read_latent(path: Path) -> Tensor:
     latent = next((tensor for tensor in tensors.values() if tensor.ndim == 5 and tensor.shape[1] == LATENT_CHANNELS), None)
     if latent is None:
         raise ValueError(
-            f"{path} holds no latent of Wan 2.1: wanted {' or '.join(LATENT_KEYS)} of shape (1, 16, T, h, w), as Save Latent writes it, "
+            f"{path} contains no latent of Wan 2.1: wanted {' or '.join(LATENT_KEYS)} of shape (1, 16, T, h, w), as Save Latent writes it, "
             f"found {shapes or 'neither'}"
         )
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))

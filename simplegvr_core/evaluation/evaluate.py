@@ -1,17 +1,17 @@
 """`python3 scripts/run.py evaluate --clips DIR --methods gvr,latent_bilinear,bicubic --scale 3 --out DIR`.
 
-Suites. pairs: videos that are the truth, of which area averaging makes the low resolution; or DIR/hr/NAME.mp4 and DIR/lr/NAME.mp4,
-truth and low resolution as they are. aigc: what a text-to-video model made, low-resolution videos or latents (ComfyUI's Save Latent,
-or safetensors with `samples`), without a truth: only metrics that need none.
+Suites. pairs: originals, whose low resolution is made by area averaging; or originals DIR/hr/NAME.mp4 and their low resolution
+DIR/lr/NAME.mp4. aigc: low-resolution videos or latents of a text-to-video model (ComfyUI's Save Latent, or safetensors with `samples`),
+which have no original: only metrics that need none.
 
-A clip that is done is not measured again when the same command is run again; each has its measured.json. At the end out/results.json::
+Resumes when rerun: each finished clip has its measured.json. At the end out/results.json is written::
 
     {
     "suite": "pairs" | "aigc",
     "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
             "files": {name: sha256 of the weights}},
     "reconstructions": [METHOD],   those that are given the original
-    "metrics": {name: {"label", "unit", "better": "higher" | "lower" | null, "decimals", "meaning"}},   those measured on some clip
+    "metrics": {name: {"label", "unit", "better": "higher" | "lower", "decimals", "meaning"}},   those measured on some clip
     "skipped": {metric: sentence why it was not measured, or not on every clip},
     "clips": {clip: {method: {metric: float | null}}},
     "curves": {clip: {method: {metric: [one number per frame, null where a frame has none]}}},   metrics of single frames
@@ -20,7 +20,7 @@ A clip that is done is not measured again when the same command is run again; ea
     "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
     }
 
-and report.html and results.md, made from it by report.py.
+and from it report.html and results.md, see report.py.
 """
 
 import json
@@ -73,7 +73,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compares methods on a folder of clips: quality and time of each, their videos, a picture of each clip, tables."""
+    """Compares methods on a folder of clips: measures quality and time, writes videos, pictures, tables and a report."""
 
     clips: Path
     out: Path
@@ -82,11 +82,11 @@ class Evaluate:
     vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr baselines`)."""
     scale: int = 3
     num_frames: int = 17
-    """How many frames of each clip, from its start."""
+    """Number of frames of each clip, from its start."""
     height: int = 360
-    """Taller clips are made this tall by area averaging; not those that come with their low resolution, or without a truth."""
+    """Taller originals are downscaled to this height by area averaging, unless they come with their low resolution."""
     steps: int | None = None
-    """Sampling steps of gvr; by default what its checkpoint says."""
+    """Sampling steps of gvr; by default those of its checkpoint."""
     seed: int = 0
     device: str = "cpu"
     vae: Path = GVR_TINY_VAE
@@ -94,9 +94,9 @@ class Evaluate:
     upsampler: Path = GVR_TINY_UPSAMPLER
     model: Path = GVR_TINY
     suite: Suite = "pairs"
-    """pairs: clips with their truth. aigc: low-resolution videos or latents of a text-to-video model."""
+    """pairs: originals. aigc: low-resolution videos or latents of a text-to-video model."""
     metrics: str = "all"
-    """Names with commas; all is every one that the suite and this machine have. docs/metrics.md says what they are."""
+    """Names with commas; all is every metric that the suite and this machine allow. docs/metrics.md explains them."""
     segment: int | None = None
     """Latent frames that gvr refines at a time; by default all. Then seams are measured."""
     tile: tuple[int, int] | None = None
@@ -128,7 +128,7 @@ class Evaluate:
         return results
 
     def check(self) -> list[str]:
-        """Returns the methods' names. Raises ValueError or FileNotFoundError for what would fail later."""
+        """Returns the names of the methods. Raises ValueError or FileNotFoundError for options that would fail later."""
         methods = self.methods.split(",")
         for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
             if unknown := set(names) - known.keys():
@@ -162,14 +162,14 @@ class Evaluate:
         )
 
     def warm_up(self, methods: list[str], models: Models) -> None:
-        """Runs each method once, on little, so that no clip's time includes loading its network."""
+        """Runs each method on a small clip, so that no measured time includes loading its network."""
         blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
         clip = EvaluationClip((40 * self.scale, 40 * self.scale), blank, blank[..., :40, :40])
         for method in methods:
             self.apply(method, clip, models)
 
     def describe(self, sampling: SamplingConfig) -> dict:
-        """Returns what was run, with what."""
+        """Returns the "run" of results.json."""
         weights = {name: getattr(self, name) for name in WEIGHTS}
         return {
             "command": self.command(),
@@ -223,7 +223,7 @@ class Evaluate:
         return {"methods": values, "curves": curves, "original": original, "files": {**files, "picture": f"{name}/side_by_side.png"}}
 
     def apply(self, method: str, clip: EvaluationClip, models: Models) -> tuple[Tensor, float]:
-        """Returns the method's video of the clip, of its size and frames, and the seconds that it took."""
+        """Returns the video that a method makes of a clip, with the size and frames of the clip, and the seconds that it took."""
         run, sees = METHODS[method].run, METHODS[method].sees
         shown = required(clip.original if sees == "original" else clip.source)
         seen = (shown if clip.z_lr is None or sees != "latent" else clip.z_lr).to(self.device)
@@ -250,20 +250,20 @@ class Evaluate:
 
 
 def scores(names: list[str], result: Result) -> tuple[dict, dict]:
-    """Returns {metric: value} of a result, and {metric: numbers of its frames} where frames have one; None where there is none."""
+    """Returns the value of each metric, and the curve of each metric that has one; None where there is no number."""
     measured = {name: metrics.measure(name, result) for name in names}
     curves = {name: [finite(number) for number in score.curve] for name, score in measured.items() if score.curve}
     return {name: finite(score.value) for name, score in measured.items()}, curves
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:
-    """Returns the mean of those that are numbers, None when none is."""
+    """Returns the mean of the values that are numbers, None where there is none."""
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
 
 
 def gather(methods: list[str], measured: dict[str, dict]) -> dict:
-    """Returns the results of all clips and their means."""
+    """Returns the parts of results.json that the measurements of all clips make up."""
     names = [name for name in METRICS if any(name in clip["task"]["metrics"] for clip in measured.values())]
     clips = {
         name: {method: {metric: clip["methods"][method].get(metric) for metric in names} for method in methods}

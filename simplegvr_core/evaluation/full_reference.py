@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..video.frames import to_images
 from ..video.write import write_video
 
-CHUNK = 4  # frames at a time: keeps the memory of a metric at some hundred MB, whatever the clip's length
+CHUNK = 4  # frames at a time: some hundred MB of memory for a clip of any length
 EQUAL = 100.0  # dB, of frames without a difference
 VMAF_MODEL = "vmaf_v0.6.1.json"  # comes with ffmpeg-quality-metrics
 

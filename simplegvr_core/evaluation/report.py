@@ -1,6 +1,6 @@
-"""The report of an evaluation: `python3 scripts/run.py report DIR`, which evaluation ends with by itself.
+"""The report of an evaluation, which evaluation writes at its end: `python3 scripts/run.py report DIR` writes it again.
 
-Makes report.html and results.md in DIR from its results.json and its videos. The page needs no network; move the folder as a whole.
+It consists of report.html and results.md in DIR, made from the results.json and the videos there. The page needs no network.
 """
 
 import json
@@ -14,32 +14,36 @@ from ..files import write_text
 from .report_page import Page
 
 HOW = {
-    "pairs": "Each clip is the truth; its low resolution is made by area averaging, unless it came with one. From that every method makes "
-    "a video of the truth's size. vae and vae_linear are the truth itself, encoded and decoded: what a method in those latents can hardly "
-    "exceed. The learned baselines (basicvsr, animesr, span, animevideo) get the pixels, not the latent, and are made for x4: their result "
-    "is area-averaged to the size wanted.",
-    "aigc": "Each clip was made by a text-to-video model, as a latent or as a video of low resolution. There is no truth: what can be "
-    "measured is how natural and how steady a result is, and whether it is still the picture that it was made from.",
+    "pairs": "Each clip is an original. Its low resolution is made by area averaging, unless the clip came with one. Every method makes a "
+    "video of the original's size from the low resolution. vae and vae_linear are the original itself, encoded and decoded: a method in "
+    "those latents can hardly exceed them. The learned baselines (basicvsr, animesr, span, animevideo) get the pixels, not the latent, and "
+    "are made for x4: their result is area-averaged to the size wanted.",
+    "aigc": "Each clip was made by a text-to-video model, as a latent or as a video of low resolution. It has no original. Metrics measure "
+    "how natural and how steady a result is, and whether it is still the picture of its source.",
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """Makes report.html and results.md again from what an evaluation left in a folder."""
+    """Writes report.html and results.md again from the results.json and the videos of an evaluation."""
 
     folder: tyro.conf.Positional[Path]
 
     def run(self) -> Path:
-        """Returns the page's path. Raises ValueError when the folder holds no results."""
+        """Returns the path of report.html. Raises ValueError where the folder contains no results.json."""
         if not (self.folder / "results.json").is_file():
-            raise ValueError(f"{self.folder} holds no results.json: give the --out of `simplegvr evaluate`")
+            raise ValueError(f"{self.folder} contains no results.json: give the --out of `simplegvr evaluate`")
         return write(self.folder)
 
 
 def write(folder: Path) -> Path:
-    """Returns the path of report.html, after making it and results.md from the results.json in folder, see evaluate.py.
+    """Returns the path of report.html after writing it and results.md.
 
-    Raises ValueError when that was written by an older version.
+    Args:
+        folder: Folder with the results.json and the videos of an evaluation, see evaluate.py.
+
+    Raises:
+        ValueError: results.json was written by an older version.
     """
     results = json.loads((folder / "results.json").read_text())
     if "reconstructions" not in results:
@@ -50,7 +54,7 @@ def write(folder: Path) -> Path:
 
 
 def markdown(results: dict) -> str:
-    """Returns the results as a document of tables: the means, every clip, and how often gvr is better than another method."""
+    """Returns the results as markdown: tables of the means, of every clip, and of how often gvr is better than each other method."""
     clips, mean, metrics = results["clips"], results["mean"], results["metrics"]
     headings = {name: f"{metric['label']}, {metric['unit']}" if metric["unit"] else metric["label"] for name, metric in metrics.items()}
     direction = {name: f" ({metric['better']} is better)" if metric["better"] else "" for name, metric in metrics.items()}
@@ -87,7 +91,7 @@ def markdown(results: dict) -> str:
 
 
 def describe(run: dict) -> str:
-    """Returns the command and what it left to defaults."""
+    """Returns the command, and the options that decide about the results, in words."""
     frames = f"the first {run['num_frames']} frames of each clip, at most {run['height']} lines"
     return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {run['sampling']['steps']} steps, on {run['device']}."
 
@@ -98,7 +102,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def wins(clips: dict[str, dict], method: str, metric: str, better: str) -> str:
-    """Returns on how many clips gvr is better than method, of those on which both have a value."""
+    """Returns "N of M": on N of the M clips where both have a value gvr is better than method."""
     sign = 1 if better == "higher" else -1
     both = [(clip["gvr"].get(metric), clip[method].get(metric)) for clip in clips.values()]
     both = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]

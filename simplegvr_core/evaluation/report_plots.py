@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 COLORS = tuple(map(to_hex, matplotlib.color_sequences["petroff10"]))
-INK = "#010203"  # stands for the page's text color; no plot uses it for anything else
+INK = "#010203"  # replaced by the page's text color; plots use it for nothing else
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {f"{part}color": INK for part in ("axes.edge", "axes.label", "axes.title", "xtick.", "ytick.", "text.", "grid.")}
 

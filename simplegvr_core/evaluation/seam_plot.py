@@ -1,4 +1,4 @@
-"""The picture of a measurement of seams: curves over frames, columns and rows, with the borders marked."""
+"""Plots of seams: curves over frames, columns and rows with the borders marked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ LINE, BORDER, GREY, FONT = "#2171b5", "#d62728", "#999999", 15
 
 @dataclass(frozen=True)
 class Panel:
-    """A curve, one value for each frame, column or row (NaN: none), and at which of them the borders are."""
+    """A plot of one curve.
+
+    Attributes:
+        title: Text above the plot.
+        curve: Value of each frame, column or row; NaN is a gap.
+        borders: Indices of the values where borders are.
+    """
 
     title: str
     curve: np.ndarray
@@ -20,7 +26,7 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel]) -> Image.Image:
-    """Returns the panels below each other: the curve blue, the borders as thin red lines with a dot where they meet it."""
+    """Returns the panels below each other. Curves are blue, borders thin red lines with a dot on the curve."""
     picture = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
     for number, panel in enumerate(panels):
         draw_panel(ImageDraw.Draw(picture), number * HEIGHT, panel)
@@ -28,6 +34,7 @@ def draw_panels(panels: Sequence[Panel]) -> Image.Image:
 
 
 def draw_panel(draw: ImageDraw.ImageDraw, offset: int, panel: Panel) -> None:
+    """Draws a panel whose top is offset pixels below that of the picture."""
     top, bottom, right = offset + TOP, offset + HEIGHT - BOTTOM, WIDTH - RIGHT
     places = np.flatnonzero(np.isfinite(panel.curve))
     values = panel.curve[places]

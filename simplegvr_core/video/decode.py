@@ -52,7 +52,7 @@ class StatefulTile:
         return [
             StatefulTile(
                 Box(replaced(self.box.start, axis, start + first), replaced(self.box.stop, axis, start + last)),
-                {name: crop(values, axis, extent, first, last) for name, values in self.state.items()},
+                {name: crop(values, axis, extent, (first, last)) for name, values in self.state.items()},
             )
             for first, last in ends
         ]
@@ -64,14 +64,18 @@ def replaced(values: tuple[int, int, int], axis: int, value: int) -> tuple[int, 
     return first, second, third
 
 
-def crop(values: Tensor, axis: int, extent: int, first: int, last: int) -> Tensor:
-    """Returns the part of a tensor of a tile's state that belongs to its latent pixels first to last along axis 1 (rows) or 2 (columns).
+def crop(values: Tensor, axis: int, extent: int, span: tuple[int, int]) -> Tensor:
+    """Returns the part of a tensor of a tile's state that belongs to a span of its latent pixels.
 
-    The tensor has a whole number of values per latent pixel of the tile's extent, and may have a margin around them.
+    Args:
+        values: Tensor with a whole number of values per latent pixel along the axis, and possibly a margin around them; or empty.
+        axis: 1 for rows, 2 for columns.
+        extent: Latent pixels of the tile along the axis.
+        span: First latent pixel, and the one after the last.
     """
     if not values.numel():
         return values
-    dim = axis - 3
+    dim, (first, last) = axis - 3, span
     per_pixel = values.shape[dim] // extent
     margin = values.shape[dim] - per_pixel * extent
     return values.narrow(dim, per_pixel * first, per_pixel * (last - first) + margin)

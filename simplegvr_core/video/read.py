@@ -32,7 +32,7 @@ def find_videos(folder: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> list[Path]
         raise ValueError(f"{folder} is not a folder")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if not paths:
-        raise ValueError(f"{folder} holds no video ({', '.join(sorted(suffixes))})")
+        raise ValueError(f"{folder} contains no video ({', '.join(sorted(suffixes))})")
     return paths
 
 

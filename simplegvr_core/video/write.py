@@ -96,7 +96,7 @@ def write_video(path: Path, images: Tensor, rate: Fraction, lossless: bool = Fal
         add(images)
 
 
-def join(path: Path, parts: list[Path], rate: Fraction, audio: dict | None = None, metadata: dict | None = None) -> None:
+def join(path: Path, parts: list[Path], rate: Fraction, *, audio: dict | None = None, metadata: dict | None = None) -> None:
     """Concatenates files without encoding their frames again.
 
     Args:
