@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
     (folder / "results.json").write_text(json.dumps(results))
     command = [sys.executable, "-m", "simplegvr_core", "report", str(folder)]
     ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == str(folder / "report.html")
+    assert json.loads(ran.stdout) == {"report": str(folder / "report.html")}
     return folder
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD, latent_frames
+from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD
 from ..video.frames import area_downscale, limit_height, to_video
 from ..video.read import VIDEO_SUFFIXES, find_videos, read_video
 from .metrics import SMALLEST
@@ -86,7 +86,7 @@ def read_clip(files: tuple[Path, ...], reading: Reading, decode: Callable[[Tenso
     """
     z_lr, original = None, None
     if reading.suite == "aigc" and files[0].suffix.lower() in LATENT_SUFFIXES:
-        z_lr = read_latent(files[0])[:, :, : latent_frames(reading.num_frames)]
+        z_lr = read_latent(files[0])[:, :, : (reading.num_frames - 1) // 4 + 1]  # the latent frames that are whole
         source, rate = decode(z_lr).clamp(-1, 1), LATENT_RATE
     else:
         (images, rate), *small = (read_video(file, reading.num_frames) for file in files)
