@@ -102,7 +102,7 @@ def tone_mapper(stream: av.VideoStream) -> Callable[[av.VideoFrame], av.VideoFra
     return to_sdr
 
 
-def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fraction]:
+def read_video(path: Path | str, num_frames: int | None = None) -> tuple[Tensor, Fraction]:
     """Returns the first frames of a video file, and its frame rate.
 
     Args:
@@ -117,5 +117,5 @@ def read_video(path: Path, num_frames: int | None = None) -> tuple[Tensor, Fract
     """
     with av.open(path) as container:
         rate = container.streams.video[0].average_rate
-    images = [frame for _, frame in zip(range(num_frames or 2**31), read_frames(path), strict=False)]
+    images = [frame for _, frame in zip(range(num_frames or 2**31), read_frames(Path(path)), strict=False)]
     return torch.stack(images), rate

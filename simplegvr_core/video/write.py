@@ -78,7 +78,7 @@ def write_frames(path: Path, encoding: Encoding) -> Iterator[Callable[[Tensor], 
         container.mux(stream.encode())
 
 
-def write_video(path: Path, images: Tensor, rate: Fraction, lossless: bool = False) -> None:
+def write_video(path: Path | str, images: Tensor, rate: Fraction, lossless: bool = False) -> None:
     """Writes a clip, visually lossless.
 
     Args:
@@ -92,7 +92,7 @@ def write_video(path: Path, images: Tensor, rate: Fraction, lossless: bool = Fal
     """
     height, width = images.shape[1:3]
     encoding = Encoding(width, height, rate, crf=0, full_chroma=True) if lossless else Encoding(width, height, rate)
-    with write_frames(path, encoding) as add:
+    with write_frames(Path(path), encoding) as add:
         add(images)
 
 
