@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..latent_space import first_frame
 from ..tiling import Box
-from .attention import AttentionConfig, choose, exact_float32
+from .attention import AttentionConfig, select
+from .layers import exact_float32
+from .windows import TokenLayout
 
 TOKEN = 16  # pixels
 CHOSEN, SELECTED = (255, 255, 255), (255, 140, 0)
@@ -63,22 +65,28 @@ class AttentionMap:
 def map_attention(
     q: Tensor,
     k: Tensor,
-    grid: tuple[int, int, int],
+    layout: TokenLayout,
     config: AttentionConfig,
     block: int,
+    *,
     token: tuple[int, int, int],
     head: int | None = None,
-    ordered: bool = False,
 ) -> AttentionMap:
     """Returns which windows the one that holds token selects, in the first video of a batch.
 
-    q, k, block, ordered: as of attention.attend, config of kind "sparse_local". token: its place along T, H, W. head: the
-    only one to ask, from 0; None asks all.
+    Args:
+        q, k: (B, L, n, d) of the same dtype.
+        layout: of the L tokens.
+        config: of kind "sparse_local".
+        block: number of the block, from 0.
+        token: its place along T, H, W.
+        head: the only one to ask, from 0. None asks all.
     """
-    kernel, windows, selection = choose(q, k, grid, config, block, ordered, q.shape[1] - math.prod(grid), None)
-    raster = windows.table[: windows.num_windows]
-    if ordered:
-        raster = torch.where(raster >= 0, config.token_order(grid, q.device)[raster.clamp(min=0)], -1)
+    kernel, windows, selection = select(q, k, layout, config, block)
+    grid, raster = layout.grid, windows.table[: windows.num_windows]
+    order = config.token_order(grid, q.device) if layout.ordered else None
+    if order is not None:
+        raster = torch.where(raster >= 0, order[raster.clamp(min=0)], -1)
     number = (token[0] * grid[1] + token[1]) * grid[2] + token[2]
     chosen = int((raster == number).any(1).nonzero())
     q_mean, k_mean = (kernel.window_mean(x, windows)[0] for x in (q, k))

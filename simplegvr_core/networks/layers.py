@@ -3,9 +3,14 @@
 B batch, C channels, T latent frames, H, W latent cells or pixels, L tokens, n heads, d head dim
 """
 
+from contextlib import contextmanager
+from threading import Lock
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PRECISION = Lock()  # PyTorch's switch belongs to all threads
 
 
 class ChannelNorm(nn.Module):
@@ -98,3 +103,29 @@ def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = table[:, None].unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+@contextmanager
+def exact_float32(device: torch.device):
+    """While open, float32 products stay float32: neither mixed precision nor TensorFloat-32, which choose other windows.
+
+    PyTorch has no such switch for one product, so the process's is set and set back under a lock. Products in float64 need
+    none, but run at 1/64 of the speed on consumer GPUs, and some devices have no float64.
+    """
+    with PRECISION, torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+            before = [switch.fp32_precision for switch in switches]
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+        else:  # before PyTorch 2.9; newer ones refuse this where another pack has used the above
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if isinstance(before, str):
+                torch.set_float32_matmul_precision(before)
+            else:
+                for switch, precision in zip(switches, before, strict=True):
+                    switch.fp32_precision = precision

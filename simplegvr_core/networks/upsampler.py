@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
-from .attention import exact_float32
-from .layers import CausalConv3d, CausalState, ChannelNorm, name_convolutions
+from .layers import CausalConv3d, CausalState, ChannelNorm, exact_float32, name_convolutions
 
 LEAST_TILE = 32  # cells a side
 
