@@ -8,62 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import REPO
+from test_kernels import EVEN, assert_as_exact_as_reference
 
 from simplegvr_core.networks import kernels
-from simplegvr_core.networks.attention import AttentionConfig, attend, select_windows
-from simplegvr_core.networks.kernels import KernelCase, reference, sdpa
+from simplegvr_core.networks.attention import AttentionConfig, attend
+from simplegvr_core.networks.kernels import KernelCase, sdpa
 from simplegvr_core.networks.windows import TokenLayout, cut_windows
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 pytestmark = pytest.mark.usefixtures("one_thread")
 triton = kernels.load("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()  # the interpreter's bfloat16 is wrong
-
-
-def results(window_attention, tensors, grad, windows, selection, dtype):
-    """Returns attention and the gradients of q, k, v."""
-    q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
-    out = window_attention(q, k, v, windows, selection)
-    return out, *torch.autograd.grad(out, (q, k, v), grad.to(dtype))
-
-
-def assert_as_exact_as_reference(config, grid, block, ordered, dtype, batch=1, heads=2, dim=64, condition_tokens=0):
-    generator = torch.Generator().manual_seed(0)
-    length = grid[0] * grid[1] * grid[2]
-    tensors = [torch.randn(batch, length + condition_tokens, heads, dim, generator=generator).to(DEVICE, dtype) for _ in range(3)]
-    tensors[0] = tensors[0][:, :length]
-    grad = torch.randn(batch, length, heads, dim, generator=generator).to(DEVICE, dtype)
-    windows = config.windows(TokenLayout(grid, ordered, condition_tokens), block, DEVICE)
-    selection = select_windows(tensors[0], tensors[1], windows, config, reference)
-    exact = results(reference.window_attention, tensors, grad, windows, selection, torch.float64)
-    plain = results(reference.window_attention, tensors, grad, windows, selection, dtype)
-    ours = results(triton.window_attention, tensors, grad, windows, selection, dtype)
-    for name, a, b, c in zip(("out", "q", "k", "v"), exact, plain, ours, strict=True):
-        assert c.dtype == dtype
-        assert (c - a).norm() <= 2 * (b - a).norm(), name
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("top_k", [0, 1, 3])
-@pytest.mark.parametrize("grid, window, ordered", [((3, 5, 7), (1, 4, 3), True), ((5, 9, 13), (1, 5, 4), False)])
-def test_error_is_at_most_twice_the_references(grid, window, ordered, top_k, dtype):
-    assert_as_exact_as_reference(AttentionConfig(window=window, top_k=top_k), grid, 0, ordered, dtype)
-
-
-@pytest.mark.parametrize(
-    "config, options",
-    [
-        (AttentionConfig(window=(2, 4, 3), top_k=3), {"ordered": True, "block": 1}),  # not contiguous though ordered
-        (AttentionConfig(window=(1, 5, 7), top_k=7, unit=2), {"block": 1}),  # windows that are not there
-        (AttentionConfig(window=(3, 9, 9), top_k=1), {"grid": (3, 11, 13)}),  # more than one tile of queries
-        (AttentionConfig(window=(1, 4, 3), top_k=1), {"condition_tokens": 17}),
-        (AttentionConfig(window=(1, 4, 3), top_k=1), {"batch": 2, "heads": 3, "dim": 128}),
-    ],
-    ids=["3d window", "short units", "large window", "condition tokens", "batch"],
-)
-def test_other_shapes_are_as_exact(config, options):
-    assert_as_exact_as_reference(config, **{"grid": (3, 5, 7), "block": 0, "ordered": False, "dtype": torch.float16} | options)
 
 
 def test_strides_are_each_tensors_own():
@@ -76,17 +31,6 @@ def test_strides_are_each_tensors_own():
     outs = [kernel.window_attention(*tensors, windows, selection) for kernel in (triton, sdpa)]
     torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*(torch.autograd.grad(out.sum(), tensors) for out in outs), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("grid, window", [((3, 5, 7), (1, 4, 3)), ((5, 9, 13), (2, 5, 4)), ((1, 24, 18), (1, 12, 9))])
-@pytest.mark.parametrize("ordered", [True, False])
-def test_selection_is_the_references(grid, window, ordered):
-    config = AttentionConfig(window=window, top_k=3)
-    windows = config.windows(TokenLayout(grid, ordered), 0, DEVICE)
-    q, k = torch.randn(2, 2, grid[0] * grid[1] * grid[2], 3, 64, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
-    expected = select_windows(q, k, windows, config, reference)
-    assert torch.equal(select_windows(q, k, windows, config, triton), expected)
-    assert torch.equal(select_windows(q, k, windows, config, sdpa), expected)
 
 
 def test_attend_takes_the_kernel_it_is_told(monkeypatch):
@@ -142,7 +86,7 @@ def test_windows_that_span_more_than_32_bits_are_counted_by_their_table(monkeypa
     near, wide = (torch.empty_strided((1, 17, 1, 64), (0, stride, 64, 1), device="meta") for stride in (2**31 // 9, 2**31 // 9 + 1))
     assert triton.fits_32_bits(9, near, near) and not triton.fits_32_bits(9, near, wide)
     monkeypatch.setattr(triton, "fits_32_bits", lambda *a: False)
-    assert_as_exact_as_reference(AttentionConfig(window=(1, 4, 3), top_k=1), (3, 5, 7), 0, True, torch.float16)
+    assert_as_exact_as_reference("triton", EVEN["k 1, contiguous"], torch.float16)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter copies all 4 GiB on each call")
