@@ -1,9 +1,12 @@
 """Windows cover the grid once, keep inside their temporal units, and are neighbours in window-major order."""
 
+import weakref
+
 import pytest
 import torch
 
-from simplegvr_core.networks.windows import cut_lengths, cut_windows, token_order
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.windows import TokenLayout, cut_lengths, cut_windows, token_order
 
 GRIDS = [(3, 5, 7), (5, 9, 13), (20, 12, 18)]
 
@@ -68,3 +71,13 @@ def test_condition_tokens_follow_the_windows_and_belong_to_no_unit():
     assert windows.table[4:].tolist() == [list(range(48, 60)), [*range(60, 65), *[-1] * 7]]
     assert windows.length.tolist() == [12, 12, 12, 12, 12, 5]
     assert windows.unit.tolist() == [[0, 1, 2, 3]]
+
+
+def test_blocks_share_the_windows_on_a_device_which_go_with_their_layout():
+    config, layout, device = AttentionConfig(window=(1, 4, 3)), TokenLayout((11, 5, 7)), torch.device("meta")
+    windows = config.windows(layout, 0, device)
+    assert config.windows(layout, 2, device) is windows and config.windows(layout, 1, device) is not windows
+    assert windows.table.is_meta and not config.windows(layout, 0).table.is_meta
+    table = weakref.ref(windows.table)
+    del windows, layout
+    assert table() is None

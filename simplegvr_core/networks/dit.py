@@ -1,6 +1,6 @@
 """The diffusion transformer: Wan 2.1's parameter names and maths, 32 input channels, attention by configuration.
 
-B batch, T, H, W latent cells, L tokens of (1, 2, 2) cells, D width, n heads, d head dim, S text tokens
+B batch, T, H, W latent pixels, L tokens of (1, 2, 2) latent pixels, D width, n heads, d head dim, S text tokens
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,17 @@ STOCK_PREFIX = "model.diffusion_model."
 class DiTConfig:
     """Sizes of the network; the defaults are those of Wan 2.1 1.3B with the condition's 16 channels added.
 
-    condition: "channel", the condition's channels beside the noised latent's; or "token", its tokens behind the noised
-    latent's, which all see (the paper's ablation).
+    Args:
+        in_dim: channels of the input, the noised latent's and the condition's.
+        dim: D, width of a token.
+        ffn_dim: width of the feed-forward layer.
+        num_heads: n, attention heads; the head dim is dim / num_heads.
+        num_layers: number of blocks.
+        text_dim: width of the text features.
+        freq_dim: width of the noise level's sinusoidal embedding.
+        eps: of the norms.
+        condition: "channel", the condition's channels beside the noised latent's; or "token", its tokens behind the
+            noised latent's (the paper's ablation).
     """
 
     in_dim: int = 32
@@ -50,7 +59,7 @@ class DiTConfig:
 
     @property
     def patch_channels(self) -> int:
-        """Returns the number of channels in a token."""
+        """Channels of the latent pixels in a token."""
         return LATENT_CHANNELS if self.condition == "token" else self.in_dim
 
 
@@ -114,7 +123,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Returns the velocity of each token's cells, (B, L, 4 * 16)."""
+    """The last layer: tokens (B, L, D) to the velocity of their latent pixels, (B, L, 4 * 16)."""
 
     def __init__(self, config: DiTConfig, device, dtype, operations):
         super().__init__()
@@ -128,7 +137,14 @@ class Head(nn.Module):
 
 
 class SimpleGVRDiT(nn.Module):
-    """Predicts the velocity of a noised latent, given the upsampled low-resolution latent as further channels."""
+    """The network: predicts the velocity of a noised latent, given its condition, the upsampled low-resolution latent.
+
+    Args:
+        config: sizes.
+        attention: which tokens attend to which.
+        device, dtype: of the weights.
+        operations: module of Linear, Conv3d, LayerNorm and RMSNorm; ComfyUI gives its own.
+    """
 
     def __init__(self, config: DiTConfig, attention: AttentionConfig, device=None, dtype=None, operations=nn):
         super().__init__()
@@ -152,11 +168,14 @@ class SimpleGVRDiT(nn.Module):
         self.head = Head(config, **factory, operations=operations)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws fresh weights for training, with which the model starts as the guess velocity = z_t - condition.
+        """Samples fresh weights for training, with which the model starts as the guess velocity = z_t - condition.
 
-        That is right at sigma 1 for a condition without error. Tokens begin with their cells' values as they are, beside
+        That is right at sigma 1 for a condition without error. Tokens begin with their latent pixels' values, beside
         constants that keep the last norm from rescaling them; blocks add nothing (adaLN-zero); the head takes the
-        difference. Raises ValueError when dim is less than 4 patch_channels.
+        difference.
+
+        Raises:
+            ValueError: dim is less than 4 patch_channels.
         """
         values = 4 * self.config.patch_channels
         if self.config.dim < values:
@@ -179,7 +198,7 @@ class SimpleGVRDiT(nn.Module):
             self.patch_embedding.weight.flatten(1).copy_(torch.eye(self.config.dim, values))
             self.patch_embedding.bias[values::2], self.patch_embedding.bias[values + 1 :: 2] = 2.0, -2.0
             spread = (1 + 3 * (1 - values / self.config.dim)) ** 0.5  # of a token of unit values and the constants
-            # (z_t and condition, channel, cell of the token)
+            # (z_t and condition, channel, latent pixel of the token)
             token = torch.arange(min(values, 8 * LATENT_CHANNELS)).view(-1, LATENT_CHANNELS, 4)
             out = rearrange(torch.arange(4 * LATENT_CHANNELS), "(p C) -> C p", C=LATENT_CHANNELS)
             for source, sign in zip(token, (1, -1), strict=False):
@@ -245,6 +264,10 @@ def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> d
     """Returns a text-to-video state dict whose patch embedding takes in_dim channels; the new ones have zero weight.
 
     The widened model gives what the original gives, whatever the condition (paper: initialisation of stage 1).
+
+    Args:
+        state_dict: of a text-to-video model, without prefix.
+        in_dim: channels wanted.
     """
     weight = state_dict["patch_embedding.weight"]
     new = weight.new_zeros(weight.shape[0], in_dim - weight.shape[1], *weight.shape[2:])
@@ -262,16 +285,18 @@ def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
 def read_dit(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     """Returns sizes and weights, float32, of a checkpoint of ours or of a stock Wan 2.1 text-to-video file, prefixed or not.
 
-    Raises what read_dit_config raises.
+    Raises:
+        ValueError: as read_dit_config.
     """
     config = read_dit_config(path)
     return config, {key.removeprefix(STOCK_PREFIX): tensor.float() for key, tensor in load_file(path).items()}
 
 
 def read_dit_config(path: Path) -> DiTConfig:
-    """Returns the sizes of the same files; no tensor is read.
+    """Returns the sizes of a checkpoint of ours or of a stock Wan 2.1 text-to-video file; no tensor is read.
 
-    Raises ValueError that names the file when it is neither, and what checkpoint.read_config raises.
+    Raises:
+        ValueError: the file is neither; and what checkpoint.read_config raises.
     """
     if checkpoint.is_ours(path):
         return parse_dit_config(checkpoint.read_config(path, "dit"), path)[0]

@@ -1,4 +1,4 @@
-"""The windows of a grid of video tokens, and the window-major order in which a window's tokens are neighbors.
+"""The windows of a grid of video tokens, and the window-major order in which a window's tokens are neighbours.
 
 A token grid has T, H, W tokens along time, height and width; in raster order its tokens are numbered in that nesting.
 Window-major order keeps frames outermost, so that temporal units stay contiguous slices, and inside a frame runs

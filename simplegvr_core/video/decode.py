@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..tiling import Box, share
+from ..tiling import Box, blend_weights
 
 OVERLAP = 8  # cells that neighbouring tiles share
 PIXELS = 8  # along each side of a cell
@@ -132,7 +132,7 @@ class StreamDecoder:
             if video is None:
                 video = torch.zeros(*picture.shape[:3], *extent[1:])
             box = in_pixels(tile.box)
-            video[inside(box)] += share(box, extent, (0, PIXELS * OVERLAP, PIXELS * OVERLAP)) * picture.to(video)
+            video[inside(box)] += blend_weights(box, extent, (0, PIXELS * OVERLAP, PIXELS * OVERLAP)) * picture.to(video)
             todo = todo[1:]
         self.tiles, self.most_tiles = done, max(self.most_tiles, len(done))
         return video.float()
