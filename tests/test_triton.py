@@ -105,10 +105,10 @@ def test_elements_beyond_32_bits_are_found():
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):
     monkeypatch.setattr(triton, "capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match="needs compute capability"):
-        triton.check(DEVICE, torch.float16, 64, 108, True, False)
+        triton.check(KernelCase(DEVICE, torch.float16, 64, 108, contiguous=True))
     monkeypatch.setattr(triton, "capability", lambda device: (9, 0))
     with pytest.raises(RuntimeError, match="float16 or bfloat16 and head dims"):
-        triton.check(DEVICE, torch.float32, 64, 108, True, False)
+        triton.check(KernelCase(DEVICE, torch.float32, 64, 108, contiguous=True))
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
