@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..simplegvr_core.flow import positional_noise
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames
-from ..simplegvr_core.networks.attention import AttentionConfig
+from ..simplegvr_core.networks.attention import AttentionConfig, DenseAttention
 from ..simplegvr_core.networks.attention_map import TOKEN, AttentionMap, draw_map, map_attention
+from ..simplegvr_core.networks.windows import TokenLayout
 from ..simplegvr_core.sampling.super_resolve import SamplingConfig
 from .host.attention import RunAttention
 from .host.bridge import CATEGORY, latent_samples, seed_input, to_core, to_image
@@ -113,10 +114,11 @@ class MappedAttention(RunAttention):
     head: int | None = None
     maps: list[AttentionMap] = field(default_factory=list)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, dense, ordered: bool = False) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, block: int, dense: DenseAttention) -> Tensor:
         if block == self.block:
-            self.maps.append(map_attention(q.to(v.dtype), k.to(v.dtype), grid, self.config, block, self.token, self.head, ordered))
-        return super().__call__(q, k, v, grid, block, dense, ordered)
+            q_, k_ = q.to(v.dtype), k.to(v.dtype)
+            self.maps.append(map_attention(q_, k_, layout, self.config, block, token=self.token, head=self.head))
+        return super().__call__(q, k, v, layout, block, dense)
 
 
 def check(model, config: AttentionConfig, shape: tuple[int, ...], place: tuple[int, int, int], asked: tuple[int, int], images) -> None:

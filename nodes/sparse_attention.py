@@ -12,6 +12,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
 from ..simplegvr_core.networks.attention import AttentionConfig
+from ..simplegvr_core.networks.windows import TokenLayout
 from .host.attention import ATTENTION_OPTION, RunAttention, describe
 from .host.bridge import CATEGORY
 from .host.networks import SimpleGVRModel
@@ -126,6 +127,7 @@ class SparseOverride:
         self.attention, self.previous, self.references_follow = attention, previous, references_follow
         self.why_dense: str | None = None  # in the model call that runs or has just run
         self.warned, self.reset_in_vain = set(), None
+        self.layout: TokenLayout | None = None  # of the model call that runs: its blocks share the windows on the device
 
     @torch.compiler.disable  # a compiled model would keep the override it was compiled with
     def __call__(self, func, q, k, v, heads, *args, transformer_options=None, **kwargs):
@@ -144,7 +146,9 @@ class SparseOverride:
             if obstacle is None:
                 self.why_dense = None if self.why_dense is UNREACHED else self.why_dense
                 q, k, v = (x.unflatten(2, (heads, -1)) for x in (q, k, v))
-                return self.attention(q, k, v, tuple(grid), block, dense_heads).flatten(2)
+                layout = TokenLayout(tuple(grid), num_condition_tokens=q.shape[1] - math.prod(grid))
+                self.layout = self.layout if self.layout == layout else layout
+                return self.attention(q, k, v, self.layout, block, dense_heads).flatten(2)
             self.why_dense = obstacle
         return dense(q, k, v)
 
@@ -166,13 +170,16 @@ class SparseOverride:
         """
         self.why_dense = UNREACHED
         inputs = (x, t, c_concat, c_crossattn, control, transformer_options)
-        out = executor(*inputs, **kwargs)
-        compiled = COMPILE_KEY in transformer_options["wrappers"][WrappersMP.APPLY_MODEL]
-        override = transformer_options.get("optimized_attention_override")
-        if self.why_dense is UNREACHED and compiled and override is not self.reset_in_vain:
-            torch.compiler.reset()
+        try:
             out = executor(*inputs, **kwargs)
-            self.reset_in_vain = override if self.why_dense is UNREACHED else None
+            compiled = COMPILE_KEY in transformer_options["wrappers"][WrappersMP.APPLY_MODEL]
+            override = transformer_options.get("optimized_attention_override")
+            if self.why_dense is UNREACHED and compiled and override is not self.reset_in_vain:
+                torch.compiler.reset()
+                out = executor(*inputs, **kwargs)
+                self.reset_in_vain = override if self.why_dense is UNREACHED else None
+        finally:
+            self.layout = None
         if self.why_dense is not None:
             text = f"dense, not sparse attention: {self.why_dense}"
             self.attention.show(text)

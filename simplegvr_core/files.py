@@ -24,7 +24,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yields where to write the file that is to be path: beside it, NAME.partial.SUFFIX. It is renamed when the block ends.
 
     The folder is made. When the block fails, what was written is removed and what was at path before stays.
-    Raises OSError that names path and the cure when it cannot be written, on a full disk above all.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: path cannot be written, on a full disk above all.
     """
     partial = path.with_suffix(f".partial{path.suffix}")
     try:

@@ -31,7 +31,13 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 def shifted_sigmas(steps: int, shift: float, start: float = 1.0) -> Tensor:
     """Returns steps + 1 noise levels that fall from start to 0, float32, evenly spaced before the shift.
 
-    start: the first noise level itself, in (0, 1]. Raises ValueError when it is outside.
+    Args:
+        steps: number of sampling steps.
+        shift: of shift_sigma.
+        start: the first noise level itself, in (0, 1].
+
+    Raises:
+        ValueError: start is outside (0, 1].
     """
     if not 0 < start <= 1:
         raise ValueError(f"start is {start}, wanted a noise level above 0 and up to 1")
@@ -42,10 +48,15 @@ def shifted_sigmas(steps: int, shift: float, start: float = 1.0) -> Tensor:
 def positional_noise(shape: tuple[int, ...], seed: int, first_frame: int = 0, field: int = 0) -> Tensor:
     """Returns unit Gaussian noise (B, C, T, H, W), float32, on the CPU, so that a seed means the same on every device.
 
-    A frame's noise depends on the seed, its number in the clip (first_frame and on), its number in the batch and its
-    shape alone: neither the clip's length nor how it is cut changes it. field: another one is independent of it, with the
-    same seed, too. Philox counts (Salmon et al., 2011): the seed is its key; field, batch item and frame are the upper
-    three quarters of its counter.
+    A frame's noise depends on the seed, its number in the clip, its number in the batch and its shape alone: neither the
+    clip's length nor how it is cut changes it. Philox (Salmon et al., 2011): the seed is its key; field, batch item and
+    frame are the upper three quarters of its counter.
+
+    Args:
+        shape: (B, C, T, H, W).
+        seed: at least 0.
+        first_frame: number in the clip of the first of the T latent frames.
+        field: noise of another field is independent, with the same seed too.
     """
     noise = torch.empty(shape)
     for item, clip in enumerate(noise):

@@ -1,12 +1,12 @@
-"""Facts of Wan 2.1's latent space: channels, cells, frames, sizes, statistics and colors.
+"""Facts of Wan 2.1's latent space: channels, pixels, frames, sizes, statistics and colors.
 
-A latent is (B, 16, T, H, W). A cell is 8 x 8 pixels. The first latent frame is one video frame, every other one is four.
+A latent is (B, 16, T, H, W). A latent pixel is 8 x 8 pixels. The first latent frame is one video frame, every other one is four.
 """
 
 import math
 
 LATENT_CHANNELS = 16
-SPATIAL_FACTOR = 8  # pixels a side
+SPATIAL_FACTOR = 8  # pixels along each side of a latent pixel
 
 # Of the autoencoder's own values, per channel; z = (values - mean) / std is the normalised latent.
 WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
@@ -21,7 +21,7 @@ PREVIEW_FACTORS = (
     (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
     (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
 )  # fmt: skip
-# and as a linear decoder trained on Wan 2.1's autoencoder makes the mean of a cell's pixels: `projections.2` of ComfyUI-VAE-Utils,
+# and as a linear decoder trained on Wan 2.1's autoencoder makes the mean of a latent pixel's pixels: `projections.2` of ComfyUI-VAE-Utils,
 # (c) spacepxl, MIT, times the latent's standard deviations. The two estimates are 12 to 43 degrees apart.
 DECODER_FACTORS = (
     (-0.0302, 0.0157, 0.2151), (-0.0208, -0.0138, -0.0063), (0.1288, 0.0647, 0.0387), (0.0703, 0.1914, 0.1113),
@@ -49,18 +49,22 @@ def first_frame(latent_frame: int) -> int:
 
 
 def token_grid(extent: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns the tokens along T, H, W of a latent's extent in cells. A token is 1 x 2 x 2 cells; odd sides are padded."""
+    """Returns the tokens along T, H, W of a latent's extent. A token is 1 x 2 x 2 latent pixels; odd sides are padded."""
     frames, height, width = extent
     return frames, -(-height // 2), -(-width // 2)
 
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Returns source, (h, w) cells, times scale, rounded up to whole cells."""
+    """Returns source, (h, w) latent pixels, times scale, rounded up to whole ones."""
     return tuple(math.ceil(round(extent * scale, 6)) for extent in source)
 
 
 def pixel_size(width: int, height: int) -> tuple[int, int]:
-    """Returns (H, W) cells of a picture of width x height pixels. Raises ValueError when a side is no multiple of 8."""
+    """Returns (H, W) latent pixels of a picture of width x height pixels.
+
+    Raises:
+        ValueError: a side is no multiple of 8.
+    """
     if width % SPATIAL_FACTOR or height % SPATIAL_FACTOR:
         nearest = " x ".join(str(max(SPATIAL_FACTOR, round(side / SPATIAL_FACTOR) * SPATIAL_FACTOR)) for side in (width, height))
         raise ValueError(f"target is {width} x {height} pixels, wanted multiples of {SPATIAL_FACTOR}: the nearest is {nearest}")
@@ -68,10 +72,10 @@ def pixel_size(width: int, height: int) -> tuple[int, int]:
 
 
 def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """Returns the size in cells whose short side is exactly pixels and whose ratio is source's, to the nearest cell."""
+    """Returns the size in latent pixels whose short side is exactly pixels and whose ratio is source's, rounded."""
     return tuple(round(extent * pixels / SPATIAL_FACTOR / min(source)) for extent in source)
 
 
 def pixels(size: tuple[int, int]) -> str:
-    """Returns "width x height" in pixels of a size in cells."""
+    """Returns "width x height" in pixels of a size in latent pixels."""
     return f"{size[1] * SPATIAL_FACTOR} x {size[0] * SPATIAL_FACTOR}"

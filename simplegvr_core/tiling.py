@@ -1,6 +1,6 @@
 """Boxes of a latent: how a clip of any length and frames of any size are cut, and how what was computed is joined.
 
-Extents, sizes and overlaps are latent cells along T, H, W. A segment is a box's part of the clip, a tile its part of a frame.
+Extents, sizes and overlaps are latent pixels along T, H, W. A segment is a box's part of the clip, a tile its part of a frame.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Box:
-    """A cuboid of latent cells, from start up to and without stop."""
+    """A cuboid of latent pixels.
+
+    Args:
+        start: its first latent pixel along T, H, W.
+        stop: the one after its last.
+    """
 
     start: tuple[int, int, int]
     stop: tuple[int, int, int]
@@ -36,7 +41,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Size of a box, None for the whole extent, and the cells that neighbours share, at most half a box."""
+    """How a latent is cut into boxes.
+
+    Args:
+        size: of a box along T, H, W. None is the whole extent.
+        overlap: latent pixels that neighbours have in common, at most half a box.
+    """
 
     size: tuple[int | None, int | None, int | None] = (None, None, None)
     overlap: tuple[int, int, int] = LEAST_OVERLAP
@@ -75,7 +85,11 @@ WHOLE = Tiling()
 def aligned_tiling(wanted: tuple[int | None, int | None, int | None], alignment: tuple[int, int, int]) -> Tiling:
     """Returns the tiling whose boxes are at least as large as wanted and begin at multiples of alignment.
 
-    Neighbours share at least LEAST_OVERLAP, and at least the alignment.
+    Neighbours overlap by at least LEAST_OVERLAP, and by at least the alignment.
+
+    Args:
+        wanted: size of a box along T, H, W. None is the whole extent.
+        alignment: of the network's attention, AttentionConfig.alignment.
     """
     overlap = tuple(round_up(least, a) for least, a in zip(LEAST_OVERLAP, alignment, strict=True))
     size = tuple(
@@ -95,9 +109,12 @@ def padded(extent: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def spans(extent: int, size: int | None, overlap: int) -> list[tuple[int, int]]:
-    """Returns (start, stop) of the boxes along one axis: each shares overlap cells with the next, the last ends with extent.
+    """Returns (start, stop) of the boxes along one axis. The last is longer than overlap and at most size.
 
-    The last is longer than overlap and at most size.
+    Args:
+        extent: of the axis, in latent pixels.
+        size: of a box; None is the whole extent.
+        overlap: latent pixels that each box has in common with the next.
     """
     if size is None or extent <= size:
         return [(0, extent)]
@@ -105,12 +122,17 @@ def spans(extent: int, size: int | None, overlap: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, extent)) for start in starts]
 
 
-def share(box: Box, extent: tuple[int, int, int], overlap: tuple[int, int, int]) -> Tensor:
-    """Returns the share (t, h, w) of each of a box's cells in the whole: 1 inside, a straight ramp where boxes overlap.
+def blend_weights(box: Box, extent: tuple[int, int, int], overlap: tuple[int, int, int]) -> Tensor:
+    """Returns the weight (t, h, w) of each of a box's latent pixels in the whole: 1 inside, a straight ramp where boxes overlap.
 
-    The shares of all boxes of a tiling add up to 1 in every cell.
+    The weights of all boxes of a tiling add up to 1 in every latent pixel.
+
+    Args:
+        box: one of the tiling's.
+        extent: of the whole along T, H, W.
+        overlap: the tiling's.
     """
-    shares = torch.ones(())
+    weights = torch.ones(())
     for axis in range(3):
         ramp = (torch.arange(overlap[axis]) + 0.5) / max(1, overlap[axis])
         along = torch.ones(box.size[axis])
@@ -118,8 +140,8 @@ def share(box: Box, extent: tuple[int, int, int], overlap: tuple[int, int, int])
             along[: overlap[axis]] = ramp
         if box.stop[axis] < extent[axis]:
             along[len(along) - overlap[axis] :] = ramp.flip(0)
-        shares = shares[..., None] * along
-    return shares
+        weights = weights[..., None] * along
+    return weights
 
 
 class OutOfMemory(torch.OutOfMemoryError):

@@ -17,6 +17,7 @@ from simplegvr_core.benchmark import attention, network
 from simplegvr_core.benchmark import machine as measure
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig
+from simplegvr_core.networks.windows import TokenLayout
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def test_timings_and_floors_are_in_milliseconds():
 
 def test_selections_stay_on_the_grid_and_differ():
     config = AttentionConfig(window=(1, 4, 3), top_k=2)
-    windows = config.windows((3, 8, 9), 0)
+    windows = config.windows(TokenLayout((3, 8, 9)), 0)
     selection = torch.stack([torch.arange(18), torch.arange(18).roll(1), torch.arange(18).roll(2)], -1).expand(1, 2, -1, -1)
     kinds = attention.selections(windows, selection)
     assert kinds["next frames"][0, 0, 0].tolist() == [0, 6, 12]

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simplegvr_core.networks.attention import AttentionConfig, full_attention
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
+from simplegvr_core.networks.windows import TokenLayout
 from simplegvr_core.planning.flops import attention_pairs, dit_flops, share_of_dense, table_2
 
 
@@ -27,7 +28,7 @@ def test_pairs_equal_those_of_a_plain_count(config, block):
         lengths = [11] if config.unit is None else [5, 5, 1] if block == 0 else [2, 5, 4]
         expected = sum((length * frame) ** 2 for length in lengths)
     else:
-        expected = int((config.windows(grid, block).length ** 2).sum())
+        expected = int((config.windows(TokenLayout(grid), block).length ** 2).sum())
     assert attention_pairs(config, grid, block) == expected
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageSequence
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.attention_map import AttentionMap, SelectedWindow, draw_map, map_attention
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
+from simplegvr_core.networks.windows import TokenLayout
 from simplegvr_core.tiling import Box
 from simplegvr_core.video.read import read_frames
 from simplegvr_core.video.write import Encoding, write_frames
@@ -23,9 +24,9 @@ from simplegvr_core.video.write import Encoding, write_frames
 GRID, CONFIG = (2, 8, 5), AttentionConfig(window=(1, 4, 3), top_k=2, unit=None)
 
 
-@pytest.mark.parametrize("references", [0, 7])
+@pytest.mark.parametrize("condition_tokens", [0, 7])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_the_map_finds_the_windows_that_queries_point_to(ordered, references):
+def test_the_map_finds_the_windows_that_queries_point_to(ordered, condition_tokens):
     """Head 0 of the window at (1, :4, 3:) looks at (0, 4:, :3), then (0, :4, 3:), head 1 at the first of them alone."""
     q, k = torch.zeros(1, 80, 2, 4), torch.zeros(1, 80, 2, 4)
     frames_q, frames_k = (x.view(1, *GRID, 2, 4) for x in (q, k))
@@ -35,8 +36,9 @@ def test_the_map_finds_the_windows_that_queries_point_to(ordered, references):
     frames_k[:, 1, 4:, 3:, 1, 0] = 0.5
     if ordered:
         q, k = (x[:, CONFIG.token_order(GRID)] for x in (q, k))
-    q, k = (torch.cat((x, torch.ones(1, references, 2, 4)), dim=1) for x in (q, k))
-    found = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), ordered=ordered)
+    q, k = (torch.cat((x, torch.ones(1, condition_tokens, 2, 4)), dim=1) for x in (q, k))
+    layout = TokenLayout(GRID, ordered, condition_tokens)
+    found = map_attention(q, k, layout, CONFIG, 0, token=(1, 3, 4))
     assert found.box == Box((1, 0, 3), (2, 4, 5))
     assert (found.heads, found.others, found.scope) == (2, 7, (0, 2))
     first, second, third = found.selected
@@ -45,7 +47,7 @@ def test_the_map_finds_the_windows_that_queries_point_to(ordered, references):
     assert (third.box, third.share, third.rank, third.score) == (Box((1, 4, 3), (2, 8, 5)), 0.5, 2.0, 0.75)
     assert "1. frame 0, x 0 to 48, y 64 to 128: 2 of 2 heads, rank 1.0, score 3.00" in found.describe((128, 72))
     assert "3. frames 1 to 4, x 48 to 72, y 64 to 128: 1 of 2 heads, rank 2.0, score 0.75" in found.describe((128, 72))
-    (only, last) = map_attention(q, k, GRID, CONFIG, 0, (1, 3, 4), head=1, ordered=ordered).selected
+    (only, last) = map_attention(q, k, layout, CONFIG, 0, token=(1, 3, 4), head=1).selected
     assert (only, last.box) == (first, third.box)
 
 

@@ -8,14 +8,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DIT, REPO, random_weights
+from conftest import ATTENTION, DIT, REPO, random_weights
 
 from simplegvr_core.benchmark import memory as benchmark_memory
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import SimpleGVRDiT
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
 from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
-from simplegvr_core.planning.tensor_memory import peak_bytes
+from simplegvr_core.planning.tensor_memory import StorageCount, peak_bytes
 
 ATTENTIONS = [
     AttentionConfig(kind="full", unit=None),
@@ -54,7 +54,7 @@ def dit_run(attention: AttentionConfig, device: str, dtype: torch.dtype, shape=(
         random_weights(model)
     z, context = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(2, 7, DIT.text_dim, device=device, dtype=dtype)
     run = partial(model, z, torch.full((2,), 500.0, device=device), context)
-    peak_bytes(run)  # cuts the windows, which stay
+    peak_bytes(run)  # cuts the windows, which the host's memory keeps
     return run
 
 
@@ -63,6 +63,16 @@ def dit_run(attention: AttentionConfig, device: str, dtype: torch.dtype, shape=(
 def test_dit_counts_the_same_on_meta_and_on_a_real_device(attention, dtype):
     real, meta = (peak_bytes(dit_run(attention, device, dtype), device=device) for device in ("cpu", "meta"))
     assert meta == real > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_forward_pass_leaves_nothing_on_the_device(device):
+    run = dit_run(ATTENTION, device, torch.float32)
+    with torch.inference_mode(), StorageCount(device) as count:
+        velocity = run()
+        assert count.alive == velocity.untyped_storage().nbytes()
+        del velocity
+        assert count.alive == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -17,7 +17,7 @@ from simplegvr_core.sampling.latent_file import LatentFile, TensorFrames, write_
 from simplegvr_core.sampling.refine import TiledVelocity
 from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve
 from simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
-from simplegvr_core.tiling import OutOfMemory, Tiling, aligned_tiling, is_out_of_memory, share, spans, with_less_memory
+from simplegvr_core.tiling import OutOfMemory, Tiling, aligned_tiling, blend_weights, is_out_of_memory, spans, with_less_memory
 
 ATTENTION = AttentionConfig(window=(1, 3, 2), top_k=1, unit=2)
 SMALL = Tiling((4, 12, 8), (2, 6, 4))
@@ -85,7 +85,7 @@ def test_spans_cover_an_axis_and_share_what_they_should(extent, size, overlap):
 def test_shares_of_all_boxes_add_up_to_one():
     extent, tiling, total = (11, 31, 22), Tiling((4, 12, 8), (2, 3, 4)), torch.zeros(11, 31, 22)
     for box in tiling.boxes(extent):
-        total[box.slices] += share(box, extent, tiling.overlap)
+        total[box.slices] += blend_weights(box, extent, tiling.overlap)
     torch.testing.assert_close(total, torch.ones(extent))
 
 

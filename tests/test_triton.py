@@ -3,71 +3,27 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import REPO
+from test_kernels import EVEN, assert_as_exact_as_reference
 
 from simplegvr_core.networks import kernels
-from simplegvr_core.networks.attention import AttentionConfig, attend, select_windows
-from simplegvr_core.networks.kernels import reference, sdpa
-from simplegvr_core.networks.windows import cut_windows
+from simplegvr_core.networks.attention import AttentionConfig, attend
+from simplegvr_core.networks.kernels import KernelCase, sdpa
+from simplegvr_core.networks.windows import TokenLayout, cut_windows
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 pytestmark = pytest.mark.usefixtures("one_thread")
 triton = kernels.load("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()  # the interpreter's bfloat16 is wrong
-
-
-def results(window_attention, tensors, grad, windows, selection, dtype):
-    """Returns attention and the gradients of q, k, v."""
-    q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
-    out = window_attention(q, k, v, windows, selection)
-    return out, *torch.autograd.grad(out, (q, k, v), grad.to(dtype))
-
-
-def assert_as_exact_as_reference(config, grid, block, ordered, dtype, batch=1, heads=2, dim=64, references=0):
-    generator = torch.Generator().manual_seed(0)
-    length = grid[0] * grid[1] * grid[2]
-    tensors = [torch.randn(batch, length + references, heads, dim, generator=generator).to(DEVICE, dtype) for _ in range(3)]
-    tensors[0] = tensors[0][:, :length]
-    grad = torch.randn(batch, length, heads, dim, generator=generator).to(DEVICE, dtype)
-    windows = config.windows(grid, block, ordered, references, DEVICE)
-    selection = select_windows(tensors[0], tensors[1], windows, config, reference)
-    exact = results(reference.window_attention, tensors, grad, windows, selection, torch.float64)
-    plain = results(reference.window_attention, tensors, grad, windows, selection, dtype)
-    ours = results(triton.window_attention, tensors, grad, windows, selection, dtype)
-    for name, a, b, c in zip(("out", "q", "k", "v"), exact, plain, ours, strict=True):
-        assert c.dtype == dtype
-        assert (c - a).norm() <= 2 * (b - a).norm(), name
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("top_k", [0, 1, 3])
-@pytest.mark.parametrize("grid, window, ordered", [((3, 5, 7), (1, 4, 3), True), ((5, 9, 13), (1, 5, 4), False)])
-def test_error_is_at_most_twice_the_references(grid, window, ordered, top_k, dtype):
-    assert_as_exact_as_reference(AttentionConfig(window=window, top_k=top_k), grid, 0, ordered, dtype)
-
-
-@pytest.mark.parametrize(
-    "config, options",
-    [
-        (AttentionConfig(window=(2, 4, 3), top_k=3), {"ordered": True, "block": 1}),  # not contiguous though ordered
-        (AttentionConfig(window=(1, 5, 7), top_k=7, unit=2), {"block": 1}),  # windows that are not there
-        (AttentionConfig(window=(3, 9, 9), top_k=1), {"grid": (3, 11, 13)}),  # more than one tile of queries
-        (AttentionConfig(window=(1, 4, 3), top_k=1), {"references": 17}),
-        (AttentionConfig(window=(1, 4, 3), top_k=1), {"batch": 2, "heads": 3, "dim": 128}),
-    ],
-    ids=["3d window", "short units", "large window", "references", "batch"],
-)
-def test_other_shapes_are_as_exact(config, options):
-    assert_as_exact_as_reference(config, **{"grid": (3, 5, 7), "block": 0, "ordered": False, "dtype": torch.float16} | options)
 
 
 def test_strides_are_each_tensors_own():
     """q cut from a fused projection, k contiguous, v with features apart, a selection and a gradient of stride 0."""
-    windows = cut_windows((3, 5, 7), (1, 4, 3), (3,), device=DEVICE)
+    windows = cut_windows((3, 5, 7), (1, 4, 3), (3,)).copy_to(DEVICE)
     selection = torch.arange(windows.num_windows, device=DEVICE)[:, None].expand(1, 2, -1, -1)
     q, k = torch.randn(1, 105, 3, 2, 64, device=DEVICE).unbind(2)[0], torch.randn(1, 105, 2, 64, device=DEVICE)
     v = torch.randn(1, 105, 64, 2, device=DEVICE).transpose(2, 3)
@@ -77,26 +33,15 @@ def test_strides_are_each_tensors_own():
     torch.testing.assert_close(*(torch.autograd.grad(out.sum(), tensors) for out in outs), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("grid, window", [((3, 5, 7), (1, 4, 3)), ((5, 9, 13), (2, 5, 4)), ((1, 24, 18), (1, 12, 9))])
-@pytest.mark.parametrize("ordered", [True, False])
-def test_selection_is_the_references(grid, window, ordered):
-    config = AttentionConfig(window=window, top_k=3)
-    windows = config.windows(grid, 0, ordered, device=DEVICE)
-    q, k = torch.randn(2, 2, grid[0] * grid[1] * grid[2], 3, 64, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
-    expected = select_windows(q, k, windows, config, reference)
-    assert torch.equal(select_windows(q, k, windows, config, triton), expected)
-    assert torch.equal(select_windows(q, k, windows, config, sdpa), expected)
-
-
-def test_attend_takes_the_implementation_it_is_told(monkeypatch):
+def test_attend_takes_the_kernel_it_is_told(monkeypatch):
     calls = []
     monkeypatch.setattr(triton, "attention_op", lambda *a: calls.append(1) or (torch.zeros_like(a[0]), None))
     q = torch.randn(1, 105, 2, 64, device=DEVICE)
-    assert not attend(q, q, q, (3, 5, 7), AttentionConfig(window=(1, 4, 3)), 0, implementation="triton").any() and calls
+    assert not attend(q, q, q, TokenLayout((3, 5, 7)), AttentionConfig(window=(1, 4, 3)), 0, kernel=triton).any() and calls
 
 
 def test_compiled_graphs_keep_the_operator_whole():
-    windows = cut_windows((3, 5, 7), (1, 4, 3), (3,), device=DEVICE)
+    windows = cut_windows((3, 5, 7), (1, 4, 3), (3,)).copy_to(DEVICE)
     selection = torch.arange(windows.num_windows, device=DEVICE)[:, None].expand(1, 2, -1, -1)
     q = torch.randn(1, 105, 2, 64, device=DEVICE, requires_grad=True)
     compiled = torch.compile(lambda x: triton.window_attention(x, x, x, windows, selection) * 2, backend="aot_eager", fullgraph=True)
@@ -107,22 +52,23 @@ def test_compiled_graphs_keep_the_operator_whole():
 
 @pytest.mark.parametrize("size, contiguous", [(5, True), (12, False), (67, True)])
 def test_the_first_call_check_finds_wrong_kernels(monkeypatch, size, contiguous):
-    case = DEVICE, torch.float16, 64, size, contiguous
-    triton.check(*case, training=True)
+    case = KernelCase(DEVICE, torch.float16, 64, size, contiguous)
+    training = replace(case, training=True)
+    triton.check(training)
     right, right_mean, right_gradient = triton.window_attention, triton.window_mean, triton.gradient_op
     for wrong in (lambda *a: right(*a) + 0.1, lambda *a: right(*a[:4], a[4].clamp(min=0))):  # values; windows that are not there
         monkeypatch.setattr(triton, "window_attention", wrong)
         with pytest.raises(AssertionError):
-            triton.check(*case, training=False)
+            triton.check(case)
     monkeypatch.setattr(triton, "window_attention", right)
     monkeypatch.setattr(triton, "window_mean", lambda *a: 1.01 * right_mean(*a))
     with pytest.raises(AssertionError):
-        triton.check(*case, training=False)
+        triton.check(case)
     monkeypatch.setattr(triton, "window_mean", right_mean)
     monkeypatch.setattr(triton, "gradient_op", lambda *a: tuple(2 * x for x in right_gradient(*a)))
-    triton.check(*case, training=False)
+    triton.check(case)
     with pytest.raises(AssertionError):
-        triton.check(*case, training=True)
+        triton.check(training)
 
 
 @pytest.mark.parametrize("size, contiguous", [(5, True), (12, False), (1000, True)])
@@ -130,7 +76,7 @@ def test_the_check_tries_the_windows_that_it_is_asked_about(monkeypatch, size, c
     tried = []
     monkeypatch.setattr(triton, "window_mean", lambda x, windows: tried.append(windows) or sdpa.window_mean(x, windows))
     monkeypatch.setattr(triton, "window_attention", sdpa.window_attention)
-    triton.check(DEVICE, torch.float16, 64, size, contiguous, False)
+    triton.check(KernelCase(DEVICE, torch.float16, 64, size, contiguous))
     (windows,) = tried
     assert windows.contiguous == contiguous and windows.ragged
     assert windows.table.shape[1] == min(size, 3 * 128)
@@ -140,13 +86,13 @@ def test_windows_that_span_more_than_32_bits_are_counted_by_their_table(monkeypa
     near, wide = (torch.empty_strided((1, 17, 1, 64), (0, stride, 64, 1), device="meta") for stride in (2**31 // 9, 2**31 // 9 + 1))
     assert triton.fits_32_bits(9, near, near) and not triton.fits_32_bits(9, near, wide)
     monkeypatch.setattr(triton, "fits_32_bits", lambda *a: False)
-    assert_as_exact_as_reference(AttentionConfig(window=(1, 4, 3), top_k=1), (3, 5, 7), 0, True, torch.float16)
+    assert_as_exact_as_reference("triton", EVEN["k 1, contiguous"], torch.float16)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter copies all 4 GiB on each call")
 def test_elements_beyond_32_bits_are_found():
     """Heads 2^30 elements apart, then tokens 2^27."""
-    windows = cut_windows((1, 1, 34), (1, 1, 17), (1,), device=DEVICE)
+    windows = cut_windows((1, 1, 34), (1, 1, 17), (1,)).copy_to(DEVICE)
     selection = torch.tensor([[0, 1], [1, 0]], device=DEVICE).expand(1, 3, 2, 2)
     memory = torch.empty(34 * 2**27, dtype=torch.float16, device=DEVICE)
     for shape, strides in (((1, 34, 3, 64), (0, 64, 2**30, 1)), ((1, 34, 1, 64), (0, 2**27, 64, 1))):
@@ -159,10 +105,10 @@ def test_elements_beyond_32_bits_are_found():
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):
     monkeypatch.setattr(triton, "capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match="needs compute capability"):
-        triton.check(DEVICE, torch.float16, 64, 108, True, False)
+        triton.check(KernelCase(DEVICE, torch.float16, 64, 108, contiguous=True))
     monkeypatch.setattr(triton, "capability", lambda device: (9, 0))
     with pytest.raises(RuntimeError, match="float16 or bfloat16 and head dims"):
-        triton.check(DEVICE, torch.float32, 64, 108, True, False)
+        triton.check(KernelCase(DEVICE, torch.float32, 64, 108, contiguous=True))
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])

@@ -1,6 +1,5 @@
 """The self-attention of one run inside ComfyUI, and its report on the node that set it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ...simplegvr_core.networks import kernels
-from ...simplegvr_core.networks.attention import AttentionConfig, attend
+from ...simplegvr_core.networks.attention import AttentionConfig, DenseAttention, attend
+from ...simplegvr_core.networks.windows import TokenLayout
 from ...simplegvr_core.planning.flops import share_of_dense
 from .bridge import show_text
 
@@ -22,13 +22,11 @@ class RunAttention:
     config: AttentionConfig
     node_id: str | None = None
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, dense: Callable, ordered: bool = False
-    ) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, block: int, dense: DenseAttention) -> Tensor:
         """Returns attention (B, L, n, d) of one block, as attend does. dense: ComfyUI's attention, for what is dense."""
         if block == 0 and self.node_id is not None:
-            self.show(describe(self.config, grid, ordered, q.device, q.dtype, q.shape[-1]))
-        return attend(q, k, v, grid, self.config, block, ordered, dense=dense)
+            self.show(describe(self.config, layout.grid, layout.ordered, q.device, q.dtype, q.shape[-1]))
+        return attend(q, k, v, layout, self.config, block, dense=dense)
 
     def show(self, text: str) -> None:
         """Shows a text on the node, if there is one."""
@@ -46,8 +44,8 @@ def describe(
     share = f"{bound}{percent:.0f} % of dense attention" if percent > 10 else f"{bound}{percent:.2g} % of dense attention"
     if config.kind == "full":
         return f"ComfyUI: full attention in units of {config.unit} latent frames: {share}"
-    windows = config.windows(grid, 0, ordered)
-    implementation = kernels.fastest(device, dtype, head_dim, windows.table.shape[1], windows.contiguous, training=False)
+    windows = config.windows(TokenLayout(grid, ordered), 0)
+    implementation = kernels.fastest(kernels.KernelCase(device, dtype, head_dim, windows.size, windows.contiguous))
     size = " x ".join(str(min(sides)) for sides in zip(config.window, (min(config.unit or grid[0], grid[0]), *grid[1:]), strict=True))
     seen = min(1 + config.top_k, windows.unit.shape[1]) if config.kind == "sparse_local" else 1
     return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}: {share}"

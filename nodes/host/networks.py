@@ -24,6 +24,7 @@ from ...simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_co
 from ...simplegvr_core.networks.layers import CausalState
 from ...simplegvr_core.networks.tiny_vae import PreviewColors, TinyVAE, TinyVAEConfig
 from ...simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
+from ...simplegvr_core.networks.windows import TokenLayout
 from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, implementation
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from .attention import ATTENTION_OPTION, RunAttention
@@ -59,11 +60,11 @@ class ComfyDiT(SimpleGVRDiT):
         return transformer_options.get(ATTENTION_OPTION, RunAttention(self.attention))
 
     @torch.compiler.disable
-    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, transformer_options: dict) -> Tensor:
+    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, block: int, transformer_options: dict) -> Tensor:
         """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
-        transformer_options["grid_sizes"], transformer_options["block_index"] = grid, block
+        transformer_options["grid_sizes"], transformer_options["block_index"] = layout.grid, block
         attention = self.run_attention(transformer_options)
-        return attention(q, k, v, grid, block, partial(dense_attention, transformer_options=transformer_options), ordered=True)
+        return attention(q, k, v, layout, block, partial(dense_attention, transformer_options=transformer_options))
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..networks import kernels
 from ..networks.attention import AttentionConfig, attend, full_attention, select_windows
 from ..networks.kernels import reference
-from ..networks.windows import Windows
+from ..networks.windows import TokenLayout, Windows
 from ..planning import flops
 from . import baselines
 from .machine import Machine, Options, Row, bars, curves, report
@@ -70,7 +70,8 @@ class Attention(Options):
     def scaling(self, machine: Machine, grid: tuple, implementation: str) -> float:
         """Returns our time at four times the frames over that at one, measured in turn: speed drifts on a shared machine."""
         config, grids = self.config(self.top_k[0]), (grid, (4 * grid[0], *grid[1:]))
-        runs = [partial(attend, *self.inputs(machine, g), g, config, 0, ordered=True, implementation=implementation) for g in grids]
+        kernel = kernels.load(implementation)
+        runs = [partial(attend, *self.inputs(machine, g), TokenLayout(g, ordered=True), config, 0, kernel=kernel) for g in grids]
         turns = [[machine.milliseconds(run) for run in runs] for _ in range(3)]
         one, four = np.median(turns, axis=0)
         return four / one
@@ -99,7 +100,7 @@ class Attention(Options):
                 rows.append(self.baseline(machine, f"dense units: {name}", grid, factory, units, count / num_units))
         swin = replace(ATTENTIONS["swin"], unit=self.unit or None)
         count = flops.attention_flops(swin, grid, self.heads * self.head_dim)
-        return [*rows, machine.row("swin", grid, lambda: attend(q, k, v, grid, swin, 0), count, 4 * nbytes(q))]
+        return [*rows, machine.row("swin", grid, lambda: attend(q, k, v, TokenLayout(grid), swin, 0), count, 4 * nbytes(q))]
 
     def baseline(self, machine: Machine, name: str, grid: tuple, factory, inputs, count: float, error=None) -> Row:
         """Returns the timing of a baseline, or why there is none."""
@@ -113,7 +114,7 @@ class Attention(Options):
         return machine.row(name, grid, run, count, must_move, error, getattr(run, "label", ""))
 
     def sparse(self, machine: Machine, grid: tuple, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> list[Row]:
-        windows = config.windows(grid, 0, ordered=True, device=q.device)
+        windows = config.windows(TokenLayout(grid, ordered=True), 0, q.device)
         selection = select_windows(q, k, windows, config, kernels.load("sdpa"))
         count, label = flops.attention_flops(config, grid, self.heads * self.head_dim), f"k {config.top_k}"
         exact = reference.window_attention(q.double(), k.double(), v.double(), windows, selection[:, :, :CHECKED_WINDOWS])
@@ -147,7 +148,7 @@ class Attention(Options):
     def operator(self, machine: Machine, grid: tuple, config: AttentionConfig, q, k, v, implementation: str, error=None) -> Row:
         """Returns the timing of the whole operator, which finds its windows too. q, k, v: (1, L, n, d)."""
         count = flops.attention_flops(config, grid, self.heads * self.head_dim)
-        run = partial(attend, q, k, v, grid, config, 0, ordered=True, implementation=implementation)
+        run = partial(attend, q, k, v, TokenLayout(grid, ordered=True), config, 0, kernel=kernels.load(implementation))
         return machine.row(f"ours, k {config.top_k}: {implementation}", grid, run, count, 4 * nbytes(q), error)
 
 
@@ -161,8 +162,8 @@ def parse_grid(text: str) -> tuple[int, int, int]:
 
 def available(machine: Machine, head_dim: int, windows: Windows) -> list[str]:
     """Returns our implementations that run on the machine."""
-    case = machine.device, machine.dtype, head_dim, windows.table.shape[1], windows.contiguous, False
-    return list(dict.fromkeys(("sdpa", kernels.fastest(*case))))
+    case = kernels.KernelCase(machine.device, machine.dtype, head_dim, windows.size, windows.contiguous)
+    return list(dict.fromkeys(("sdpa", kernels.fastest(case))))
 
 
 def selections(windows: Windows, selection: Tensor) -> dict[str, Tensor]:
@@ -195,8 +196,8 @@ class Scaling(Options):
             q, k, v = operators.inputs(machine, grid)
             for name in ("dense", "dense units"):
                 count = flops.attention_flops(ATTENTIONS[name], grid, self.heads * operators.head_dim)
-                rows.append(machine.row(name, grid, partial(attend, q, k, v, grid, ATTENTIONS[name], 0), count, 4 * nbytes(q)))
-            windows = ATTENTIONS["sparse local"].windows(grid, 0, ordered=True)
+                rows.append(machine.row(name, grid, partial(attend, q, k, v, TokenLayout(grid), ATTENTIONS[name], 0), count, 4 * nbytes(q)))
+            windows = ATTENTIONS["sparse local"].windows(TokenLayout(grid, ordered=True), 0)
             for name in available(machine, operators.head_dim, windows):
                 rows.append(operators.operator(machine, grid, ATTENTIONS["sparse local"], q, k, v, name))
         exponents = {name: exponent([row for row in rows if row.name == name]) for name in dict.fromkeys(row.name for row in rows)}

@@ -23,7 +23,7 @@ from ..networks.upsampler import load_upsampler
 from ..sampling.latent_file import TensorFrames
 from ..sampling.refine import Refinement, TiledVelocity, refine
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network
-from ..tiling import WHOLE, Tiling, aligned_tiling, share
+from ..tiling import WHOLE, Tiling, aligned_tiling, blend_weights
 from ..video.frames import to_video
 from ..video.read import read_video
 
@@ -128,7 +128,7 @@ def sample_apart(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig
     """Returns z_up refined box by box, each as if it were a clip of its own, cross-faded afterwards: the naive way."""
     total, extent = torch.zeros_like(z_up), tuple(z_up.shape[2:])
     for box in tiling.boxes(extent):
-        total[box.slices] += share(box, extent, tiling.overlap) * sample(velocity, z_up[box.slices], sampling, WHOLE)
+        total[box.slices] += blend_weights(box, extent, tiling.overlap) * sample(velocity, z_up[box.slices], sampling, WHOLE)
     return total
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..latent_space import first_frame
 from ..tiling import Box
-from .attention import AttentionConfig, choose, exact_float32
+from .attention import AttentionConfig, select
+from .layers import exact_float32
+from .windows import TokenLayout
 
 TOKEN = 16  # pixels
 CHOSEN, SELECTED = (255, 255, 255), (255, 140, 0)
@@ -21,9 +23,13 @@ CHOSEN, SELECTED = (255, 255, 255), (255, 140, 0)
 
 @dataclass(frozen=True)
 class SelectedWindow:
-    """A window that another attends to. share: of the heads that do, in (0, 1]. rank: its mean place among their choices, from 1.
+    """A window that another attends to.
 
-    score: mean over these heads of q k / sqrt(d), q the mean query of the other window, k the mean key of this one.
+    Args:
+        box: its tokens.
+        share: of the heads that attend to it, in (0, 1].
+        rank: its mean place among their choices, from 1.
+        score: mean over these heads of q k / sqrt(d), q the mean query of the other window, k the mean key of this one.
     """
 
     box: Box
@@ -34,10 +40,14 @@ class SelectedWindow:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What the window at box attends to beside itself, those that most heads select first.
+    """What one window attends to beside itself.
 
-    heads: how many were asked. others: windows of its temporal unit that it could select. scope: the unit's first latent
-    frame, and the one after its last.
+    Args:
+        box: its tokens.
+        selected: windows it attends to, those that most heads select first.
+        heads: number of heads asked.
+        others: number of windows of its temporal unit that it could select.
+        scope: the unit's first latent frame, and the one after its last.
     """
 
     box: Box
@@ -63,22 +73,28 @@ class AttentionMap:
 def map_attention(
     q: Tensor,
     k: Tensor,
-    grid: tuple[int, int, int],
+    layout: TokenLayout,
     config: AttentionConfig,
     block: int,
+    *,
     token: tuple[int, int, int],
     head: int | None = None,
-    ordered: bool = False,
 ) -> AttentionMap:
-    """Returns which windows the one that holds token selects, in the first video of a batch.
+    """Returns which windows the window around a token selects, in the first video of a batch.
 
-    q, k, block, ordered: as of attention.attend, config of kind "sparse_local". token: its place along T, H, W. head: the
-    only one to ask, from 0; None asks all.
+    Args:
+        q, k: (B, L, n, d) of the same dtype.
+        layout: of the L tokens.
+        config: of kind "sparse_local".
+        block: number of the block, from 0.
+        token: its place along T, H, W.
+        head: the only one to ask, from 0. None asks all.
     """
-    kernel, windows, selection = choose(q, k, grid, config, block, ordered, q.shape[1] - math.prod(grid), None)
-    raster = windows.table[: windows.num_windows]
-    if ordered:
-        raster = torch.where(raster >= 0, config.token_order(grid, q.device)[raster.clamp(min=0)], -1)
+    kernel, windows, selection = select(q, k, layout, config, block)
+    grid, raster = layout.grid, windows.table[: windows.num_windows]
+    order = config.token_order(grid, q.device) if layout.ordered else None
+    if order is not None:
+        raster = torch.where(raster >= 0, order[raster.clamp(min=0)], -1)
     number = (token[0] * grid[1] + token[1]) * grid[2] + token[2]
     chosen = int((raster == number).any(1).nonzero())
     q_mean, k_mean = (kernel.window_mean(x, windows)[0] for x in (q, k))
@@ -125,10 +141,13 @@ def place(box: Box, size: tuple[int, int]) -> str:
 
 
 def draw_map(attention_map: AttentionMap, picture: Image.Image, frame: int, token: tuple[float, float]) -> Image.Image:
-    """Returns a picture with the windows that hold a latent frame: the chosen one outlined, those it selects tinted and numbered.
+    """Returns a picture with the windows in one latent frame: the chosen one outlined, those it selects tinted and numbered.
 
-    The more heads select a window the stronger its tint; numbers are those of describe. token: its height and width in
-    pixels of the picture.
+    Args:
+        attention_map: its windows. The more heads select a window the stronger its tint; numbers are those of describe.
+        picture: of the frame, at any size.
+        frame: number of the latent frame, from 0.
+        token: height and width of a token in pixels of the picture.
     """
     picture = picture.convert("RGB")
     draw = ImageDraw.Draw(picture, "RGBA")

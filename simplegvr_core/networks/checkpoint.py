@@ -14,9 +14,16 @@ METADATA_KEY = "simplegvr_config"
 
 
 def save(path: Path, kind: str, state_dict: dict[str, Tensor], **configs) -> None:
-    """Writes state_dict with metadata {"kind": kind, name: config, ...}. configs: dataclasses or JSON-able dicts.
+    """Writes a checkpoint with metadata {"kind": kind, name: config, ...}. The file appears whole or not at all.
 
-    The file appears whole or not at all. Raises what files.atomic_write raises.
+    Args:
+        path: of the safetensors file.
+        kind: "dit", "upsampler" or "tiny_vae".
+        state_dict: the weights.
+        configs: dataclasses, or dicts that JSON can write.
+
+    Raises:
+        OSError: as files.atomic_write.
     """
     described = {name: config if isinstance(config, dict) else asdict(config) for name, config in configs.items()}
     metadata = {METADATA_KEY: json.dumps({"kind": kind, **described}), "format": "pt"}
@@ -40,10 +47,15 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def read_config(path: Path, kind: str) -> dict:
-    """Returns the configuration of a checkpoint of this kind ("dit", "upsampler" or "tiny_vae"); no tensor is read.
+    """Returns the configuration of a checkpoint; no tensor is read.
 
-    Raises ValueError that names the file and the cure when it is not safetensors, truncated, or of another kind;
-    FileNotFoundError when it is missing.
+    Args:
+        path: of the safetensors file.
+        kind: wanted, "dit", "upsampler" or "tiny_vae".
+
+    Raises:
+        ValueError: the file is not safetensors, truncated, or of another kind.
+        FileNotFoundError: there is none.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist: check the name, or download or train the checkpoint first")
@@ -77,7 +89,14 @@ def is_ours(path: Path) -> bool:
 def parse_config(config_class: type, config: dict, section: str, path: Path):
     """Returns config_class(**config[section]) with JSON's lists as tuples.
 
-    Raises ValueError that names the file and a missing section or unknown keys.
+    Args:
+        config_class: a dataclass.
+        config: of a checkpoint.
+        section: name of the part wanted.
+        path: of the checkpoint, for the error's text.
+
+    Raises:
+        ValueError: the section is missing or has unknown keys.
     """
     if section not in config:
         raise ValueError(f"{path} has no {section!r} in its configuration: it was not written by this version's checkpoint.save")

@@ -1,12 +1,12 @@
 """The diffusion transformer: Wan 2.1's parameter names and maths, 32 input channels, attention by configuration.
 
-B batch, T, H, W latent cells, L tokens of (1, 2, 2) cells, D width, n heads, d head dim, S text tokens
+B batch, T, H, W latent pixels, L tokens of (1, 2, 2) latent pixels, D width, n heads, d head dim, S text tokens
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
-from .attention import AttentionConfig, attend, full_attention
+from .attention import AttentionConfig, DenseAttention, attend, full_attention
 from .layers import apply_rotary, rotary_table, sinusoidal_embedding
+from .windows import TokenLayout
 
 CONDITIONS = ("channel", "token")
 STOCK_PREFIX = "model.diffusion_model."
@@ -29,8 +30,17 @@ STOCK_PREFIX = "model.diffusion_model."
 class DiTConfig:
     """Sizes of the network; the defaults are those of Wan 2.1 1.3B with the condition's 16 channels added.
 
-    condition: "channel", the condition's channels beside the noised latent's; or "token", its tokens behind the noised
-    latent's, which all see (the paper's ablation).
+    Args:
+        in_dim: channels of the input, the noised latent's and the condition's.
+        dim: D, width of a token.
+        ffn_dim: width of the feed-forward layer.
+        num_heads: n, attention heads; the head dim is dim / num_heads.
+        num_layers: number of blocks.
+        text_dim: width of the text features.
+        freq_dim: width of the noise level's sinusoidal embedding.
+        eps: of the norms.
+        condition: "channel", the condition's channels beside the noised latent's; or "token", its tokens behind the
+            noised latent's (the paper's ablation).
     """
 
     in_dim: int = 32
@@ -49,12 +59,24 @@ class DiTConfig:
 
     @property
     def patch_channels(self) -> int:
-        """Returns the number of channels in a token."""
+        """Channels of the latent pixels in a token."""
         return LATENT_CHANNELS if self.condition == "token" else self.in_dim
 
 
-class SelfAttention(nn.Module):
-    """Returns x's attention to itself, (B, L, D); cross-attention to a context when one is given."""
+class SelfAttention(Protocol):
+    """Attention of one block among its tokens, in place of attention.attend: (B, L, n, d) of q, k and v."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layout: TokenLayout, block: int) -> Tensor: ...
+
+
+class TokenOrder(Protocol):
+    """The order in which a SelfAttention wants its tokens: (L,) raster numbers, None for raster order."""
+
+    def __call__(self, grid: tuple[int, int, int], device: torch.device) -> Tensor | None: ...
+
+
+class Attention(nn.Module):
+    """Attention of tokens (B, L, D) to themselves, or to a context (B, S, D)."""
 
     def __init__(self, config: DiTConfig, device, dtype, operations):
         super().__init__()
@@ -64,7 +86,7 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = linear(), linear(), linear(), linear()
         self.norm_q, self.norm_k = norm(), norm()
 
-    def forward(self, x: Tensor, attention: Callable, rotary: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attention: DenseAttention, rotary: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         source = x if context is None else context
         q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
         q, k, v = (rearrange(y, "B L (n d) -> B L n d", n=self.num_heads) for y in (q, k, v))
@@ -82,8 +104,8 @@ class Block(nn.Module):
         norm = partial(operations.LayerNorm, config.dim, config.eps, **factory)
         self.norm1, self.norm2 = norm(elementwise_affine=False), norm(elementwise_affine=False)
         self.norm3 = norm(elementwise_affine=True)
-        self.self_attn = SelfAttention(config, **factory, operations=operations)
-        self.cross_attn = SelfAttention(config, **factory, operations=operations)
+        self.self_attn = Attention(config, **factory, operations=operations)
+        self.cross_attn = Attention(config, **factory, operations=operations)
         self.ffn = nn.Sequential(
             operations.Linear(config.dim, config.ffn_dim, **factory),
             nn.GELU(approximate="tanh"),
@@ -91,7 +113,9 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, **factory))
 
-    def forward(self, x: Tensor, e: Tensor, rotary: Tensor, context: Tensor, self_attention: Callable, cross_attention: Callable):
+    def forward(
+        self, x: Tensor, e: Tensor, rotary: Tensor, context: Tensor, self_attention: DenseAttention, cross_attention: DenseAttention
+    ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.to(x) + e).chunk(6, dim=1)
         x = x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1), self_attention, rotary=rotary)
         x = x + self.cross_attn(self.norm3(x), cross_attention, context=context)
@@ -99,7 +123,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Returns the velocity of each token's cells, (B, L, 4 * 16)."""
+    """The last layer: tokens (B, L, D) to the velocity of their latent pixels, (B, L, 4 * 16)."""
 
     def __init__(self, config: DiTConfig, device, dtype, operations):
         super().__init__()
@@ -113,7 +137,14 @@ class Head(nn.Module):
 
 
 class SimpleGVRDiT(nn.Module):
-    """Predicts the velocity of a noised latent, given the upsampled low-resolution latent as further channels."""
+    """The network: predicts the velocity of a noised latent, given its condition, the upsampled low-resolution latent.
+
+    Args:
+        config: sizes.
+        attention: which tokens attend to which.
+        device, dtype: of the weights.
+        operations: module of Linear, Conv3d, LayerNorm and RMSNorm; ComfyUI gives its own.
+    """
 
     def __init__(self, config: DiTConfig, attention: AttentionConfig, device=None, dtype=None, operations=nn):
         super().__init__()
@@ -137,11 +168,14 @@ class SimpleGVRDiT(nn.Module):
         self.head = Head(config, **factory, operations=operations)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws fresh weights for training, with which the model starts as the guess velocity = z_t - condition.
+        """Samples fresh weights for training, with which the model starts as the guess velocity = z_t - condition.
 
-        That is right at sigma 1 for a condition without error. Tokens begin with their cells' values as they are, beside
+        That is right at sigma 1 for a condition without error. Tokens begin with their latent pixels' values, beside
         constants that keep the last norm from rescaling them; blocks add nothing (adaLN-zero); the head takes the
-        difference. Raises ValueError when dim is less than 4 patch_channels.
+        difference.
+
+        Raises:
+            ValueError: dim is less than 4 patch_channels.
         """
         values = 4 * self.config.patch_channels
         if self.config.dim < values:
@@ -164,7 +198,7 @@ class SimpleGVRDiT(nn.Module):
             self.patch_embedding.weight.flatten(1).copy_(torch.eye(self.config.dim, values))
             self.patch_embedding.bias[values::2], self.patch_embedding.bias[values + 1 :: 2] = 2.0, -2.0
             spread = (1 + 3 * (1 - values / self.config.dim)) ** 0.5  # of a token of unit values and the constants
-            # (z_t and condition, channel, cell of the token)
+            # (z_t and condition, channel, latent pixel of the token)
             token = torch.arange(min(values, 8 * LATENT_CHANNELS)).view(-1, LATENT_CHANNELS, 4)
             out = rearrange(torch.arange(4 * LATENT_CHANNELS), "(p C) -> C p", C=LATENT_CHANNELS)
             for source, sign in zip(token, (1, -1), strict=False):
@@ -175,20 +209,22 @@ class SimpleGVRDiT(nn.Module):
         z: Tensor,
         timestep: Tensor,
         context: Tensor,
-        self_attention: Callable | None = None,
-        cross_attention: Callable = full_attention,
-        token_order: Callable | None = None,
+        self_attention: SelfAttention | None = None,
+        cross_attention: DenseAttention = full_attention,
+        token_order: TokenOrder | None = None,
     ) -> Tensor:
-        """Returns the velocity (B, 16, T, H, W).
+        """Returns the velocity (B, 16, T, H, W). Odd sizes are padded circularly, then cropped.
 
-        z: (B, 32, T, H, W), 16 channels of the noised latent z_t, then 16 of the condition. timestep: (B,), 1000 sigma.
-        context: (B, S, text_dim) text features. self_attention: (q, k, v, grid, block) -> out, all (B, L, n, d), in
-        place of the configured one; token_order: (grid, device) -> (L,) raster numbers of the tokens in the order in
-        which it wants them, None for raster order. cross_attention: (q, k, v) -> out. Odd sizes are padded circularly,
-        then cropped.
+        Args:
+            z: (B, 32, T, H, W), 16 channels of the noised latent z_t, then 16 of the condition, both normalised.
+            timestep: (B,) 1000 sigma.
+            context: (B, S, text_dim) text features.
+            self_attention: in place of the configured one.
+            cross_attention: of the tokens to the text.
+            token_order: of the tokens that self_attention gets, by default raster order.
         """
         if self_attention is None:
-            self_attention, token_order = partial(attend, config=self.attention, ordered=True), self.attention.token_order
+            self_attention, token_order = partial(attend, config=self.attention), self.attention.token_order
         height, width = z.shape[3:]
         z = F.pad(z, (0, width % 2, 0, height % 2, 0, 0), mode="circular")
         grid = z.shape[2], z.shape[3] // 2, z.shape[4] // 2
@@ -198,15 +234,16 @@ class SimpleGVRDiT(nn.Module):
         e_blocks = self.time_projection(e).unflatten(2, (6, -1)).squeeze(1)
         context = self.text_embedding(context)
         rotary = raster = rotary_table(grid, self.config.dim // self.config.num_heads, x.device)
-        order = token_order and token_order(grid, x.device)
+        order = token_order(grid, x.device) if token_order else None
         if order is not None:
             x, rotary = x[:, order], rotary[order]
         for part in condition:
             x, rotary = torch.cat((x, self.tokens(part) + self.condition_embedding), dim=1), torch.cat((rotary, raster))
+        layout = TokenLayout(grid, ordered=order is not None, num_condition_tokens=len(condition) * len(raster))
         for index, block in enumerate(self.blocks):
-            inputs = e_blocks, rotary, context, partial(self_attention, grid=grid, block=index), cross_attention
+            inputs = e_blocks, rotary, context, partial(self_attention, layout=layout, block=index), cross_attention
             x = recompute(block, x, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(x, *inputs)
-        x = self.head(x[:, : grid[0] * grid[1] * grid[2]], e)
+        x = self.head(x[:, : len(raster)], e)
         if order is not None:
             x = x[:, order.argsort()]
         T, H, W = grid
@@ -227,6 +264,10 @@ def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> d
     """Returns a text-to-video state dict whose patch embedding takes in_dim channels; the new ones have zero weight.
 
     The widened model gives what the original gives, whatever the condition (paper: initialisation of stage 1).
+
+    Args:
+        state_dict: of a text-to-video model, without prefix.
+        in_dim: channels wanted.
     """
     weight = state_dict["patch_embedding.weight"]
     new = weight.new_zeros(weight.shape[0], in_dim - weight.shape[1], *weight.shape[2:])
@@ -244,16 +285,18 @@ def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
 def read_dit(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     """Returns sizes and weights, float32, of a checkpoint of ours or of a stock Wan 2.1 text-to-video file, prefixed or not.
 
-    Raises what read_dit_config raises.
+    Raises:
+        ValueError: as read_dit_config.
     """
     config = read_dit_config(path)
     return config, {key.removeprefix(STOCK_PREFIX): tensor.float() for key, tensor in load_file(path).items()}
 
 
 def read_dit_config(path: Path) -> DiTConfig:
-    """Returns the sizes of the same files; no tensor is read.
+    """Returns the sizes of a checkpoint of ours or of a stock Wan 2.1 text-to-video file; no tensor is read.
 
-    Raises ValueError that names the file when it is neither, and what checkpoint.read_config raises.
+    Raises:
+        ValueError: the file is neither; and what checkpoint.read_config raises.
     """
     if checkpoint.is_ours(path):
         return parse_dit_config(checkpoint.read_config(path, "dit"), path)[0]

@@ -1,15 +1,20 @@
 """Building blocks shared by the networks: norms, causal 3D convolutions, Wan's embeddings and rotary positions.
 
-B batch, C channels, T latent frames, H, W latent cells or pixels, L tokens, n heads, d head dim
+B batch, C channels, T latent frames, H, W latent pixels or pixels, L tokens, n heads, d head dim
 """
+
+from contextlib import contextmanager
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PRECISION = Lock()  # PyTorch's switch belongs to all threads
+
 
 class ChannelNorm(nn.Module):
-    """Returns x with unit mean square over its channels. x: (B, C, ...). Each cell alone: a tile gives what the whole gives."""
+    """Scales x (B, C, ...) to unit mean square over its channels, at each place alone: a tile gives what the whole gives."""
 
     def __init__(self, channels: int, device=None, dtype=None):
         super().__init__()
@@ -20,18 +25,15 @@ class ChannelNorm(nn.Module):
         return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x) * scale
 
 
-CausalState = dict[str, Tensor]  # what a clip's chunk leaves to the next one: by convolution, its last two input frames
+CausalState = dict[str, Tensor]  # from a clip's chunk to the next one: the last two input frames of each convolution, by its name
 
 
 class CausalConv3d(nn.Module):
-    """Returns a 3x3x3 convolution of x, (B, C, T, H, W) -> (B, C', T, H, W): past frames only, edges replicated.
-
-    past: when x is one chunk of a clip, the frames that the chunk before left, empty before the first; x leaves its own.
-    """
+    """A 3x3x3 convolution over past frames only, (B, C, T, H, W) -> (B, C', T, H, W), with replicated edges."""
 
     def __init__(self, in_channels: int, out_channels: int, device=None, dtype=None, operations=nn):
         super().__init__()
-        self.name = ""  # of the frames in past
+        self.name = ""  # its key in a CausalState
         self.conv = operations.Conv3d(in_channels, out_channels, 3, device=device, dtype=dtype)
 
     def starts_clip(self, past: CausalState | None) -> bool:
@@ -39,8 +41,15 @@ class CausalConv3d(nn.Module):
         return past is None or self.name not in past
 
     def forward(self, x: Tensor, past: CausalState | None = None) -> Tensor:
+        """Returns the convolution of x.
+
+        Args:
+            x: (B, C, T, H, W), a whole clip, or one chunk of it.
+            past: None for a whole clip. For a chunk the state that the chunk before left, empty before the first; x's own
+                frames replace it.
+        """
         x = F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
-        if not self.starts_clip(past):
+        if past is not None and self.name in past:
             x[:, :, :2] = past[self.name]
         if past is not None:
             past[self.name] = x[:, :, -2:].clone()
@@ -48,14 +57,14 @@ class CausalConv3d(nn.Module):
 
 
 def name_convolutions(network: nn.Module) -> None:
-    """Gives each causal convolution of network its qualified name, so that a past can be saved."""
+    """Gives each causal convolution of network its qualified name, by which a CausalState lists its frames."""
     for name, module in network.named_modules():
         if isinstance(module, CausalConv3d):
             module.name = name
 
 
 class ResidualBlock3d(nn.Module):
-    """Returns x + f(x), f two causal convolutions with norm and SiLU. x: (B, C, T, H, W)."""
+    """x + f(x), f two causal convolutions with norm and SiLU. x: (B, C, T, H, W)."""
 
     def __init__(self, channels: int, device=None, dtype=None, operations=nn):
         super().__init__()
@@ -77,11 +86,16 @@ def sinusoidal_embedding(dim: int, position: Tensor) -> Tensor:
     return torch.cat((angle.cos(), angle.sin()), dim=1)
 
 
-def rotary_table(grid: tuple[int, int, int], head_dim: int, device=None) -> Tensor:
+def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None) -> Tensor:
     """Returns (L, d / 2, 2) cosine and sine of each token's rotary angles, float32, for L = T*H*W tokens in raster order.
 
     Wan 2.1's split of the head: d - 4 (d // 6) features turn with T, 2 (d // 6) each with H and W; theta 10000.
     Each axis' angles are computed in float64 on the CPU, as not every device has it.
+
+    Args:
+        grid: T, H, W tokens.
+        head_dim: d.
+        device: of the table.
     """
     widths = (head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6))
     axes = []
@@ -98,3 +112,29 @@ def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = table[:, None].unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+@contextmanager
+def exact_float32(device: torch.device):
+    """While open, float32 products stay float32: neither mixed precision nor TensorFloat-32, which choose other windows.
+
+    PyTorch has no such switch for one product, so the process's is set and set back under a lock. Products in float64 need
+    none, but run at 1/64 of the speed on consumer GPUs, and some devices have no float64.
+    """
+    with PRECISION, torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+            before = [switch.fp32_precision for switch in switches]
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+        else:  # before PyTorch 2.9; newer ones refuse this where another pack has used the above
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if isinstance(before, str):
+                torch.set_float32_matmul_precision(before)
+            else:
+                for switch, precision in zip(switches, before, strict=True):
+                    switch.fp32_precision = precision

@@ -1,4 +1,4 @@
-"""TinyVAE: a small causal video autoencoder with Wan 2.1's latent shape (4x8x8 pixels a cell, 16 channels).
+"""TinyVAE: a small causal video autoencoder with Wan 2.1's latent shape (4x8x8 pixels a latent pixel, 16 channels).
 
 The encoder is linear: the principal components of 4x8x8 pixel blocks, half whitened, so that noise hides fine detail
 before it hides color and shape. The decoder adds to its transpose what
@@ -26,7 +26,15 @@ BLOCK = 3 * 4 * 8 * 8
 
 @dataclass(frozen=True)
 class TinyVAEConfig:
-    """Widths (channels) and numbers of residual blocks of the decoder's two levels, and the width of its pixel filter."""
+    """Sizes of TinyVAE's decoder.
+
+    Args:
+        latent_width: channels at the latent's resolution.
+        latent_blocks: residual blocks there.
+        fine_width: channels at twice that resolution.
+        fine_blocks: residual blocks there.
+        pixel_width: channels of the filter of the finished pixels.
+    """
 
     latent_width: int = 128
     latent_blocks: int = 4
@@ -37,14 +45,25 @@ class TinyVAEConfig:
 
 @dataclass(frozen=True)
 class PreviewColors:
-    """A latent's rough colors: z (16 values) times factors (16, 3), plus bias (3), are R, G, B in [-1, 1]."""
+    """A latent's rough colors, R, G, B in [-1, 1]: z times factors plus bias.
+
+    Args:
+        factors: (16, 3).
+        bias: (3,).
+    """
 
     factors: tuple[tuple[float, float, float], ...]
     bias: tuple[float, float, float]
 
 
 class TinyVAE(nn.Module):
-    """Encodes video to normalised latents and back. `fit_encoder` sets the linear part; training does the rest."""
+    """Encodes video to normalised latents and back. `fit_encoder` sets the linear part; training does the rest.
+
+    Args:
+        config: sizes of the decoder.
+        device, dtype: of the weights.
+        operations: module of Conv2d and Conv3d; ComfyUI gives its own.
+    """
 
     def __init__(self, config: TinyVAEConfig, device=None, dtype=None, operations=nn):
         super().__init__()
@@ -64,7 +83,7 @@ class TinyVAE(nn.Module):
         name_convolutions(self)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws the residual parts so that they start as zero: decoding starts as the linear decoder."""
+        """Samples the residual parts so that they start as zero: decoding starts as the linear decoder."""
         for name, parameter in self.named_parameters():
             if name.endswith("scale"):
                 nn.init.ones_(parameter)
@@ -103,7 +122,7 @@ class TinyVAE(nn.Module):
         return self.encoder(to_blocks(pad_to_blocks(video)))
 
     def preview_colors(self) -> PreviewColors:
-        """Returns the colors of its latents: the mean of each cell's pixels, by the linear decoder."""
+        """Returns the colors of its latents: the mean of each latent pixel's pixels, by the linear decoder."""
         weight, bias = (x.detach().float().flatten(1) for x in (self.linear_decoder.weight, self.linear_decoder.bias[:, None]))
         factors, bias = (rearrange(x, "(c p) z -> z c p", c=3).mean(2).tolist() for x in (weight, bias))
         return PreviewColors(tuple(map(tuple, factors)), tuple(bias[0]))
@@ -120,10 +139,13 @@ class TinyVAE(nn.Module):
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor], past: CausalState | None = None) -> Iterator[Tensor]:
-        """Yields what decode gives for the whole clip, (B, 3, f, 8H, 8W) for each chunk (B, 16, t, H, W), in order.
+        """Yields what decode gives for the whole clip, (B, 3, f, 8H, 8W) for each chunk, in order.
 
         f = 4t - 3 for the clip's first chunk and 4t for the others. Memory does not depend on the clip's length.
-        past: what an earlier stream left, to go on from, or an empty one; it is filled as the stream goes.
+
+        Args:
+            chunks: (B, 16, t, H, W), each the frames after those of the one before.
+            past: the state that an earlier stream left, empty for the clip's beginning. Each chunk updates it.
         """
         past = {} if past is None else past
         for z in chunks:
@@ -131,12 +153,17 @@ class TinyVAE(nn.Module):
 
     @torch.no_grad()
     def decode_chunk(self, z: Tensor, past: CausalState) -> tuple[Tensor, CausalState]:
-        """Returns the video of the chunk z that comes after past, an empty one at the clip's beginning, and the past of the next."""
+        """Returns the video of one chunk of a clip, and the state for the next chunk.
+
+        Args:
+            z: (B, 16, t, H, W).
+            past: the state that the chunk before left, empty at the clip's beginning. It is not changed.
+        """
         past = dict(past)
         return self.decode_after(past, z), past
 
     def decode_after(self, past: CausalState | None, z: Tensor) -> Tensor:
-        """Returns the video of a whole clip, past None, or of the chunk z that comes after past."""
+        """Returns the video of a whole clip z, past None, or of a chunk z, whose state takes past's place."""
         repeated = 3 if self.stem.starts_clip(past) else 0
         h = self.stem(z, past)
         for block in self.latent_blocks:
@@ -168,7 +195,7 @@ def pad_to_blocks(video: Tensor) -> Tensor:
 
 
 def to_blocks(video: Tensor) -> Tensor:
-    """Returns (B, 768, T, H, W), each cell its 4x8x8 pixels. The first frame, repeated, is a block of its own.
+    """Returns (B, 768, T, H, W), in each latent pixel its 4x8x8 pixels. The first frame, repeated, is a block of its own.
 
     video: (B, 3, 4 (T - 1) + 1, 8H, 8W) in [-1, 1].
     """
@@ -177,7 +204,7 @@ def to_blocks(video: Tensor) -> Tensor:
 
 
 def from_blocks(blocks: Tensor) -> Tensor:
-    """Returns the video (B, 3, 4T, sH, sW) of blocks (B, 3 * 4 * s * s, T, H, W), each cell's 4 x s x s pixels."""
+    """Returns the video (B, 3, 4T, sH, sW) of blocks (B, 3 * 4 * s * s, T, H, W), in each latent pixel 4 x s x s pixels."""
     side = math.isqrt(blocks.shape[1] // 12)
     return rearrange(blocks, "B (C t h w) T H W -> B C (T t) (H h) (W w)", t=4, h=side, w=side)
 

@@ -1,6 +1,6 @@
 """The latent upsampler: low-resolution latent -> latent of the target size, any ratio, without pixels in between.
 
-B batch, C channels, T latent frames, h, w low-resolution cells, H, W target cells
+B batch, C channels, T latent frames, h, w low-resolution latent pixels, H, W target latent pixels
 """
 
 from collections import defaultdict
@@ -17,17 +17,21 @@ from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
-from .attention import exact_float32
-from .layers import CausalConv3d, CausalState, ChannelNorm, name_convolutions
+from .layers import CausalConv3d, CausalState, ChannelNorm, exact_float32, name_convolutions
 
-LEAST_TILE = 32  # cells a side
+LEAST_TILE = 32  # latent pixels a side
 
 
 @dataclass(frozen=True)
 class UpsamplerConfig:
-    """width: channels between the blocks. expand_time: T -> 4 (T - 1) + 1 before resizing, so that every latent frame
-    stands for one video frame. blocks: residual blocks before and after resizing; 0 is plain bilinear. latents: whose
-    autoencoder's they are (color.COLOR_FACTORS)."""
+    """Sizes of the upsampler.
+
+    Args:
+        width: channels between the blocks.
+        expand_time: T -> 4 (T - 1) + 1 before resizing, so that every latent frame is one video frame.
+        blocks: residual blocks before and after resizing; 0 is plain bilinear.
+        latents: autoencoder of the latents, a key of latent_space.COLOR_FACTORS.
+    """
 
     width: int = 128
     expand_time: bool = True
@@ -45,8 +49,15 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tile. It reads `source` of the small extent's cells and computes `target` of the large extent's, of
-    which it keeps `kept`: what is around it sees beyond the tile's edge. Ranges are (start, stop) in the whole frame."""
+    """One axis of a tile. Ranges are (start, stop) in the whole frame, in latent pixels.
+
+    Args:
+        small: extent of the low-resolution frame.
+        large: extent of the target frame.
+        source: range of the small extent that the tile reads.
+        target: range of the large extent that it computes.
+        kept: range of target that does not see beyond the tile's edge.
+    """
 
     small: int
     large: int
@@ -56,12 +67,12 @@ class Axis:
 
     @property
     def inner(self) -> tuple[int, int]:
-        """Returns the range that is kept, counted from the tile's own edge."""
+        """The range that is kept, counted from the tile's own edge."""
         return tuple(cell - self.target[0] for cell in self.kept)
 
     @property
     def centres(self) -> Tensor:
-        """Returns where the centres of the target's cells lie in the frame, in source cells, float64."""
+        """Where the centres of the target's latent pixels lie in the frame, in source latent pixels, float64."""
         return (2 * torch.arange(*self.target, dtype=torch.float64) + 1) * self.small / (2 * self.large)
 
 
@@ -97,7 +108,13 @@ class ResampleBlock(nn.Module):
 
 
 class LatentUpsampler(nn.Module):
-    """Residual blocks, a bilinear resize, residual blocks, added to the plain bilinear resize. Untrained, it is bilinear."""
+    """Residual blocks, a bilinear resize, residual blocks, added to the plain bilinear resize. Untrained, it is bilinear.
+
+    Args:
+        config: sizes.
+        device, dtype: of the weights.
+        operations: module of Conv3d; ComfyUI gives its own.
+    """
 
     def __init__(self, config: UpsamplerConfig, device=None, dtype=None, operations=nn):
         super().__init__()
@@ -116,11 +133,11 @@ class LatentUpsampler(nn.Module):
         name_convolutions(self)
 
     def get_dtype(self) -> torch.dtype:
-        """Returns the dtype to run in, which ComfyUI asks for."""
+        """Returns the dtype to run in. ComfyUI calls it."""
         return self.dtype
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws fresh weights for training; the last layer is zero."""
+        """Samples fresh weights for training; the last layer is zero."""
         for name, parameter in self.named_parameters():
             if name.endswith("scale"):
                 nn.init.ones_(parameter)
@@ -132,15 +149,25 @@ class LatentUpsampler(nn.Module):
             nn.init.zeros_(self.out.conv.weight)
 
     def forward(self, z_lr: Tensor, size: tuple[int, int]) -> Tensor:
-        """Returns the upsampled latent (B, 16, T, *size). z_lr: (B, 16, T, h, w) normalised; size: (H, W) in cells."""
+        """Returns the upsampled latent (B, 16, T, *size).
+
+        Args:
+            z_lr: (B, 16, T, h, w) normalised.
+            size: (H, W) in latent pixels.
+        """
         return self.upsample(z_lr, whole_frame(z_lr.shape[3:], size), None)
 
     @torch.no_grad()
     def stream(self, chunks: Iterable[Tensor], size: tuple[int, int], tile: tuple[int, int] | None = None) -> Iterator[Tensor]:
         """Yields what forward gives for the whole clip, (B, 16, t, *size) for each chunk (B, 16, t, h, w), in order.
 
-        Memory does not depend on the clip's length: between chunks only the last frames of each convolution are kept.
-        tile: most rows and columns of target cells to compute at once, all by default; what tiles keep lies on the CPU.
+        Memory does not depend on the clip's length: between chunks only the last frames of each convolution remain.
+
+        Args:
+            chunks: (B, 16, t, h, w), each the frames after those of the one before.
+            size: (H, W) in latent pixels.
+            tile: most rows and columns of the target to compute at once, all by default. With tiles, the frames between
+                chunks are on the CPU.
         """
         pasts = defaultdict(dict)
         for z_lr in chunks:
@@ -155,7 +182,7 @@ class LatentUpsampler(nn.Module):
             yield z
 
     def upsample(self, z_lr: Tensor, tile: Tile, past: CausalState | None) -> Tensor:
-        """Returns what the tile keeps of the upsampled frames of a whole clip, past None, or of the chunk that comes after past."""
+        """Returns what the tile keeps of the upsampled frames of a whole clip, past None, or of a chunk, whose state takes past's place."""
         rows, columns = tile
         z_lr = z_lr[..., slice(*rows.source), slice(*columns.source)]
         z = resize_tile(z_lr, tile)
@@ -171,9 +198,15 @@ class LatentUpsampler(nn.Module):
 
 
 def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
-    """Returns the axes of tiles that keep at most so many target cells each, and together all.
+    """Returns the axes of tiles that keep at most so many target latent pixels each, and together all.
 
-    A tile reads what its kept cells see: each convolution one cell further, resizing the two around a cell's centre.
+    A tile reads what its kept latent pixels see: each convolution one further, resizing the two around a centre.
+
+    Args:
+        small: extent of the low-resolution frame.
+        large: extent of the target frame.
+        most: target latent pixels of a tile.
+        blocks: of the upsampler.
     """
     before, after = 2 * blocks, 2 * blocks + bool(blocks)  # convolutions; those after resizing end with one more
     axes = []
@@ -187,7 +220,7 @@ def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
 
 
 def smaller_tiles(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Yields tiles for LatentUpsampler.stream, the whole frame of (H, W) cells first, then each with half the longer side."""
+    """Yields tiles for LatentUpsampler.stream, the whole frame of (H, W) latent pixels first, then each with half the longer side."""
     yield size
     while max(size) > LEAST_TILE:
         size = tuple(-(-side // 2) if side == max(size) else side for side in size)
@@ -195,7 +228,7 @@ def smaller_tiles(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def whole_frame(source: tuple[int, int], size: tuple[int, int]) -> Tile:
-    """Returns the tile that is the whole frame: source, (h, w) cells, made size, (H, W) cells."""
+    """Returns the tile that is the whole frame: source, (h, w) latent pixels, made size, (H, W)."""
     return tuple(Axis(small, large, (0, small), (0, large), (0, large)) for small, large in zip(source, size, strict=True))
 
 
@@ -212,16 +245,16 @@ def resize_tile(z: Tensor, tile: Tile) -> Tensor:
 
 
 def interpolation(axis: Axis) -> Tensor:
-    """Returns (target cells, source cells), float32: the share of each source cell in each target cell."""
+    """Returns (target, source) float32 weights of each source latent pixel in each target latent pixel."""
     position = (axis.centres - 0.5).clamp(0, axis.small - 1)
     return (1 - (position[:, None] - torch.arange(*axis.source)).abs()).clamp(min=0).float()
 
 
 def sampling_position(z: Tensor, tile: Tile) -> Tensor:
-    """Returns (B, 4, T, H, W): where in its low-resolution cell each of the tile's target cells lies, in [-1, 1], and the
-    cells' ratio.
+    """Returns (B, 4, T, H, W): where in its low-resolution latent pixel each target latent pixel lies, in [-1, 1], and the
+    ratio of their sizes.
 
-    A latent cell holds 8x8 pixels in order, so what it becomes depends on which part of it is asked for.
+    A latent pixel encodes 8x8 pixels in order, so what it becomes depends on which part of it is asked for.
     """
     channels = []
     for axis, shape in zip(tile, ((-1, 1), (1, -1)), strict=True):

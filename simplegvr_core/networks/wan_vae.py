@@ -14,12 +14,15 @@ from .tiny_vae import TinyVAE, load_tiny_vae, pad_to_blocks
 
 
 class WanVAE(nn.Module):
-    """Encodes video to normalised latents and back, as ComfyUI's VAE nodes and its Wan 2.1 latent format do together."""
+    """Encodes video to normalised latents and back, as ComfyUI's VAE nodes and its Wan 2.1 latent format do together.
+
+    Args:
+        state_dict: of the stock file, original key names.
+    """
 
     linear_decoder = None  # only TinyVAE has a closed form
 
     def __init__(self, state_dict: dict[str, Tensor]):
-        """state_dict: of the stock file, original key names."""
         from diffusers import AutoencoderKLWan  # optional, and slow to import
         from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
@@ -42,7 +45,9 @@ class WanVAE(nn.Module):
 def load_vae(path: Path) -> TinyVAE | WanVAE:
     """Returns the autoencoder of a TinyVAE checkpoint or of the stock wan_2.1_vae.safetensors, float32, not trainable.
 
-    Raises ValueError that names the file when it is neither, ImportError when Wan's needs diffusers and there is none.
+    Raises:
+        ValueError: the file is neither.
+        ImportError: Wan's autoencoder needs diffusers, which is not installed.
     """
     if checkpoint.is_ours(path):
         return load_tiny_vae(path)

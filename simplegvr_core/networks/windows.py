@@ -5,27 +5,30 @@ Window-major order keeps frames outermost, so that temporal units stay contiguou
 through one spatial window after the other.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .temporal import segments
-
-CACHED = 24  # boxes of up to 8 sizes in a run, for even and odd blocks; a table has 8 bytes for each token
+CACHED = 24  # in host memory, 8 bytes a token: boxes of up to 8 sizes in a run, for even and odd blocks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
-    """Num_windows windows of at most P tokens, in units of at most M windows.
+    """num_windows windows of at most P tokens, in temporal units of at most M windows.
 
-    table: (rows, P) numbers of each window's tokens, ascending; -1 where it has fewer than P. Rows after the last window
-    hold the tokens after the grid, the references. length: tokens of each row. place: (num_windows, 2) row
-    and column among the windows of a frame. unit: (U, M) windows of each temporal unit, -1 where it has fewer than M.
-    slot: (num_windows,) place of each window in the flattened unit. contiguous: tokens of each row are successive numbers.
-    ragged: some row has fewer than P.
+    Args:
+        table: (rows, P) numbers of each window's tokens, ascending; -1 where it has fewer than P. Rows after the last
+            window list the condition tokens.
+        length: (rows,) tokens of each row.
+        place: (num_windows, 2) row and column among the windows of a frame.
+        unit: (U, M) windows of each temporal unit; -1 where it has fewer than M.
+        slot: (num_windows,) place of each window in the flattened unit.
+        contiguous: tokens of each row are successive numbers.
+        ragged: some row has fewer than P tokens.
     """
 
     table: Tensor
@@ -40,6 +43,57 @@ class Windows:
     def num_windows(self) -> int:
         return len(self.place)
 
+    @property
+    def size(self) -> int:
+        """P, tokens of the largest row."""
+        return self.table.shape[1]
+
+    def copy_to(self, device: torch.device | None) -> "Windows":
+        """Returns a copy on a device."""
+        tensors = (x.to(device, copy=True) for x in (self.table, self.length, self.place, self.unit, self.slot))
+        return Windows(*tensors, contiguous=self.contiguous, ragged=self.ragged)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which tokens a sequence consists of, and in which order.
+
+    One layout serves all blocks of a forward pass: their windows are copied to the device once, and freed with the layout.
+
+    Args:
+        grid: T, H, W tokens along time, height and width.
+        ordered: whether the grid's tokens are in the order of AttentionConfig.token_order; otherwise they are in raster order.
+        num_condition_tokens: tokens after the grid's. All tokens attend to them, and they attend to all.
+    """
+
+    grid: tuple[int, int, int]
+    ordered: bool = False
+    num_condition_tokens: int = 0
+    copies: dict[tuple[Windows, torch.device | None], Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def num_grid_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    def on_device(self, windows: Windows, device: torch.device | None) -> Windows:
+        """Returns this layout's copy of windows on a device."""
+        if (windows, device) not in self.copies:
+            self.copies[windows, device] = windows.copy_to(device)
+        return self.copies[windows, device]
+
+
+def cut_lengths(extent: int, size: int, shifted: bool) -> list[int]:
+    """Returns lengths that sum to extent: size each, the last one shorter; shifted, the first is size // 2.
+
+    An extent of at most size is one length. The paper's temporal units are cut_lengths(20, 5, False) = 5-5-5-5 and
+    cut_lengths(20, 5, True) = 2-5-5-5-3, without wrap-around.
+    """
+    if extent <= size:
+        return [extent]
+    first = [size // 2] if shifted and size > 1 else []
+    whole, rest = divmod(extent - sum(first), size)
+    return first + [size] * whole + [rest] * (rest > 0)
+
 
 @lru_cache(maxsize=CACHED)
 @torch.inference_mode(False)  # the first caller may infer, a later one train
@@ -47,38 +101,43 @@ def cut_windows(
     grid: tuple[int, int, int],
     window: tuple[int, int, int],
     units: tuple[int, ...],
+    *,
     shifted: bool = False,
     window_major: bool = False,
-    num_references: int = 0,
-    device: torch.device | None = None,
+    num_condition_tokens: int = 0,
 ) -> Windows:
-    """Returns the windows of a grid, numbered along time, height, width; none reaches across two temporal units.
+    """Returns the windows of a grid on the CPU, numbered along time, height, width; none reaches across two temporal units.
 
-    window: tokens along T, H, W. units: frames of each temporal unit. shifted: windows begin half a window earlier.
-    Windows at the far edges are smaller. num_references: tokens after the grid's, which belong to no unit.
+    Args:
+        grid: T, H, W tokens along time, height and width.
+        window: tokens of a window along T, H, W; windows at the far edges are smaller.
+        units: frames of each temporal unit.
+        shifted: whether windows begin half a window earlier.
+        window_major: whether tokens are numbered in token_order; otherwise in raster order.
+        num_condition_tokens: tokens after the grid's, which belong to no unit.
     """
-    slabs = [segments(frames, window[0], shifted) for frames in units]
-    rows, columns = segments(grid[1], window[1], shifted), segments(grid[2], window[2], shifted)
-    window_of = number_cells([length for unit in slabs for length in unit], rows, columns).flatten()
+    slabs = [cut_lengths(frames, window[0], shifted) for frames in units]
+    rows, columns = cut_lengths(grid[1], window[1], shifted), cut_lengths(grid[2], window[2], shifted)
+    window_of = number_windows([length for unit in slabs for length in unit], rows, columns).flatten()
     token = torch.arange(len(window_of))
     number = torch.empty_like(token).index_copy_(0, token_order(grid, window), token) if window_major else token
     table, length = tabulate(window_of, number)
-    if num_references:
-        behind, size = torch.arange(num_references), table.shape[1]
+    if num_condition_tokens:
+        behind, size = torch.arange(num_condition_tokens), table.shape[1]
         more, more_length = tabulate(behind // size, len(token) + behind)
         table = torch.cat((table, F.pad(more, (0, size - more.shape[1]), value=-1)))
         length = torch.cat((length, more_length))
     per_slab = len(rows) * len(columns)
-    window_number = torch.arange(len(table) - -(-num_references // table.shape[1]))
+    window_number = torch.arange(len(table) - -(-num_condition_tokens // table.shape[1]))
     unit_of = torch.repeat_interleave(torch.arange(len(units)), torch.tensor([per_slab * len(unit) for unit in slabs]))
     unit, _ = tabulate(unit_of, window_number)
     within = window_number % per_slab
     return Windows(
-        table=table.to(device),
-        length=length.to(device),
-        place=torch.stack((within // len(columns), within % len(columns)), dim=1).to(device),
-        unit=unit.to(device),
-        slot=(unit.flatten() >= 0).nonzero()[:, 0].to(device),
+        table=table,
+        length=length,
+        place=torch.stack((within // len(columns), within % len(columns)), dim=1),
+        unit=unit,
+        slot=(unit.flatten() >= 0).nonzero()[:, 0],
         contiguous=bool((table.amax(1) - table[:, 0] == length - 1).all()),
         ragged=bool((length < table.shape[1]).any()),
     )
@@ -86,14 +145,14 @@ def cut_windows(
 
 @lru_cache(maxsize=CACHED)
 @torch.inference_mode(False)
-def token_order(grid: tuple[int, int, int], window: tuple[int, int, int], device: torch.device | None = None) -> Tensor:
-    """Returns (T*H*W,) raster numbers of the tokens in window-major order."""
-    rows, columns = segments(grid[1], window[1], False), segments(grid[2], window[2], False)
-    return number_cells([1] * grid[0], rows, columns).flatten().argsort(stable=True).to(device)
+def token_order(grid: tuple[int, int, int], window: tuple[int, int, int]) -> Tensor:
+    """Returns (T*H*W,) raster numbers of the tokens in window-major order, on the CPU."""
+    rows, columns = cut_lengths(grid[1], window[1], False), cut_lengths(grid[2], window[2], False)
+    return number_windows([1] * grid[0], rows, columns).flatten().argsort(stable=True)
 
 
-def number_cells(slabs: list[int], rows: list[int], columns: list[int]) -> Tensor:
-    """Returns (T, H, W) numbers of the cell that each token lies in, along time, height, width, by the cells' lengths."""
+def number_windows(slabs: list[int], rows: list[int], columns: list[int]) -> Tensor:
+    """Returns (T, H, W) the number of each token's window, along time, height, width. slabs, rows, columns: sides of the windows."""
     t, h, w = (torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)) for lengths in (slabs, rows, columns))
     return (t[:, None, None] * len(rows) + h[:, None]) * len(columns) + w
 

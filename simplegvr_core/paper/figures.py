@@ -15,7 +15,7 @@ from ..degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..degradations.model_guided import ModelGuidedConfig, degrade_model_guided
 from ..degradations.motion import estimate_motion, optical_flow_picture
 from ..latent_space import SPATIAL_FACTOR, scaled_size
-from ..networks.temporal import segments
+from ..networks.windows import cut_lengths
 from ..training.measure_curve import measure_curve, write_curve
 from ..video.frames import resize_frames, to_images, to_video
 from ..video.pictures import busiest, most_detailed
@@ -180,7 +180,7 @@ def figure_7(bench: Bench, folder: Path) -> Here:
 def figure_8(bench: Bench, folder: Path) -> Here:
     """Temporal units of even and odd layers."""
     unit = bench.dit.attention.unit or PAPER_FRAMES
-    units = {f"{parity} layers": segments(PAPER_FRAMES, unit, parity == "odd") for parity in ("even", "odd")}
+    units = {f"{parity} layers": cut_lengths(PAPER_FRAMES, unit, parity == "odd") for parity in ("even", "odd")}
     draw_units(folder / "units.png", units)
     rows = {}
     for name, lengths in units.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig
-from ..networks.temporal import segments
+from ..networks.windows import TokenLayout
 
 
 def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: int = 0) -> float:
@@ -19,8 +19,8 @@ def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: 
     """
     if config.kind == "full":
         frame = grid[1] * grid[2]
-        return float(sum((frames * frame) ** 2 for frames in segments(grid[0], config.unit or grid[0], block % 2 == 1)))
-    windows = config.windows(grid, block)
+        return float(sum((frames * frame) ** 2 for frames in config.unit_lengths(grid[0], block)))
+    windows = config.windows(TokenLayout(grid), block)
     top_k = config.top_k if config.kind == "sparse_local" else 0
     pairs = 0.0
     for unit in windows.unit:

@@ -14,7 +14,7 @@ from ..networks.attention import AttentionConfig, attend, select_windows
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig
-from ..networks.windows import Windows
+from ..networks.windows import TokenLayout, Windows
 from .tensor_memory import fused_attention, peak_bytes
 
 TEXT_TOKENS = 512  # Wan 2.1 pads every prompt to as many
@@ -28,31 +28,18 @@ def dit_bytes(
 ) -> int:
     """Returns the bytes of one forward pass over a box (T, H, W). implementation: "triton" or "sdpa", of window attention.
 
-    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU. The windows' tables, which stay for
-    later passes, are among them.
+    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU.
     """
     config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
-    grid = box[0], -(-box[1] // 2), -(-box[2] // 2)
-    tables = window_tables(attention, grid, config.num_layers)
     model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
     timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
-    self_attention = partial(attend, config=attention, ordered=True, implementation="sdpa")
+    self_attention = partial(attend, config=attention, kernel=kernels.load("sdpa"))
     if implementation == "triton" and attention.kind != "full":
         self_attention = partial(attend_by_triton, config=attention)
-    return tables + peak_bytes(
+    return peak_bytes(
         lambda: model(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context, self_attention, token_order=attention.token_order),
         "meta",
     )
-
-
-def window_tables(attention: AttentionConfig, grid: tuple[int, int, int], blocks: int) -> int:
-    """Returns the bytes of the tables of so many blocks' windows and of the order of tokens, and leaves them on "meta"."""
-    device = torch.device("meta")
-    order = attention.token_order(grid, device)
-    windows = [] if attention.kind == "full" else [attention.windows(grid, block, True, device=device) for block in range(blocks)]
-    tables = {id(w): w for w in windows}  # blocks whose windows are the same share them
-    tensors = [x for w in tables.values() for x in vars(w).values() if isinstance(x, Tensor)]
-    return sum(x.nbytes for x in tensors) + (0 if order is None else order.nbytes)
 
 
 @lru_cache
@@ -96,8 +83,8 @@ def coding_bytes(vae: TinyVAEConfig, method: str, shape: tuple[int, ...], dtype:
 
 def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
     """Returns the name of the implementation of window attention that runs on a device, as kernels.fastest does."""
-    windows = attention.windows(tuple(2 * side for side in attention.window), 0, ordered=True)
-    return kernels.fastest(device, dtype, dit.dim // dit.num_heads, windows.table.shape[1], windows.contiguous, training=False)
+    windows = attention.windows(TokenLayout(tuple(2 * side for side in attention.window), ordered=True), 0)
+    return kernels.fastest(kernels.KernelCase(device, dtype, dit.dim // dit.num_heads, windows.size, windows.contiguous))
 
 
 def weight_bytes(network: nn.Module) -> int:
@@ -105,16 +92,17 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())
 
 
-def attend_by_triton(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], block: int, config: AttentionConfig) -> Tensor:
+def attend_by_triton(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, block: int, config: AttentionConfig) -> Tensor:
     """Returns what attend gives with the Triton kernels, which allocate their results only."""
     q, k = q.to(v.dtype), k.to(v.dtype)
-    select_windows(q, k, config.windows(grid, block, True, device=q.device), config, TritonMeans)
+    select_windows(q, k, config.windows(layout, block, q.device), config, TritonMeans())
     out, _ = fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
     return out.transpose(1, 2)
 
 
-class TritonMeans:
-    @staticmethod
-    def window_mean(x: Tensor, windows: Windows) -> Tensor:
+class TritonMeans(kernels.WindowKernel):
+    """The Triton kernel's means, which select_windows takes, as it allocates them."""
+
+    def window_mean(self, x: Tensor, windows: Windows) -> Tensor:
         batch, _, heads, head_dim = x.shape
         return x.new_empty(batch, windows.num_windows, heads, head_dim, dtype=torch.float32)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flow import clean_from_velocity, interpolate, positional_noise
-from ..tiling import Box, Tiling, is_out_of_memory, share, spans, with_less_memory
+from ..tiling import Box, Tiling, blend_weights, is_out_of_memory, spans, with_less_memory
 from .latent_file import LatentFile, LatentFrames, write_latent
 
 STATE = "z.safetensors"  # of the last whole step
@@ -76,7 +76,7 @@ class TiledVelocity:
         extent, v = (z.shape[2], z.shape[3], z.shape[4]), torch.zeros_like(z)
         for box in tiling.boxes(extent):
             part = self(z[box.slices], None if condition is None else condition[box.slices], sigma)
-            v[box.slices] += share(box, extent, tiling.overlap).to(z.device) * part
+            v[box.slices] += blend_weights(box, extent, tiling.overlap).to(z.device) * part
         return v
 
 
@@ -156,7 +156,7 @@ def fused_segments(
     for (start, stop), following in zip_longest(segments, segments[1:]):
         z = frames(start, stop)
         v = padded_velocity(velocity, z, None if condition is None else condition[start:stop], sigma)
-        v *= share(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
+        v *= blend_weights(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
         if carried is not None:
             v[:, :, : carried.shape[2]] += carried
         ready = following[0] - start if following else stop - start

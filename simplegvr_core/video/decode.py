@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..files import atomic_write
 from ..latent_space import SPATIAL_FACTOR, first_frame, latent_frames
-from ..tiling import Box, share
+from ..tiling import Box, blend_weights
 from .frames import to_images
 from .write import Encoding, write_frames
 
@@ -166,7 +166,9 @@ class StreamDecoder:
             if video is None:
                 video = torch.zeros(*picture.shape[:3], *extent[1:])
             box = in_pixels(tile.box)
-            video[spatial_index(box)] += share(box, extent, (0, SPATIAL_FACTOR * OVERLAP, SPATIAL_FACTOR * OVERLAP)) * picture.to(video)
+            video[spatial_index(box)] += blend_weights(box, extent, (0, SPATIAL_FACTOR * OVERLAP, SPATIAL_FACTOR * OVERLAP)) * picture.to(
+                video
+            )
             todo = todo[1:]
         self.tiles, self.most_tiles = done, max(self.most_tiles, len(done))
         assert video is not None  # a frame has at least one tile

@@ -1,40 +1,90 @@
-"""Implementations of window attention, all with the same two functions.
+"""Kernels of window attention: each is a file of this folder with the two functions of WindowKernel.
 
-window_mean(x, windows) -> (B, num_windows, n, d) and window_attention(q, k, v, windows, selection) -> (B, L, n, d).
 `reference` is the plain one that the others are tested against; `sdpa` runs on every device; `triton` is the fast one.
+
+To add a kernel: write a file here with `window_mean` and `window_attention`, give it a name in KERNELS, and run
+tests/test_kernels.py, which compares every kernel of KERNELS with `reference`. `attend(..., kernel=load(NAME))` then runs
+it. For attention to choose it unasked, let `fastest` return its name where it is the fastest and works.
 """
 
 import logging
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from types import ModuleType
+from typing import Protocol, cast
 
 import torch
+from torch import Tensor
 
-MODULES = {"reference": "reference", "sdpa": "sdpa", "triton": "sparse_local_triton"}
+from ..windows import Windows
+
+KERNELS = {"reference": "reference", "sdpa": "sdpa", "triton": "sparse_local_triton"}  # files, imported when asked for: Triton is rare
 
 
-def load(name: str) -> ModuleType:
-    """Returns the implementation of that name. Raises ImportError when it needs Triton and there is none."""
-    return import_module(f".{MODULES[name]}", __package__)
+class WindowKernel(Protocol):
+    """Window attention on one kind of device. A module with these two functions is one."""
+
+    def window_mean(self, x: Tensor, windows: Windows) -> Tensor:
+        """Returns (B, num_windows, n, d) float32 means over each window's tokens. x: (B, L, n, d) of any float dtype."""
+        ...
+
+    def window_attention(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor) -> Tensor:
+        """Returns (B, L, n, d) in q's dtype: each window's queries attend, in one softmax, to all tokens of its selected rows.
+
+        Scores are scaled by 1 / sqrt(d). Autograd gives the gradients of q, k and v.
+
+        Args:
+            q: (B, L, n, d), L tokens of the windows.
+            k, v: (B, L + condition tokens, n, d).
+            windows: on q's device. The result must hold for ragged windows and for tokens that are not contiguous.
+            selection: (B, n, num_windows, K) rows of windows.table, -1 for none. The first is the window itself.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """What a kernel is chosen by.
+
+    Args:
+        device: of q, k and v.
+        dtype: of q, k and v.
+        head_dim: d.
+        window_size: tokens of the largest window.
+        contiguous: whether the tokens of each window are successive.
+        training: whether gradients are needed.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    window_size: int
+    contiguous: bool
+    training: bool = False
+
+
+def load(name: str) -> WindowKernel:
+    """Returns the kernel of that name in KERNELS. Raises ImportError when it needs Triton and there is none."""
+    return cast(WindowKernel, import_module(f".{KERNELS[name]}", __package__))
 
 
 @lru_cache
-def fastest(device: torch.device, dtype: torch.dtype, head_dim: int, size: int, contiguous: bool, training: bool) -> str:
-    """Returns the name of the fastest implementation that works: "triton" or "sdpa".
+def fastest(case: KernelCase) -> str:
+    """Returns the name of the fastest kernel that works: "triton" or "sdpa".
 
-    size: tokens of the largest window. contiguous: tokens of each window are successive. Triton's is tried out on a
-    small case first, with its gradients where training needs them. What keeps it away on a GPU is logged once.
+    Triton's is tried out on a small case first, with its gradients where training needs them. Why a GPU runs without it is
+    logged once.
     """
-    if device.type != "cuda":
+    if case.device.type != "cuda":
         return "sdpa"
     try:
-        load("triton").check(device, dtype, head_dim, size, contiguous, training)
+        import_module(f".{KERNELS['triton']}", __package__).check(case)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # whatever a compiler, a driver or the check itself raises: the windows stay, only slower
         logging.warning(
-            f"SimpleGVR: attention in windows of {size} tokens, {dtype}, runs by PyTorch's attention, without Triton: {error!r}"
+            f"SimpleGVR: attention in windows of {case.window_size} tokens, {case.dtype}, runs by PyTorch's attention, "
+            f"without Triton: {error!r}"
         )
         return "sdpa"
     return "triton"

@@ -29,7 +29,7 @@ def window_mean(x: Tensor, windows: Windows) -> Tensor:
 def window_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor) -> Tensor:
     """Returns (B, L, n, d): each window's queries attend, in one softmax, to all tokens of its selected windows.
 
-    q: (B, L, n, d); k, v: the same, or with reference tokens behind. selection: (B, n, num_windows, K) rows of
+    q: (B, L, n, d); k, v: the same, or with condition tokens behind. selection: (B, n, num_windows, K) rows of
     windows.table, -1 for none. Scores are scaled by 1 / sqrt(d).
     """
     (batch, length, heads, head_dim), keys_length = q.shape, k.shape[1]

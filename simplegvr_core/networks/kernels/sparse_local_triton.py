@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..windows import Windows, cut_windows
-from . import sdpa
+from . import KernelCase, sdpa
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # the kernels raise 2, not e
 OPERATORS = f"simplegvr_{zlib.crc32(__name__.encode()):x}"  # the core may be loaded twice, alone and inside the pack
@@ -263,7 +263,7 @@ def window_mean(x: Tensor, windows: Windows) -> Tensor:
 def window_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor) -> Tensor:
     """Returns (B, L, n, d): each window's queries attend, in one softmax, to all tokens of its selected windows.
 
-    q: (B, L, n, d); k, v: the same, or with reference tokens behind. selection: (B, n, num_windows, K) rows of
+    q: (B, L, n, d); k, v: the same, or with condition tokens behind. selection: (B, n, num_windows, K) rows of
     windows.table, -1 for none. Scores are scaled by 1 / sqrt(d).
     """
     return attention_op(q, k, v, windows.table, windows.length, selection, windows.contiguous)[0]
@@ -306,25 +306,29 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.hip is None else None
 
 
-def check(device: torch.device, dtype: torch.dtype, head_dim: int, size: int, contiguous: bool, training: bool) -> None:
-    """Returns when the kernels run on this GPU and agree with sdpa, with their gradients when training.
+def check(case: KernelCase) -> None:
+    """Raises unless the kernels run on this GPU and agree with sdpa, with their gradients when training.
 
-    size: tokens of the largest window, tried with at most three tiles of them. contiguous: whether they are successive.
-    Raises RuntimeError or AssertionError that says what is amiss, or whatever the compiler raises.
+    A large window is tried with three tiles of tokens.
+
+    Raises:
+        RuntimeError: the kernels are not for this case.
+        AssertionError: they give something else.
+        Exception: whatever the compiler raises.
     """
-    if (capability(device) or OLDEST) < OLDEST:
+    if (capability(case.device) or OLDEST) < OLDEST:
         raise RuntimeError("Triton needs compute capability 8.0 or newer")
-    if dtype not in HALVES or head_dim not in HEAD_DIMS:
-        raise RuntimeError(f"the kernels are for float16 or bfloat16 and head dims {HEAD_DIMS}, not {dtype} and {head_dim}")
-    generator, size = torch.Generator().manual_seed(0), min(size, 3 * tile_size(size))
+    if case.dtype not in HALVES or case.head_dim not in HEAD_DIMS:
+        raise RuntimeError(f"the kernels are for float16 or bfloat16 and head dims {HEAD_DIMS}, not {case.dtype} and {case.head_dim}")
+    generator, size = torch.Generator().manual_seed(0), min(case.window_size, 3 * tile_size(case.window_size))
     # two windows of all tokens, two of fewer
-    windows = cut_windows((1, 2 * size - size // 4, 2), (1, size, 1), (1,), window_major=contiguous, device=device)
-    shape = (1, int(windows.length.sum()), 2, head_dim)
-    tensors = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_(training) for _ in range(3)]
-    selection = torch.tensor([[0, 3], [1, -1], [2, 0], [3, 1]], device=device).expand(1, 2, 4, 2)
+    windows = cut_windows((1, 2 * size - size // 4, 2), (1, size, 1), (1,), window_major=case.contiguous).copy_to(case.device)
+    shape = (1, int(windows.length.sum()), 2, case.head_dim)
+    tensors = [torch.randn(shape, generator=generator).to(case.device, case.dtype).requires_grad_(case.training) for _ in range(3)]
+    selection = torch.tensor([[0, 3], [1, -1], [2, 0], [3, 1]], device=case.device).expand(1, 2, 4, 2)
     torch.testing.assert_close(window_mean(tensors[0], windows), sdpa.window_mean(tensors[0], windows), atol=1e-4, rtol=1e-4)
     results = []
     for attend in (window_attention, sdpa.window_attention):
         out = attend(*tensors, windows, selection)
-        results.append([out, *(torch.autograd.grad(out, tensors, torch.ones_like(out)) if training else ())])
+        results.append([out, *(torch.autograd.grad(out, tensors, torch.ones_like(out)) if case.training else ())])
     torch.testing.assert_close(*results, atol=0.02, rtol=0.02)
