@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-COMMANDS = {  # each module has main(arguments), which returns what the last line prints as JSON
-    "photos": ("training.photos", "make video of photographs in motion"),
-    "pairs": ("training.build_pairs", "build shards of latent pairs from video"),
-    "train": ("training.command", "train the transformer and the upsampler"),
-    "train-vae": ("training.train_vae", "train TinyVAE"),
-    "curve": ("training.measure_curve", "measure the noise levels where detail appears"),
-    "evaluate": ("evaluation.evaluate", "compare methods on a folder of clips"),
-    "report": ("evaluation.report", "write the report of an evaluation again"),
-    "seams": ("evaluation.measure_seams", "measure seams and flicker of a video or latent"),
-    "baselines": ("evaluation.baselines", "fetch other people's super-resolution by name"),
-    "plan": ("planning.command", "plan a run: segments, tiles, memory"),
-    "benchmark": ("benchmark.command", "time attention, network and cascade"),
-    "ablate": ("paper.ablate", "run the paper's ablations at toy scale"),
-    "paper": ("paper.command", "make the paper's tables and figures for given weights"),
+COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); its main(arguments) returns what is printed as JSON
+    "photos": ("training.photos", "train", "make video of photographs in motion"),
+    "pairs": ("training.build_pairs", "train", "build shards of latent pairs from video"),
+    "train": ("training.command", "train", "train the transformer and the upsampler"),
+    "train-vae": ("training.train_vae", "train", "train TinyVAE"),
+    "curve": ("training.measure_curve", "train", "measure the noise levels where detail appears"),
+    "evaluate": ("evaluation.evaluate", "evaluate", "compare methods on a folder of clips"),
+    "report": ("evaluation.report", "evaluate", "write the report of an evaluation again"),
+    "seams": ("evaluation.measure_seams", "core", "measure seams and flicker of a video or latent"),
+    "baselines": ("evaluation.baselines", "evaluate", "fetch other people's super-resolution by name"),
+    "plan": ("planning.command", "core", "plan a run: segments, tiles, memory"),
+    "benchmark": ("benchmark.command", "benchmark", "time attention, network and cascade"),
+    "ablate": ("paper.ablate", "train,evaluate", "run the paper's ablations at toy scale"),
+    "paper": ("paper.command", "train,evaluate", "make the paper's tables and figures for given weights"),
 }
 
 
@@ -34,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         is_help = name in ("-h", "--help")
         print(usage() if is_help else f"no command {name!r}\n\n{usage()}", file=sys.stdout if is_help else sys.stderr)
         sys.exit(0 if is_help else 2)
-    with plain_errors():
-        result = import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
+    module, extra, _ = COMMANDS[name]
+    with plain_errors(extra):
+        result = import_module(f".{module}", __package__).main(rest)
         if result is not None:
             print(json.dumps(result))
 
@@ -43,15 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def usage() -> str:
     width = max(map(len, COMMANDS))
     return "usage: simplegvr COMMAND [options], --help after a command lists them\n\n" + "\n".join(
-        f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()
+        f"  {name:{width}}  {summary}" for name, (_, _, summary) in COMMANDS.items()
     )
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """An error that the user can cure ends the process: its sentence on stderr, no traceback, exit status 1."""
+def plain_errors(extra: str) -> Iterator[None]:
+    """An error that the user can cure ends the process: its sentence on stderr, no traceback, exit status 1.
+
+    Args:
+        extra: The extra of pyproject.toml whose packages the block needs, for the cure where one is missing.
+    """
     try:
         yield
+    except ModuleNotFoundError as error:
+        sys.exit(f'{error.name} is not installed: run `python -m pip install ".[{extra}]"` in the repository')
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(str(error))
 

@@ -1,18 +1,16 @@
-"""Files that appear whole or not at all, checksums, versions, and the paths of the bundled weights."""
+"""Files that appear whole or not at all, checksums, and the paths of the bundled weights."""
 
 import hashlib
-import importlib.metadata
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shutil import which
 
 from safetensors import SafetensorError
 
 REPO = Path(__file__).resolve().parents[1]
-BUNDLE = REPO / "models"
+INSTALLED = Path(__file__).with_name("bundle")  # models/ and the clips of assets/, where the package was installed by pip
+BUNDLE, CLIPS = (INSTALLED, INSTALLED / "clips") if INSTALLED.is_dir() else (REPO / "models", REPO / "assets")
 GVR_TINY = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
 GVR_TINY_T2V = BUNDLE / "diffusion_models" / "gvr_tiny_t2v.safetensors"
 GVR_TINY_UPSAMPLER = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"
@@ -70,12 +68,3 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Returns the commit and the versions of what decides about speed, as far as they are there."""
-    found = {str(d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions()}  # None of a broken one
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = which("git") and subprocess.run(describe, cwd=REPO, capture_output=True, text=True, check=False).stdout.strip()
-    names = ("torch", "triton", "triton-windows", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "flash-attn-4")
-    return {"commit": commit or "unknown"} | {name: found[name] for name in names if name in found}

@@ -12,9 +12,9 @@ import torch
 from conftest import REPO
 from PIL import Image
 
-from simplegvr_core import files
 from simplegvr_core.benchmark import attention, network
 from simplegvr_core.benchmark import machine as measure
+from simplegvr_core.evaluation import versions
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig
 from simplegvr_core.networks.windows import TokenLayout
@@ -137,7 +137,7 @@ def test_the_last_line_is_json():
 
 def test_versions_do_without_git_and_without_names(monkeypatch):
     broken = SimpleNamespace(metadata={"Name": None}, version="1")
-    right = list(files.importlib.metadata.distributions())
-    monkeypatch.setattr(files.importlib.metadata, "distributions", lambda: [broken, *right])
-    monkeypatch.setattr(files, "which", lambda name: None)
-    assert files.versions()["commit"] == "unknown" and files.versions()["torch"]
+    right = list(versions.importlib.metadata.distributions())
+    monkeypatch.setattr(versions.importlib.metadata, "distributions", lambda: [broken, *right])
+    monkeypatch.setattr(versions, "which", lambda name: None)
+    assert versions.versions()["commit"] == "unknown" and versions.versions()["torch"]

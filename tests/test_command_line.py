@@ -34,5 +34,11 @@ def test_an_error_is_a_sentence(arguments, sentence):
 
 
 def test_what_the_user_cannot_cure_keeps_its_traceback():
-    with pytest.raises(KeyError), plain_errors():
+    with pytest.raises(KeyError), plain_errors("core"):
         {}["x"]
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra():
+    sentence = r'^torch_of_nobody is not installed: run `python -m pip install "\.\[train\]"` in the repository$'
+    with pytest.raises(SystemExit, match=sentence), plain_errors("train"):
+        import torch_of_nobody  # noqa: F401

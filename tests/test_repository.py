@@ -2,8 +2,10 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +31,15 @@ def tracked() -> list[str]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, check=True
     )
     return listed.stdout.splitlines()
+
+
+def copy_of_the_repository(folder: Path) -> Path:
+    """Returns folder with a copy of the repository's files, as a clean checkout has them."""
+    for name in tracked():
+        if (REPO / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPO / name, folder / name)
+    return folder
 
 
 def test_core_never_imports_comfyui():
@@ -65,6 +76,11 @@ def test_a_room_imports_only_from_rooms_before_it(path):
     level = next(i for i, rooms in enumerate(ROOMS) if own in rooms)
     allowed = set().union(*ROOMS[:level], {own} if len(path.parts) > 2 else ROOMS[0])
     assert {room(module) for module in imported_modules(path)} <= allowed, imported_modules(path)
+
+
+def test_no_imports_go_in_a_circle():
+    graph = {module_name(path): imported_modules(path) for path in CORE}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(CORE)  # raises CycleError that names the circle
 
 
 def test_nodes_need_no_package_that_comfyui_lacks_until_they_run():

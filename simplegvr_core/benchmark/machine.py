@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch.utils.benchmark import Timer
 
-from ..files import versions, write_text
+from ..evaluation.versions import versions
+from ..files import write_text
 
 SLOW_S = 2
 

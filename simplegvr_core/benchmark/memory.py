@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, versions, write_text
+from ..evaluation.versions import versions
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, write_text
 from ..latent_space import SPATIAL_FACTOR, first_frame
 from ..networks.checkpoint import parse_config, read_config
 from ..networks.dit import load_dit, parse_dit_config

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ..evaluation import seams
 from ..evaluation.seams import pixel_borders
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, versions, write_text
+from ..evaluation.versions import versions
+from ..files import CLIPS, GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, write_text
 from ..flow import shifted_sigmas
 from ..latent_space import scaled_size, video_frames
 from ..networks.checkpoint import parse_config
@@ -56,7 +57,7 @@ class Row:
 class SeamBenchmark:
     """Seams of the bundled gvr_tiny, cut and blended at every step, beside chunks sampled apart and cross-faded."""
 
-    video: Path = REPO / "assets" / "demo.mp4"
+    video: Path = CLIPS / "demo.mp4"
     """A small video; it is played forwards and backwards until it is long enough."""
     latent_frames: int = 41
     """Length of the clip; 41 are 161 frames."""

@@ -35,7 +35,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, sha256, versions, write_text
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, sha256, write_text
 from ..latent_space import SPATIAL_FACTOR
 from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
@@ -52,6 +52,7 @@ from .methods import METHODS, Models
 from .metrics import METRICS, finite
 from .result import EvaluationClip, Result, required
 from .seams import VIDEO, pixel_borders
+from .versions import versions
 
 WEIGHTS = ("vae", "upsampler", "model")
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import REPO
+from ..files import CLIPS, REPO
 from .ablate import Ablate
 from .page import Rows
 
@@ -49,7 +49,7 @@ AXES = {
 
 def smoke_ablation(out: Path, vae: Path, t2v: Path) -> Path:
     """Returns the folder of an ablation of ten steps on the bundled clips: it has every row, and means nothing."""
-    Ablate(REPO / "assets", REPO / "tests" / "clips", out, t2v, vae, seeds=1, steps=10, clips=1).run()
+    Ablate(CLIPS, REPO / "tests" / "clips", out, t2v, vae, seeds=1, steps=10, clips=1).run()
     return out
 
 

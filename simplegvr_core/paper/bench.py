@@ -22,7 +22,8 @@ from ..evaluation import baselines
 from ..evaluation.evaluate import Evaluate
 from ..evaluation.full_reference import mean_decibels, psnr
 from ..evaluation.metrics import METRICS
-from ..files import GVR_TINY, GVR_TINY_T2V, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, sha256, versions, write_text
+from ..evaluation.versions import versions
+from ..files import CLIPS, GVR_TINY, GVR_TINY_T2V, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, sha256, write_text
 from ..flow import shifted_sigmas
 from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames, scaled_size
 from ..networks.attention import AttentionConfig
@@ -36,7 +37,7 @@ from ..video.frames import crop_centre, limit_height, to_images, to_video
 from ..video.read import find_videos, read_video
 from ..video.write import write_video
 
-BUNDLED_CLIPS = (REPO / "assets" / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
+BUNDLED_CLIPS = (CLIPS / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
 HEIGHT = 120  # lines of the bundled clips at low resolution
 METHODS = ("gvr", "upsampler", "latent_bilinear", "bicubic", "basicvsr", "span")  # of table 1
 BY_OTHERS = ("table-1", "table-3", "figure-9")  # have what baselines and other people's metrics give

@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 from accelerate import PartialState
 
-from ..files import REPO
+from ..files import CLIPS
 from .build_pairs import BuildPairs
 from .presets import PRESETS
 from .train import Train
@@ -36,6 +36,6 @@ def main(arguments: Sequence[str]) -> dict | None:
     process = PartialState(cpu=train.loop.cpu)
     with process.main_process_first():
         if command.preset == "smoke" and not (train.pairs[0] / "pairs.json").exists():
-            BuildPairs(REPO / "assets", train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
+            BuildPairs(CLIPS, train.vae, train.pairs[0], "area", num_frames=9, spacing=9, scales=(2,)).run()
     result = train.run()
     return result if process.is_main_process else None
