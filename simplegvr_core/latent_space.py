@@ -56,7 +56,8 @@ def token_grid(extent: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def scaled_size(source: tuple[int, int], scale: float) -> tuple[int, int]:
     """Returns source, (h, w) latent pixels, times scale, rounded up to whole ones."""
-    return tuple(math.ceil(round(extent * scale, 6)) for extent in source)
+    h, w = (math.ceil(round(extent * scale, 6)) for extent in source)
+    return h, w
 
 
 def pixel_size(width: int, height: int) -> tuple[int, int]:
@@ -73,7 +74,8 @@ def pixel_size(width: int, height: int) -> tuple[int, int]:
 
 def short_side_size(source: tuple[int, int], pixels: int) -> tuple[int, int]:
     """Returns the size in latent pixels whose short side is exactly pixels and whose ratio is source's, rounded."""
-    return tuple(round(extent * pixels / SPATIAL_FACTOR / min(source)) for extent in source)
+    h, w = (round(extent * pixels / SPATIAL_FACTOR / min(source)) for extent in source)
+    return h, w
 
 
 def pixels(size: tuple[int, int]) -> str:

@@ -31,7 +31,8 @@ class Box:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        T, H, W = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        return T, H, W
 
     @property
     def slices(self) -> tuple:
@@ -62,7 +63,8 @@ class Tiling:
 
     def tile_size(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
         """Returns the extent of the largest box."""
-        return tuple(min(size or e, e) for size, e in zip(self.size, extent, strict=True))
+        T, H, W = (min(size or e, e) for size, e in zip(self.size, extent, strict=True))
+        return T, H, W
 
     def boxes(self, extent: tuple[int, int, int]) -> list[Box]:
         """Returns the boxes that cover extent, along T, then H, then W."""
@@ -91,11 +93,9 @@ def aligned_tiling(wanted: tuple[int | None, int | None, int | None], alignment:
         wanted: size of a box along T, H, W. None is the whole extent.
         alignment: of the network's attention, AttentionConfig.alignment.
     """
-    overlap = tuple(round_up(least, a) for least, a in zip(LEAST_OVERLAP, alignment, strict=True))
-    size = tuple(
-        None if cells is None else max(2 * shared, round_up(cells, a)) for cells, shared, a in zip(wanted, overlap, alignment, strict=True)
-    )
-    return Tiling(size, overlap)
+    t, h, w = overlap = [round_up(least, a) for least, a in zip(LEAST_OVERLAP, alignment, strict=True)]
+    T, H, W = (None if e is None else max(2 * o, round_up(e, a)) for e, o, a in zip(wanted, overlap, alignment, strict=True))
+    return Tiling((T, H, W), (t, h, w))
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import kernels
 from .attention_config import AttentionConfig
 from .kernels import KernelCase, WindowKernel
-from .layers import exact_float32
+from .layers import exact_float32, uncompiled
 from .windows import TokenLayout, Windows
 
 SCORE_BYTES = 64 * 2**20  # of window scores alive at a time
@@ -41,8 +41,8 @@ class Selection(NamedTuple):
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(d)) v, (B, L, n, d); k and v may have another length than q."""
-    out = F.scaled_dot_product_attention(*(rearrange(x, "B L n d -> B n L d") for x in (q, k, v)))
-    return rearrange(out, "B n L d -> B L n d")
+    q, k, v = (rearrange(x, "B L n d -> B n L d") for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "B n L d -> B L n d")
 
 
 def attend(
@@ -103,7 +103,7 @@ def attend_in_units(
     return torch.cat([dense(q_, torch.cat((k_, k), dim=1), torch.cat((v_, v), dim=1)) for q_, k_, v_ in parts], dim=1)
 
 
-@torch.compiler.disable  # which would trace the cutting and the check anew for every block and size
+@uncompiled  # torch.compile would trace the cutting and the check anew for every block and size
 def select(q: Tensor, k: Tensor, layout: TokenLayout, config: AttentionConfig, block: int, kernel: WindowKernel | None = None) -> Selection:
     """Returns what each window of a block attends to, and the kernel that computes it.
 

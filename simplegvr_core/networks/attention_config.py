@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .layers import uncompiled
 from .windows import TokenLayout, Windows, cut_lengths, cut_windows, token_order
 
 KINDS = ("full", "swin", "sparse_local")
@@ -52,7 +53,7 @@ class AttentionConfig:
         """Returns the latent frames of each temporal unit in one block. Odd blocks shift the units."""
         return cut_lengths(frames, self.unit or frames, block % 2 == 1)
 
-    @torch.compiler.disable
+    @uncompiled
     def token_order(self, grid: tuple[int, int, int], device: torch.device | None = None) -> Tensor | None:
         """Returns (L,) raster numbers of the tokens in the order that serves it best, None for raster order."""
         return token_order(grid, self.window).to(device, copy=True) if self.window_major else None

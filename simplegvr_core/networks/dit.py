@@ -6,7 +6,7 @@ B batch, T, H, W latent pixels, L tokens of (1, 2, 2) latent pixels, D width, n 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from .windows import TokenLayout
 
 CONDITIONS = ("channel", "token")
 STOCK_PREFIX = "model.diffusion_model."
+# ends of names of weights that training begins with at zero
+FIRST_ZERO = ("modulation", "condition_embedding", "cross_attn.o.weight", "time_embedding.2.weight", "time_projection.1.weight")
+FIRST_ZERO += ("head.head.weight",)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class SimpleGVRDiT(nn.Module):
         operations: module of Linear, Conv3d, LayerNorm and RMSNorm; ComfyUI gives its own.
     """
 
-    def __init__(self, config: DiTConfig, attention: AttentionConfig, device=None, dtype=None, operations=nn):
+    def __init__(self, config: DiTConfig, attention: AttentionConfig, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.config, self.attention, self.dtype = config, attention, dtype
@@ -187,13 +190,9 @@ class SimpleGVRDiT(nn.Module):
                 nn.init.ones_(parameter)
             else:
                 nn.init.zeros_(parameter)
-        if self.config.condition == "token":
-            nn.init.zeros_(self.condition_embedding)
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation)
-            nn.init.zeros_(block.cross_attn.o.weight)
-        for parameter in (self.time_embedding[2].weight, self.time_projection[1].weight, self.head.modulation, self.head.head.weight):
-            nn.init.zeros_(parameter)
+        for name, parameter in self.named_parameters():
+            if name.endswith(FIRST_ZERO):
+                nn.init.zeros_(parameter)
         with torch.no_grad():
             self.patch_embedding.weight.flatten(1).copy_(torch.eye(self.config.dim, values))
             self.patch_embedding.bias[values::2], self.patch_embedding.bias[values + 1 :: 2] = 2.0, -2.0
@@ -243,7 +242,7 @@ class SimpleGVRDiT(nn.Module):
         for index, block in enumerate(self.blocks):
             inputs = e_blocks, rotary, context, partial(self_attention, layout=layout, block=index), cross_attention
             x = recompute(block, x, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(x, *inputs)
-        x = self.head(x[:, : len(raster)], e)
+        x = self.head(x[:, : len(raster)], e)  # pyright: ignore[reportOptionalSubscript] (recompute is typed as if it gave None)
         if order is not None:
             x = x[:, order.argsort()]
         T, H, W = grid

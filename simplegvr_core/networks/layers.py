@@ -3,14 +3,17 @@
 B batch, C channels, T latent frames, H, W latent pixels or pixels, L tokens, n heads, d head dim
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PRECISION = Lock()  # PyTorch's switch belongs to all threads
+Function = TypeVar("Function", bound=Callable)
 
 
 class ChannelNorm(nn.Module):
@@ -31,7 +34,7 @@ CausalState = dict[str, Tensor]  # from a clip's chunk to the next one: the last
 class CausalConv3d(nn.Module):
     """A 3x3x3 convolution over past frames only, (B, C, T, H, W) -> (B, C', T, H, W), with replicated edges."""
 
-    def __init__(self, in_channels: int, out_channels: int, device=None, dtype=None, operations=nn):
+    def __init__(self, in_channels: int, out_channels: int, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         self.name = ""  # its key in a CausalState
         self.conv = operations.Conv3d(in_channels, out_channels, 3, device=device, dtype=dtype)
@@ -66,7 +69,7 @@ def name_convolutions(network: nn.Module) -> None:
 class ResidualBlock3d(nn.Module):
     """x + f(x), f two causal convolutions with norm and SiLU. x: (B, C, T, H, W)."""
 
-    def __init__(self, channels: int, device=None, dtype=None, operations=nn):
+    def __init__(self, channels: int, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         self.norm1 = ChannelNorm(channels, device, dtype)
         self.conv1 = CausalConv3d(channels, channels, device, dtype, operations)
@@ -115,7 +118,7 @@ def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_float32(device: torch.device):
+def exact_float32(device: torch.device) -> Iterator[None]:
     """While open, float32 products stay float32: neither mixed precision nor TensorFloat-32, which choose other windows.
 
     PyTorch has no such switch for one product, so the process's is set and set back under a lock. Products in float64 need
@@ -123,7 +126,7 @@ def exact_float32(device: torch.device):
     """
     with PRECISION, torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-            switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+            switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue]
             before = [switch.fp32_precision for switch in switches]
             for switch in switches:
                 switch.fp32_precision = "ieee"
@@ -138,3 +141,8 @@ def exact_float32(device: torch.device):
             else:
                 for switch, precision in zip(switches, before, strict=True):
                     switch.fp32_precision = precision
+
+
+def uncompiled(function: Function) -> Function:
+    """Returns function, which torch.compile calls and does not trace."""
+    return cast(Function, torch.compiler.disable(function))

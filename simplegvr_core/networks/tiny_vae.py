@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ class TinyVAE(nn.Module):
         operations: module of Conv2d and Conv3d; ComfyUI gives its own.
     """
 
-    def __init__(self, config: TinyVAEConfig, device=None, dtype=None, operations=nn):
+    def __init__(self, config: TinyVAEConfig, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         factory = {"device": device, "dtype": dtype, "operations": operations}
         conv2d = {"device": device, "dtype": dtype, "padding": 1, "padding_mode": "replicate"}

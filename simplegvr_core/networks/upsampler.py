@@ -4,11 +4,11 @@ B batch, C channels, T latent frames, h, w low-resolution latent pixels, H, W ta
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,8 @@ class Axis:
     @property
     def inner(self) -> tuple[int, int]:
         """The range that is kept, counted from the tile's own edge."""
-        return tuple(cell - self.target[0] for cell in self.kept)
+        start, stop = self.kept
+        return start - self.target[0], stop - self.target[0]
 
     @property
     def centres(self) -> Tensor:
@@ -85,7 +86,7 @@ class ResampleBlock(nn.Module):
     Only the first chunk of a clip has the odd frame: later ones go from T to 2T and back.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time: str, device=None, dtype=None, operations=nn):
+    def __init__(self, in_channels: int, out_channels: int, time: str, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         factory = {"device": device, "dtype": dtype, "operations": operations}
         self.time = time
@@ -116,7 +117,7 @@ class LatentUpsampler(nn.Module):
         operations: module of Conv3d; ComfyUI gives its own.
     """
 
-    def __init__(self, config: UpsamplerConfig, device=None, dtype=None, operations=nn):
+    def __init__(self, config: UpsamplerConfig, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         self.config, self.dtype = config, dtype or torch.float32
         factory = {"device": device, "dtype": dtype, "operations": operations}
@@ -223,13 +224,15 @@ def smaller_tiles(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Yields tiles for LatentUpsampler.stream, the whole frame of (H, W) latent pixels first, then each with half the longer side."""
     yield size
     while max(size) > LEAST_TILE:
-        size = tuple(-(-side // 2) if side == max(size) else side for side in size)
+        H, W = (-(-side // 2) if side == max(size) else side for side in size)
+        size = H, W
         yield size
 
 
-def whole_frame(source: tuple[int, int], size: tuple[int, int]) -> Tile:
+def whole_frame(source: Sequence[int], size: tuple[int, int]) -> Tile:
     """Returns the tile that is the whole frame: source, (h, w) latent pixels, made size, (H, W)."""
-    return tuple(Axis(small, large, (0, small), (0, large), (0, large)) for small, large in zip(source, size, strict=True))
+    rows, columns = (Axis(small, large, (0, small), (0, large), (0, large)) for small, large in zip(source, size, strict=True))
+    return rows, columns
 
 
 def resize(z: Tensor, size: tuple[int, int]) -> Tensor:

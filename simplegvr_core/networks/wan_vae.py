@@ -21,9 +21,11 @@ class WanVAE(nn.Module):
     """
 
     linear_decoder = None  # only TinyVAE has a closed form
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, state_dict: dict[str, Tensor]):
-        from diffusers import AutoencoderKLWan  # optional, and slow to import
+        from diffusers import AutoencoderKLWan  # optional, slow to import  # pyright: ignore[reportPrivateImportUsage]
         from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
         super().__init__()
@@ -35,11 +37,11 @@ class WanVAE(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """Returns z (B, 16, T, H, W), the mode of the posterior. Edges and last frame are repeated up to whole blocks."""
-        return (self.vae.encode(pad_to_blocks(video)).latent_dist.mode() - self.mean) / self.std
+        return (self.vae.encode(pad_to_blocks(video), return_dict=False)[0].mode() - self.mean) / self.std
 
     def decode(self, z: Tensor) -> Tensor:
         """Returns the video (B, 3, 4 (T - 1) + 1, 8H, 8W) of z, clamped to [-1, 1]."""
-        return self.vae.decode(z * self.std + self.mean).sample
+        return self.vae.decode(z * self.std + self.mean, return_dict=False)[0]
 
 
 def load_vae(path: Path) -> TinyVAE | WanVAE:

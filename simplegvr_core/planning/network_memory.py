@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks import kernels
-from ..networks.attention import AttentionConfig, attend, select_windows
+from ..networks.attention import AttentionConfig, attend
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig
@@ -33,9 +33,8 @@ def dit_bytes(
     config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
     model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
     timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
-    self_attention = partial(attend, config=attention, kernel=kernels.load("sdpa"))
-    if implementation == "triton" and attention.kind != "full":
-        self_attention = partial(attend_by_triton, config=attention)
+    kernel = TritonShapes() if implementation == "triton" else kernels.load("sdpa")
+    self_attention = partial(attend, config=attention, kernel=kernel)
     return peak_bytes(
         lambda: model(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context, self_attention, token_order=attention.token_order),
         "meta",
@@ -83,7 +82,8 @@ def coding_bytes(vae: TinyVAEConfig, method: str, shape: tuple[int, ...], dtype:
 
 def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
     """Returns the name of the implementation of window attention that runs on a device, as kernels.fastest does."""
-    windows = attention.windows(TokenLayout(tuple(2 * side for side in attention.window), ordered=True), 0)
+    T, H, W = (2 * side for side in attention.window)
+    windows = attention.windows(TokenLayout((T, H, W), ordered=True), 0)
     return kernels.fastest(kernels.KernelCase(device, dtype, dit.dim // dit.num_heads, windows.size, windows.contiguous))
 
 
@@ -92,17 +92,13 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())
 
 
-def attend_by_triton(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, block: int, config: AttentionConfig) -> Tensor:
-    """Returns what attend gives with the Triton kernels, which allocate their results only."""
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    select_windows(q, k, config.windows(layout, block, q.device), config, TritonMeans())
-    out, _ = fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
-    return out.transpose(1, 2)
-
-
-class TritonMeans(kernels.WindowKernel):
-    """The Triton kernel's means, which select_windows takes, as it allocates them."""
+class TritonShapes(kernels.WindowKernel):
+    """What the Triton kernels allocate, which is their results only."""
 
     def window_mean(self, x: Tensor, windows: Windows) -> Tensor:
         batch, _, heads, head_dim = x.shape
         return x.new_empty(batch, windows.num_windows, heads, head_dim, dtype=torch.float32)
+
+    def window_attention(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor) -> Tensor:
+        out, _ = fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        return out.transpose(1, 2)

@@ -9,6 +9,10 @@ In the kernels: M queries or keys that a program owns, N keys or queries that it
 tokens of the largest window.
 """
 
+# Triton's language: kernels get other types than Python's when they are compiled.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportReturnType=false
+
 import zlib
 
 import torch
