@@ -12,20 +12,20 @@ import torch
 from conftest import REPO
 from PIL import Image
 
-from simplegvr_core.benchmark import attention, network
+from simplegvr_core.benchmark import attention, command, network
 from simplegvr_core.benchmark import machine as measure
 from simplegvr_core.evaluation import versions
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig
 from simplegvr_core.networks.windows import TokenLayout
 
+DIT = DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2)
+T2V = DiTConfig(in_dim=16, dim=256, ffn_dim=320, num_heads=2, num_layers=4)
+QUICK = {"timing_s": 0.01}
+
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "SLOW_S", 0.01)
-    monkeypatch.setattr(network, "GVR", DiTConfig(dim=128, ffn_dim=160, num_heads=1, num_layers=2))
-    monkeypatch.setattr(network, "LARGE", DiTConfig(in_dim=16, dim=256, ffn_dim=320, num_heads=2, num_layers=4))
-    monkeypatch.setattr(network, "SIZES", {"480p": (64, 96), "720p": (96, 160)})
+def without_comfyui(monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
 
 
@@ -37,7 +37,8 @@ def check_files(folder, name, results):
 
 
 def test_attention_compares_ours_with_dense(tmp_path):
-    results = attention.Attention(grid=("4,24,36",), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), unit=2, out=tmp_path).run()
+    options = dict(grids=((4, 24, 36),), heads=1, head_dim=64, top_k=(1, 3), window=(1, 6, 6), unit=2)
+    results = attention.AttentionBenchmark(**options, out=tmp_path, **QUICK).run()
     check_files(tmp_path, "attention", results)
     rows = {row["name"]: row for row in results["rows"]}
     flash, ours = rows["dense: sdpa flash"], rows["ours, k 1: sdpa"]
@@ -59,26 +60,27 @@ def test_attention_compares_ours_with_dense(tmp_path):
 
 
 def test_model_times_every_attention_and_size(tmp_path):
-    results = network.Model(sizes=("480p", "720p"), frames=(5,), layers=2, out=tmp_path).run()
+    results = network.NetworkBenchmark(sizes=((64, 96), (96, 160)), num_frames=(5,), dit=DIT, out=tmp_path, **QUICK).run()
     check_files(tmp_path, "model", results)
     names = [row["name"] for row in results["rows"]]
-    assert names[:4] == [f"{name}, 480p, 5 frames" for name in attention.ATTENTIONS] and len(names) == 10
-    assert set(results["dense_over_sparse"]) == {"480p, 5 frames", "720p, 5 frames"}
+    assert names[:4] == [f"{name}, 96 x 64, 5 frames" for name in attention.ATTENTIONS] and len(names) == 10
+    assert set(results["dense_over_sparse"]) == {"96 x 64, 5 frames", "160 x 96, 5 frames"}
     assert all(row["ms"] for row in results["rows"][:-1])
 
 
 def test_cascade_adds_up_layers_and_stages(tmp_path):
-    results = network.Cascade(size="720p", frames=5, steps=(50, 4), out=tmp_path, device="cpu").run()
+    sizes = {"size": (96, 160), "low_size": (48, 80), "dit": DIT, "t2v": T2V}
+    results = network.CascadeBenchmark(num_frames=5, steps=(50, 4), out=tmp_path, device="cpu", **sizes, **QUICK).run()
     seconds = results["seconds_per_step"]
     one, three = (row["ms"] / 1e3 for row in results["rows"][:2])
     assert seconds["large, end to end"] == pytest.approx(one + 1.5 * (three - one))
-    first, second = seconds["large, 512p"], seconds["SimpleGVR, sparse local"]
+    first, second = seconds["large, low resolution"], seconds["SimpleGVR, sparse local"]
     assert results["cascade_s"]["50 + 4"] == pytest.approx(50 * first + 4 * second)
     assert results["end_to_end_over_cascade"] == pytest.approx(seconds["large, end to end"] / (first + second))
 
 
 def test_scaling_fits_a_power(tmp_path):
-    results = attention.Scaling(frames=(1, 2, 4), height=12, width=18, heads=1, out=tmp_path).run()
+    results = attention.ScalingBenchmark(latent_frames=(1, 2, 4), height=12, width=18, heads=1, out=tmp_path, **QUICK).run()
     check_files(tmp_path, "scaling", results)
     rows = [measure.Row("x", (t, 1, 1), 3.0 * t**2, 1.0, 1.0) for t in (1, 2, 4)]
     assert attention.exponent(rows) == pytest.approx(2)
@@ -87,27 +89,29 @@ def test_scaling_fits_a_power(tmp_path):
 
 def test_what_would_take_too_long_is_not_run_and_says_so():
     machine = measure.Machine("cpu", "float32", limit_s=1e-9)
-    row = machine.row("slow", (1, 1, 1), lambda: pytest.fail("it ran"), flops=1e6)
+    row = machine.row(measure.Work("slow", (1, 1, 1), flops=1e6), lambda: pytest.fail("it ran"))
     assert row.ms is None and row.note.startswith("not run: at least")
 
 
-def test_a_baseline_beyond_the_limit_is_not_even_made(tmp_path):
+def test_a_baseline_beyond_the_limit_is_not_even_made():
     machine = measure.Machine("cpu", "float32", limit_s=1e-9)
-    q = torch.zeros(1, 4, 1, 8)
-    row = attention.Attention(out=tmp_path).baseline(machine, "slow", (1, 2, 2), lambda *_: pytest.fail("it was made"), (q, q, q), 1e6)
+    work = measure.Work("slow", (1, 2, 2), flops=1e6)
+    row = attention.baseline_row(machine, work, lambda: pytest.fail("it was made"))
     assert row.ms is None and row.note.startswith("not run: at least")
 
 
 def test_a_limit_that_leaves_nothing_of_ours_is_named(tmp_path):
-    options = dict(grid=("1,12,12",), heads=1, head_dim=16, window=(1, 6, 6), unit=0, out=tmp_path, device="cpu", dtype="float32")
+    options = dict(grids=((1, 12, 12),), heads=1, head_dim=16, window=(1, 6, 6), unit=0, out=tmp_path, device="cpu", dtype="float32")
     with pytest.raises(ValueError, match="--limit-s is 1e-12, by which nothing of ours can run"):
-        attention.Attention(**options, limit_s=1e-12).run()
+        attention.AttentionBenchmark(**options, limit_s=1e-12).run()
 
 
 def test_timings_and_floors_are_in_milliseconds():
     machine = measure.Machine("cpu", "float32", limit_s=60)
     x = torch.randn(512, 512)
-    row = machine.row("product", (1, 1, 1), lambda: x @ x, flops=2 * 512**3, error=lambda out: float((out - x @ x).abs().max()))
+    row = machine.row(
+        measure.Work("product", (1, 1, 1), flops=2 * 512**3), lambda: x @ x, error=lambda out: float((out - x @ x).abs().max())
+    )
     assert row.error == 0
     assert row.floor_ms == pytest.approx(2 * 512**3 / machine.flops_per_ms)
     assert row.tflops == pytest.approx(2 * 512**3 / (row.ms * 1e-3) / 1e12)
@@ -123,15 +127,21 @@ def test_selections_stay_on_the_grid_and_differ():
     assert kinds["all the same"][0, 1].tolist() == [[window, 6, 12] for window in range(18)]
 
 
-@pytest.mark.parametrize("grid", ["a", "5,72", "5,0,9", "5,72,126,3", "-1,2,3"])
-def test_a_wrong_grid_is_named(grid):
-    with pytest.raises(ValueError, match=f"--grid is '{grid}', wanted tokens"):
-        attention.Attention(grid=(grid,)).run()
+def test_an_empty_grid_is_named():
+    with pytest.raises(ValueError, match="--grids has 5 0 9, wanted tokens"):
+        attention.AttentionBenchmark(grids=((5, 72, 126), (5, 0, 9))).run()
+
+
+@pytest.mark.parametrize("grid", ["a", "5 72", "5 72 126 3", "5 72 x"])
+def test_what_is_no_grid_is_refused(grid, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["attention", "--grids", *grid.split()])
+    assert "--grids" in capsys.readouterr().err
 
 
 def test_the_last_line_is_json():
-    command = [sys.executable, "-m", "simplegvr_core", "benchmark", "table-2"]
-    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    table_2 = [sys.executable, "-m", "simplegvr_core", "benchmark", "table-2"]
+    result = subprocess.run(table_2, cwd=REPO, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1])["sparse_local"]["paper_full_over_this"] == pytest.approx(1612.5 / 377.1)
 
 

@@ -12,7 +12,7 @@ from simplegvr_core.__main__ import plain_errors
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["photos", "--photos", "nowhere", "--out", "out"], "--photos nowhere holds no photograph (.jpeg, .jpg, .png)"),
+        (["photos", "--photos", "nowhere", "--out", "out"], "--photos nowhere has no photograph (.jpeg, .jpg, .png)"),
         (
             ["pairs", "--videos", "nowhere", "--out", "out", "--vae", "x", "--spacing", "3"],
             "--spacing is 3 frames, wanted at least the 17 of a clip",

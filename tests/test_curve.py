@@ -10,7 +10,7 @@ from conftest import REPO
 
 from simplegvr_core.sampling.timesteps import Curve, load_curve
 from simplegvr_core.training.build_pairs import BuildPairs
-from simplegvr_core.training.loss import draw_training_noise
+from simplegvr_core.training.loss import sample_noise
 from simplegvr_core.training.measure_curve import MeasureCurve, high_frequency_energy
 from simplegvr_core.training.presets import PRESETS
 
@@ -41,7 +41,7 @@ def test_draws_follow_the_density():
 
 
 def test_training_draws_from_the_curve():
-    noise = draw_training_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), CURVE, torch.Generator().manual_seed(0))
+    noise = sample_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), CURVE, torch.Generator().manual_seed(0))
     assert (noise["sigma"] > 0.75).float().mean() > 0.65
 
 
@@ -64,5 +64,5 @@ def test_a_model_is_measured_written_down_and_trained_with(tmp_path):
 @pytest.mark.parametrize("text", ["no json", json.dumps({"sigma": [1]})])
 def test_a_file_that_is_no_curve_is_named(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json is no curve.*simplegvr_core\.curve"):
+    with pytest.raises(ValueError, match=r"x\.json is no curve.*measure one with .*curve`"):
         load_curve(tmp_path / "x.json")

@@ -139,8 +139,16 @@ def test_benchmark_runs_each_part_streamed_and_whole(part):
 
 
 def test_benchmark_names_lengths_it_cannot_compare():
-    assert benchmark_memory.parse_lengths("20,200") == [20, 200]
-    for text in ("20", "200,20", "20,20", "a,b", "0,5"):
-        with pytest.raises(ValueError, match="--latent-frames is"):
-            benchmark_memory.parse_lengths(text)
+    for lengths in ((20,), (200, 20), (20, 20), (), (0, 5)):
+        with pytest.raises(ValueError, match=r"--latent-frames is .*, wanted two or more lengths, the shortest first, such as 20 200"):
+            benchmark_memory.MemoryBenchmark(latent_frames=lengths).run()
     assert benchmark_memory.ratio([100, 90, 104]) == 1.04
+
+
+def test_a_part_is_measured_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    case = benchmark_memory.Case("upsampler", 3, True, (6, 8), 10, "cpu")
+    held = torch.ones(400_000_000, dtype=torch.uint8)  # of this process, not of the measured one
+    own, apart = case.measure(), benchmark_memory.measure_apart(case)
+    assert apart["peak"] + len(held) // 2 < own["peak"]
+    assert "MALLOC_MMAP_THRESHOLD_" not in os.environ

@@ -94,7 +94,7 @@ def test_a_table_says_whose_each_row_is_and_what_is_not_measured():
 
 def test_columns_that_only_an_ablation_left_empty_say_why(clips, tmp_path):
     """Table 2 is not made here: its operations are not counted, which its rows of small models must not hide."""
-    item = Paper(clips=clips, out=tmp_path, num_frames=5, only="figure-8", ablation=REPO / "docs").run()["table-2"]
+    item = Paper(clips=clips, out=tmp_path, num_frames=5, only=("figure-8",), ablation=REPO / "docs").run()["table-2"]
     assert item["groups"].keys() == {"here, small models"}
     explained = {column: reason for reason, columns in item["missing"].items() for column in columns}
     assert explained.keys() == set(item["paper"]["columns"]) and explained["GFLOPS"] == "it takes `--only table-2`"
@@ -171,10 +171,10 @@ def test_what_is_finished_is_kept_until_an_option_changes(made, clips):
     paper, results = made
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("*/result.json")}
     assert len(before) > 10
-    again = replace(paper, only="figure-8").run()
+    again = replace(paper, only=("figure-8",)).run()
     assert again == results
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    changed = replace(paper, only="figure-4", seed=1).run()
+    changed = replace(paper, only=("figure-4",), seed=1).run()
     assert changed["figure-4"]["groups"] != results["figure-4"]["groups"]
     assert "`--only figure-2`" in changed["figure-2"]["note"]
 
@@ -195,7 +195,7 @@ def test_what_is_finished_is_made_anew_when_a_baseline_or_the_code_is_another(tm
     makings = iter(range(9))
 
     def made(name: str) -> int:
-        return Bench(Options(), tmp_path).kept(name, lambda folder: {"making": next(makings)})["making"]
+        return Bench(Options(), tmp_path).computed_once(name, lambda folder: {"making": next(makings)})["making"]
 
     monkeypatch.setattr(paper_bench.baselines, "HOME", tmp_path / "baselines")
     assert [made(name) for name in ("table-1", "figure-8", "table-1", "figure-8")] == [0, 1, 0, 1]
@@ -208,12 +208,12 @@ def test_what_is_finished_is_made_anew_when_a_baseline_or_the_code_is_another(tm
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"only": "figure-1,figure-11"}, "--only has unknown figure-11; known are figure-1, "),
+        ({"only": ("figure-1", "figure-11")}, "--only has unknown figure-11; known are figure-1, "),
         ({"t2v_size": (120, 224)}, r"--t2v-size is \(120, 224\), wanted multiples of 16"),
         ({"num_frames": 16}, r"--num-frames is 16, wanted 4 n \+ 1"),
         ({"ablation": REPO / "tests"}, "--ablation .*tests has no ablation.json: give the --out of `simplegvr ablate`"),
         ({"contexts": REPO / "docs"}, "--contexts .*docs has no .safetensors file"),
-        ({"t2v": Paper.model, "only": "figure-4"}, "--t2v .*gvr_tiny.safetensors takes 32 channels, a text-to-video model 16"),
+        ({"t2v": Paper.model, "only": ("figure-4",)}, "--t2v .*gvr_tiny.safetensors takes 32 channels, a text-to-video model 16"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -224,7 +224,7 @@ def test_an_option_of_no_use_is_named(options, message, tmp_path):
 
 @pytest.mark.slow
 def test_a_smoke_ablation_has_every_row_and_says_that_it_means_nothing(clips, tmp_path):
-    results = Paper(clips=clips, out=tmp_path, only="figure-8", smoke_ablation=True).run()
+    results = Paper(clips=clips, out=tmp_path, only=("figure-8",), smoke_ablation=True).run()
     for item, axes in AXES.items():
         (rows,) = [rows for whose, rows in results[item]["groups"].items() if whose == "here, models of ten steps, which mean nothing"]
         assert list(rows) == [name for axis in axes for name in axis.variants.values()]

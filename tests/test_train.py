@@ -21,7 +21,7 @@ from simplegvr_core.networks.upsampler import VARIANTS, load_upsampler
 from simplegvr_core.training.batches import Crop, PairSampler
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loop import LoopConfig
-from simplegvr_core.training.loss import draw_training_noise
+from simplegvr_core.training.loss import sample_noise
 from simplegvr_core.training.pairs import Pairs
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.train_vae import Crops, TrainVAE
@@ -192,7 +192,7 @@ def test_captions_are_used_and_sometimes_left_out(pairs, tmp_path):
     for video in {entry["video"] for entry in Pairs(pairs).entries}:
         save_file({"context": torch.ones(3, 7)}, tmp_path / Path(video).with_suffix(".safetensors").name)
     sampler = PairSampler((pairs,), Crop(9, (12, 12), 400), tmp_path, null_prompt=0.1)
-    context = sampler.draw(torch.Generator().manual_seed(0), text_dim=7)["context"]
+    context = sampler.sample(torch.Generator().manual_seed(0), text_dim=7)["context"]
     null = (context == 0).all(dim=2).all(dim=1)
     assert context.shape == (400, 3, 7)
     assert 0.05 < null.float().mean() < 0.15
@@ -209,7 +209,7 @@ def test_crops_of_both_latents_show_the_same_place(tmp_path):
     (tmp_path / "pairs.json").write_text(json.dumps({"pairs": entries}))
     sampler, generator, scales = PairSampler((tmp_path,), Crop(5, (12, 6), 4)), torch.Generator().manual_seed(1), set()
     for _ in range(8):
-        batch = sampler.draw(generator, text_dim=7)
+        batch = sampler.sample(generator, text_dim=7)
         assert batch["z_hr"].shape == (4, 16, 2, 12, 6)
         scale = 12 // batch["z_lr"].shape[3]
         assert torch.equal(batch["z_hr"], repeat_cells(batch["z_lr"], scale))
@@ -221,23 +221,23 @@ def repeat_cells(z, scale):
     return z.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
-def test_noise_levels_are_even_and_shares_in_their_range():
-    noise = draw_training_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), None, torch.Generator().manual_seed(0))
+def test_noise_levels_are_uniform_and_augmentation_levels_in_their_range():
+    noise = sample_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), None, torch.Generator().manual_seed(0))
     assert torch.histc(noise["sigma"], 4, 0, 1).min() > 850
-    assert noise["noise_share"].min() >= 0.3
-    assert noise["noise_share"].max() <= 0.6
+    assert noise["noise_augmentation"].min() >= 0.3
+    assert noise["noise_augmentation"].max() <= 0.6
     assert not torch.equal(noise["noise"], noise["condition_noise"])
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"noise_range": (0.3, 1.2)}, r"--noise-range is 0\.3 1\.2, wanted two shares in \[0, 1\]"),
+        ({"noise_range": (0.3, 1.2)}, r"--noise-range is 0\.3 1\.2, wanted two levels in \[0, 1\]"),
         ({"noise_range": (0.6, 0.3)}, "--noise-range"),
         ({"null_prompt": -0.1}, r"--null-prompt is -0\.1"),
         ({"perceptual_loss": 0.5, "vae": None}, r"--perceptual-loss is 0\.5.*only with --vae"),
         ({"lora_rank": 4}, "give its two files with --init-dit and --init-upsampler"),
-        ({"crop": Crop(9, (13, 12), 2)}, r"--crop\.size is \(13, 12\) cells, wanted multiples of 2"),
+        ({"crop": Crop(9, (13, 12), 2)}, r"--crop\.size is \(13, 12\) latent pixels, wanted multiples of 2"),
         ({"crop": Crop(8, (12, 12), 2)}, r"--crop\.num-frames is 8, wanted 4 times"),
         ({"crop": Crop(17, (12, 12), 2)}, "has a pair of .* crops want"),
         ({"pairs": (Path("nowhere"),)}, "nowhere holds no pairs.json"),

@@ -1,12 +1,12 @@
-"""Other people's attention, which the benchmark measures ours against in the same run, on the same tensors.
+"""Attention by other people's code, timed in the same run and on the same tensors as ours.
 
 DENSE and SPARSE map a name to a factory. A factory does what a user of that code would do once, and returns a callable
-without arguments that runs attention once. It has run once already, so what compiles is compiled. Where that code cannot
-run, the factory raises Unavailable with the reason. Nothing foreign is imported before its factory is called.
+without arguments that runs attention once. The factory runs it once, so that compilation is done. Where the code cannot
+run, the factory raises Unavailable with the reason. A package is imported when its factory is called.
 
 B batch, L tokens, n heads, d head dim, W windows, K windows that a window attends to. q, k, v: (B, L, n, d).
-windows: .table (W, P) token indices of each window, first the live ones, then -1; .length (W,) how many are live. Every
-token is in one window. selection: (B, n, W, K) windows that each window attends to in one softmax, -1 for none.
+windows: .table (W, P) token indices of each window, -1 after the last; .length (W,) tokens of each window. Every token is in
+one window. selection: (B, n, W, K) windows that each window attends to in one softmax, -1 for none.
 """
 
 import os
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +24,27 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ..networks.windows import Windows
+
 BLOCK = 128  # tokens of a block of keys or queries in the block-sparse kernels
 TEXT_TOKENS = 58  # of the fixed prompt that SeedVR2 is distilled for
 
 
+P = ParamSpec("P")
+Run = Callable[[], Tensor]  # runs attention once
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of padded windows -> attention
+
+
 class Unavailable(Exception):
-    """This baseline cannot run here; the message says why."""
+    """A baseline cannot run on this machine; the message gives the reason."""
 
 
-def checked(factory: Callable) -> Callable:
-    """Returns the factory with a first run of what it makes, and Unavailable when that fails, however the other code fails."""
+def checked(factory: Callable[P, Run]) -> Callable[P, Run]:
+    """Returns the factory with a first run of the attention that it makes; any failure of that run becomes Unavailable."""
 
     @wraps(factory)
-    def make(*arguments) -> Callable[[], Tensor]:
-        run = factory(*arguments)
+    def make(*arguments: P.args, **options: P.kwargs) -> Run:
+        run = factory(*arguments, **options)
         try:
             run()
         except Exception as error:
@@ -48,7 +55,7 @@ def checked(factory: Callable) -> Callable:
 
 
 @checked
-def sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
+def sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Run:
     """Returns dense attention by exactly this backend of PyTorch's scaled_dot_product_attention."""
     if not q.is_cuda and (q.device.type, backend) != ("cpu", SDPBackend.FLASH_ATTENTION):
         raise Unavailable("needs a CUDA device")
@@ -58,8 +65,8 @@ def sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], T
 
 
 @checked
-def comfyui(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
-    """Returns dense attention by the function that ComfyUI picks on this device; its .label names that function."""
+def comfyui(q: Tensor, k: Tensor, v: Tensor) -> Run:
+    """Returns dense attention by the function that ComfyUI picks on this device; its .label is that function's name."""
     attend = comfyui_attribute("comfy.ldm.modules.attention", "optimized_attention")
     heads = q.shape[2]
     q, k, v = (rearrange(x, "B L n d -> B L (n d)") for x in (q, k, v))
@@ -72,8 +79,8 @@ def comfyui(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
 
 
 @checked
-def flash_attn(package: str, module: str, oldest_sm: int, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
-    """Returns dense attention by flash_attn_func of FlashAttention-3 or -4, which keep the layout (B, L, n, d)."""
+def flash_attn(package: str, module: str, oldest_sm: int, q: Tensor, k: Tensor, v: Tensor) -> Run:
+    """Returns dense attention by flash_attn_func of FlashAttention-3 or -4, which take the layout (B, L, n, d)."""
     require_nvidia(q, oldest_sm)
     attend = attribute(package, module, "flash_attn_func")
 
@@ -85,11 +92,23 @@ def flash_attn(package: str, module: str, oldest_sm: int, q: Tensor, k: Tensor, 
 
 
 @checked
-def padded(kernel: Callable, ahead: bool, q: Tensor, k: Tensor, v: Tensor, windows, selection: Tensor) -> Callable[[], Tensor]:
-    """Returns sparse attention by a block-sparse kernel, every window copied into a block of its own on each call.
+def padded(
+    kernel: Callable[[Tensor, Windows, Tensor], Kernel], ahead: bool, q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor
+) -> Run:
+    """Returns sparse attention by a block-sparse kernel whose blocks have one window each.
 
-    ahead: the copies are made once instead, as in a model that keeps its tokens padded; the callable then returns
-    (B, W * 128, n, d), rows as in padding(). kernel(q, windows, selection) returns attention of such padded tensors.
+    Args:
+        kernel: (q, windows, selection) -> attention of padded tensors.
+        ahead: Whether windows are copied into their blocks once, as in a model whose tokens are padded throughout, instead of
+            on each call. The result is then (B, W * 128, n, d), rows as in padding().
+        q: (B, L, n, d).
+        k: (B, L, n, d).
+        v: (B, L, n, d).
+        windows: Windows of at most 128 tokens.
+        selection: (B, n, W, K) windows that each window attends to, -1 for none.
+
+    Raises:
+        Unavailable: A window has more than 128 tokens.
     """
     token_of_row, row_of_token = padding(windows)
     attend = kernel(q, windows, selection)
@@ -99,10 +118,10 @@ def padded(kernel: Callable, ahead: bool, q: Tensor, k: Tensor, v: Tensor, windo
     return lambda: attend(*(x.index_select(1, token_of_row) for x in (q, k, v))).index_select(1, row_of_token)
 
 
-def padding(windows) -> tuple[Tensor, Tensor]:
+def padding(windows: Windows) -> tuple[Tensor, Tensor]:
     """Returns the token in each row of the padded windows, (W * 128,), and the row of each token, (L,).
 
-    Rows that pad a window hold token 0. Raises Unavailable when a window has more than 128 tokens.
+    Rows that pad a window have token 0. Raises Unavailable when a window has more than 128 tokens.
     """
     if windows.table.shape[1] > BLOCK:
         raise Unavailable(f"windows have up to {windows.table.shape[1]} tokens, its blocks {BLOCK}")
@@ -117,7 +136,7 @@ def block_lists(selection: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.int(), (selection >= 0).sum(-1, dtype=torch.int32)
 
 
-def flex(q: Tensor, windows, selection: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def flex(q: Tensor, windows: Windows, selection: Tensor) -> Kernel:
     """Returns PyTorch's FlexAttention on padded windows, compiled for one shape."""
     blocks, counts = block_lists(selection)
     num_windows, length = selection.shape[2], windows.length
@@ -133,12 +152,14 @@ def flex(q: Tensor, windows, selection: Tensor) -> Callable[[Tensor, Tensor, Ten
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():  # uncompiled, it ignores the lists and attends to everything
             raise RuntimeError("torch.compile is switched off")
-        return flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+        out = flex_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask)
+        assert isinstance(out, Tensor)  # without auxiliary outputs
+        return out.transpose(1, 2)
 
     return attend
 
 
-def cudnn_block_sparse(q: Tensor, windows, selection: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def cudnn_block_sparse(q: Tensor, windows: Windows, selection: Tensor) -> Kernel:
     """Returns the block-sparse attention of NVIDIA's cuDNN frontend on padded windows."""
     require_nvidia(q, 90)
     forward = attribute("nvidia-cudnn-frontend", "cudnn", "block_sparse_attention_forward")
@@ -156,12 +177,16 @@ def cudnn_block_sparse(q: Tensor, windows, selection: Tensor) -> Callable[[Tenso
 
 
 @checked
-def seedvr2_block(grid: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Returns one whole transformer block of ComfyUI's SeedVR2 3B, with random weights, that gives (L, 2560).
+def seedvr2_block(grid: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Run:
+    """Returns one whole transformer block of ComfyUI's SeedVR2 3B with random weights, whose result is (L, 2560).
 
-    grid: T, H, W video tokens. Text and video share weights, as in the last 22 of its 32 blocks; windows are not shifted,
-    as in every other block. Window indices and rotary angles stay after the first call, as ComfyUI keeps them from block
-    to block.
+    Text and video share weights, as in the last 22 of its 32 blocks; windows are not shifted, as in every other block.
+    Window indices and rotary angles are cached after the first call, as in ComfyUI from block to block.
+
+    Args:
+        grid: Video tokens along time, height and width.
+        device: Where it runs.
+        dtype: Type of its weights and inputs.
     """
     model = comfyui_attribute("comfy.ldm.seedvr.model")
     operations = comfyui_attribute("comfy.ops", "disable_weight_init")
@@ -177,7 +202,7 @@ def seedvr2_block(grid: tuple[int, int, int], device: torch.device, dtype: torch
 
 
 def comfyui_attribute(module: str, name: str | None = None) -> Any:
-    """Returns a module of ComfyUI, or what it calls name. Raises Unavailable when COMFYUI_PATH leads to no ComfyUI."""
+    """Returns a module of ComfyUI, or its attribute. Raises Unavailable when COMFYUI_PATH is no folder of ComfyUI."""
     folder = os.environ.get("COMFYUI_PATH", "")
     if not (Path(folder) / "comfy").is_dir():
         raise Unavailable(f"COMFYUI_PATH is {folder!r}, not a folder of ComfyUI")
@@ -189,7 +214,7 @@ def comfyui_attribute(module: str, name: str | None = None) -> Any:
 
 
 def attribute(package: str, module: str, name: str | None = None) -> Any:
-    """Returns a module of an optional package, or what it calls name. Raises Unavailable when there is none."""
+    """Returns a module of an optional package, or its attribute. Raises Unavailable when there is none."""
     try:
         loaded = import_module(module)
         return loaded if name is None else getattr(loaded, name)

@@ -1,9 +1,9 @@
-"""`python3 scripts/run.py benchmark {attention,scaling,model,cascade,memory,seams,table-2,all} --help`.
+"""Benchmarks: `simplegvr benchmark {attention,scaling,model,cascade,memory,seams,table-2,all} --help`.
 
-Every ratio is of two timings of one run on one machine, and stands beside the floor: the time at the machine's best copy
-bandwidth and matrix rate, measured in the same run. The last line is JSON; a table, the JSON and a plot go to --out, in
-place of those of the run before. Weights and inputs are random, which changes no time but the choice of windows. What a
-machine cannot run is listed with the reason.
+Every ratio is of two timings of one run on one machine, beside the floor: the time at the machine's best copy bandwidth and
+matrix rate, measured in the same run. A table, the JSON and a plot are written to --out and replace those of an earlier run.
+Weights and inputs are random, which changes no time but that of the choice of windows. For each operation that a machine
+cannot run, the table gives the reason.
 """
 
 from collections.abc import Sequence
@@ -12,39 +12,47 @@ from dataclasses import dataclass
 import tyro
 
 from ..planning import flops
-from .attention import Attention, Scaling
+from .attention import AttentionBenchmark, ScalingBenchmark
 from .machine import Options
-from .memory import Memory
-from .network import Cascade, Model
+from .memory import MemoryBenchmark
+from .network import CascadeBenchmark, NetworkBenchmark
 from .seams import SeamBenchmark
 
 
 @dataclass(frozen=True)
 class Table2:
-    """The paper's table 2 beside what its configurations cost by our count; flops.table_2 says what of it fits."""
+    """Counts the operations of the paper's table 2 from its configurations, beside what the paper gives."""
 
     def run(self) -> dict:
+        """Returns flops.table_2()."""
         return flops.table_2()
 
 
 @dataclass(frozen=True)
 class All(Options):
-    """Every benchmark at its defaults, attention with 1, 0, 3 and 7 other windows: minutes on a large GPU."""
+    """Runs every timing at its defaults, attention with 1, 0, 3 and 7 other windows: minutes on a large GPU."""
 
     limit_s: float = 10
 
     def run(self) -> dict:
+        """Returns the results of each, by its name among the commands."""
         options = vars(self)
-        benchmarks = (Attention(**options, top_k=(1, 0, 3, 7)), Scaling(**options), Model(**options), Cascade(**options), Table2())
-        return {type(benchmark).__name__.lower(): benchmark.run() for benchmark in benchmarks}
+        benchmarks = {
+            "attention": AttentionBenchmark(**options, top_k=(1, 0, 3, 7)),
+            "scaling": ScalingBenchmark(**options),
+            "model": NetworkBenchmark(**options),
+            "cascade": CascadeBenchmark(**options),
+            "table-2": Table2(),
+        }
+        return {name: benchmark.run() for name, benchmark in benchmarks.items()}
 
 
 COMMANDS = {
-    "attention": Attention,
-    "model": Model,
-    "cascade": Cascade,
-    "scaling": Scaling,
-    "memory": Memory,
+    "attention": AttentionBenchmark,
+    "model": NetworkBenchmark,
+    "cascade": CascadeBenchmark,
+    "scaling": ScalingBenchmark,
+    "memory": MemoryBenchmark,
     "seams": SeamBenchmark,
     "table-2": Table2,
     "all": All,
@@ -52,4 +60,5 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str]) -> dict:
+    """Runs one benchmark of the command line and returns its results."""
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="simplegvr benchmark", args=arguments).run()

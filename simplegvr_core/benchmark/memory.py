@@ -1,16 +1,18 @@
 """Memory over the length of a clip: the sampler, the upsampler and decoding to a file, each in a process of its own.
 
-`python3 scripts/run.py benchmark memory --latent-frames 20,200`. What streams takes as much for a long clip as
-for a short one; beside it stand the same parts with the whole clip at once.
+`simplegvr benchmark memory --latent-frames 20 200`. A streamed part takes as much memory for a long clip as for a short one;
+the same parts with the whole clip at once are measured for comparison.
 """
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -25,6 +27,7 @@ from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, write_text
 from ..latent_space import SPATIAL_FACTOR, first_frame
 from ..networks.checkpoint import parse_config, read_config
 from ..networks.dit import load_dit, parse_dit_config
+from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, load_upsampler
 from ..planning.network_memory import coding_bytes, dit_bytes
@@ -42,7 +45,16 @@ RATE = 24
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. part: of PARTS; streamed: or with the whole clip at once. size: target cells, three times the source's."""
+    """One measurement.
+
+    Attributes:
+        part: Of PARTS.
+        frames: Latent frames of the clip.
+        streamed: Whether the clip is streamed; otherwise it is processed whole.
+        size: Height and width of the result in latent pixels, three times the source's.
+        segment: Latent frames that the sampler's model sees at a time.
+        device: cpu or cuda.
+    """
 
     part: str
     frames: int
@@ -53,11 +65,12 @@ class Case:
 
     @property
     def source(self) -> tuple[int, int]:
-        return tuple(-(-cells // 3) for cells in self.size)
+        height, width = self.size
+        return -(-height // 3), -(-width // 3)
 
     @torch.inference_mode()
     def measure(self) -> dict:
-        """Returns bytes at the peak, those above what the loaded networks take, and seconds, of one run in this process."""
+        """Returns the bytes at the peak, those above what the loaded networks take, and the seconds, of one run in this process."""
         with TemporaryDirectory(prefix="simplegvr_") as folder:
             run = PARTS[self.part](self, Path(folder))
             before, start = self.taken(), perf_counter()
@@ -67,7 +80,7 @@ class Case:
         return {"peak": peak, "above": peak - before, "seconds": seconds}
 
     def taken(self) -> int:
-        """Returns the bytes that are taken now, resident or allocated on the GPU."""
+        """Returns the bytes in use now, resident or allocated on the GPU."""
         if self.device == "cpu":
             return psutil.Process().memory_info().rss
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -161,24 +174,32 @@ def counted(case: Case) -> int:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Peak memory of the sampler, the upsampler and decoding to a file, by the length of the clip."""
+class MemoryBenchmark:
+    """Measures the peak memory of the sampler, the upsampler and decoding to a file, by the length of the clip."""
 
-    latent_frames: str = "20,200"
-    """Lengths of the clip, the shortest first. 200 are 797 frames."""
+    latent_frames: tuple[int, ...] = (20, 200)
+    """Two or more lengths of the clip, the shortest first. 200 latent frames are 797 video frames."""
     width: int = 256
+    """Width of the video in pixels, a multiple of 8."""
     height: int = 192
-    """Size of the video in pixels, multiples of 8."""
+    """Height of the video in pixels, a multiple of 8."""
     segment: int = 10
     """Latent frames that the sampler's model sees at a time."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = default_device()
     """cpu or cuda."""
     out: Path = Path("out/benchmark")
-    """Folder for memory.json and memory.md of the last run."""
+    """Folder for memory.json and memory.md; files of an earlier run are replaced."""
 
     def run(self) -> dict:
-        """Returns the measurements, and as peak_ratio the largest of the parts' peaks with the longest clip over the shortest."""
-        lengths = parse_lengths(self.latent_frames)
+        """Returns the measurements; peak_ratio is the largest of the parts' peaks with the longest clip over the shortest.
+
+        Raises:
+            ValueError: latent_frames are not two or more ascending lengths.
+        """
+        lengths = self.latent_frames
+        if len(lengths) < 2 or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+            given = " ".join(map(str, lengths))
+            raise ValueError(f"--latent-frames is {given}, wanted two or more lengths, the shortest first, such as 20 200")
         size = self.height // SPATIAL_FACTOR, self.width // SPATIAL_FACTOR
         cases = [
             Case(part, frames, streamed, size, self.segment, self.device)
@@ -206,24 +227,28 @@ class Memory:
         return results
 
 
-def parse_lengths(text: str) -> list[int]:
-    """Returns the numbers in a text such as 20,200. Raises ValueError unless there are two or more, ascending."""
-    parts = text.split(",")
-    lengths = [int(part) for part in parts if part.isdecimal() and int(part)]
-    if len(lengths) != len(parts) or len(lengths) < 2 or lengths != sorted(set(lengths)):
-        raise ValueError(f"--latent-frames is {text!r}, wanted two or more lengths, the shortest first, such as 20,200")
-    return lengths
-
-
 def measure_apart(case: Case) -> dict:
-    """Returns case.measure() of a fresh process. On Linux what it frees goes back at once: resident is what is alive."""
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(case))]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(ran.stdout.splitlines()[-1])
+    """Returns case.measure() of a fresh process. On Linux it returns freed memory at once: resident is what is alive."""
+    with environment("MALLOC_MMAP_THRESHOLD_", str(2**20)), ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(case.measure).result()
 
 
-def ratio(peaks: list[int]) -> float:
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable for the processes that the block starts."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def ratio(peaks: Sequence[int]) -> float:
+    """Returns the largest of the peaks after the first over the first."""
     return max(peaks[1:]) / peaks[0]
 
 
@@ -251,8 +276,3 @@ def peak_resident() -> int:
     import resource  # Windows has none
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-if __name__ == "__main__":
-    case = json.loads(sys.argv[1])
-    print(json.dumps(Case(**case | {"size": tuple(case["size"])}).measure()))

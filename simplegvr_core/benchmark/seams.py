@@ -1,4 +1,4 @@
-"""Does cutting show? One clip whole, in segments and in tiles, against chunks that are sampled apart and cross-faded."""
+"""Seams of one clip sampled whole, in segments and in tiles, against chunks that are sampled apart and cross-faded."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ from ..video.frames import to_video
 from ..video.read import read_video
 
 SEED, NOISE_SEED, SCALE = 0, 1, 3
-WAYS = {  # segment in latent frames, tile width in cells
+WAYS = {  # segment in latent frames, tile width in latent pixels
     "segments of 10": (10, None),
     "segments of 20": (20, None),
     "segments of 40": (40, None),
@@ -40,9 +40,15 @@ WAYS = {  # segment in latent frames, tile width in cells
 
 @dataclass(frozen=True)
 class Row:
-    """One way to sample the clip. difference: root mean square of the latent's difference from the whole's over its own.
+    """One way to sample the clip.
 
-    At the borders of segments and tiles: jumps over those nearby, and of the clip sampled whole at the same places.
+    Attributes:
+        name: Of WAYS, and how its boxes are joined.
+        difference: Root mean square of the latent's difference from the clip sampled whole, over that of the whole.
+        segment_borders: Jumps at the borders of segments over those nearby, None without segments.
+        segment_borders_of_whole: The same of the clip sampled whole, at the same places.
+        tile_borders: Jumps at the borders of tiles over those nearby, None without tiles.
+        tile_borders_of_whole: The same of the clip sampled whole, at the same places.
     """
 
     name: str
@@ -55,21 +61,22 @@ class Row:
 
 @dataclass(frozen=True)
 class SeamBenchmark:
-    """Seams of the bundled gvr_tiny, cut and blended at every step, beside chunks sampled apart and cross-faded."""
+    """Measures seams of the bundled gvr_tiny, cut and blended at every step, and of chunks sampled apart and cross-faded."""
 
     video: Path = CLIPS / "demo.mp4"
     """A small video; it is played forwards and backwards until it is long enough."""
     latent_frames: int = 41
-    """Length of the clip; 41 are 161 frames."""
+    """Length of the clip; 41 latent frames are 161 video frames."""
     steps: int | None = None
-    """Steps; by default the checkpoint's."""
+    """Sampling steps; by default the checkpoint's."""
     denoise: float | None = None
-    """Noise level to start from; by default the checkpoint's. From 1 on, the model draws everything anew."""
+    """Noise level in (0, 1] to start from; by default the checkpoint's. At 1 nothing of the upsampled latent is left."""
     out: Path = Path("out/benchmark")
-    """Folder for seams.md and seams.json."""
+    """Folder for seams.md and seams.json; files of an earlier run are replaced."""
 
     @torch.inference_mode()
     def run(self) -> dict:
+        """Returns the seams of each way, and whether the noise was the same in every box."""
         path = GVR_TINY
         dit, config = load_dit(path)
         chosen = {key: value for key, value in (("steps", self.steps), ("denoise", self.denoise)) if value is not None}
@@ -77,21 +84,22 @@ class SeamBenchmark:
         vae = load_tiny_vae(GVR_TINY_VAE)
         upsampler = load_upsampler(GVR_TINY_UPSAMPLER)
         z_lr = vae.encode(self.clip())
-        size = scaled_size(z_lr.shape[3:], SCALE)
+        height, width = z_lr.shape[3:]
+        size = scaled_size((height, width), SCALE)
         z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2)
         network = guided_network(dit, sampling.cfg, like=z_lr)
         velocity = TiledVelocity(network, WHOLE, dit.attention.alignment)
 
-        reference = sample(velocity, z_up, sampling, WHOLE)
-        reference_frames = list(decoded(reference, vae))
+        whole = sample(velocity, z_up, sampling, WHOLE)
+        whole_frames = list(decoded(whole, vae))
         rows, noise_identical = [], True
-        for name, (segment, width) in tqdm(WAYS.items()):
-            tiling = aligned_tiling((segment, None, width), dit.attention.alignment)
-            noise_identical &= drawn_alike(velocity, z_up, sampling, tiling)
+        for name, (segment, tile_width) in tqdm(WAYS.items()):
+            tiling = aligned_tiling((segment, None, tile_width), dit.attention.alignment)
+            noise_identical &= noise_is_identical(velocity, z_up, sampling, tiling)
             for how, way in (("fused at every step", sample), ("apart, cross-faded", sample_apart)):
                 z = way(velocity, z_up, sampling, tiling)
-                difference = ((z - reference).square().mean() / reference.square().mean()).sqrt().item()
-                rows.append(compare(f"{name}: {how}", difference, decoded(z, vae), reference_frames, tiling))
+                difference = ((z - whole).square().mean() / whole.square().mean()).sqrt().item()
+                rows.append(compare(f"{name}: {how}", difference, decoded(z, vae), whole=whole_frames, tiling=tiling))
         fused, apart = (
             max(max(row.segment_borders or 0, row.tile_borders or 0) for row in rows if how in row.name) for how in ("fused", "apart")
         )
@@ -111,14 +119,14 @@ class SeamBenchmark:
         return results
 
     def clip(self) -> Tensor:
-        """Returns the video, played to and fro, (1, 3, 4 latent_frames - 3, H, W)."""
+        """Returns the video, played forwards and backwards, (1, 3, 4 latent_frames - 3, H, W)."""
         images, _ = read_video(self.video)
-        to_and_fro = torch.cat((images, images[1:-1].flip(0)))
-        return to_video(torch.stack(list(islice(cycle(to_and_fro), video_frames(self.latent_frames)))))
+        there_and_back = torch.cat((images, images[1:-1].flip(0)))
+        return to_video(torch.stack(list(islice(cycle(there_and_back), video_frames(self.latent_frames)))))
 
 
 def sample(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
-    """Returns z_up refined in boxes that are blended at every step, with noise by position."""
+    """Returns z_up (1, 16, T, H, W) refined in boxes that are blended at every step, with positional noise."""
     with TemporaryDirectory() as folder:
         condition = TensorFrames(augment_condition(z_up, sampling.noise_augmentation, NOISE_SEED))
         sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
@@ -126,26 +134,33 @@ def sample(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tili
 
 
 def sample_apart(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:
-    """Returns z_up refined box by box, each as if it were a clip of its own, cross-faded afterwards: the naive way."""
-    total, extent = torch.zeros_like(z_up), tuple(z_up.shape[2:])
+    """Returns z_up (1, 16, T, H, W) refined box by box, each as a clip of its own, and cross-faded at the end: the naive way."""
+    total, extent = torch.zeros_like(z_up), extent_of(z_up)
     for box in tiling.boxes(extent):
         total[box.slices] += blend_weights(box, extent, tiling.overlap) * sample(velocity, z_up[box.slices], sampling, WHOLE)
     return total
 
 
-def drawn_alike(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> bool:
-    """Returns whether the network is given in every box of the first step, bit for bit, the noised latent and the condition
-    that it is given for the whole clip."""
-    (whole,) = given(velocity, z_up, sampling, WHOLE)
-    boxes = zip(tiling.boxes(whole[0].shape[2:]), given(velocity, z_up, sampling, tiling), strict=True)
+def noise_is_identical(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> bool:
+    """Returns whether the network's inputs in every box of the first step are, bit for bit, those of the whole clip there.
+
+    Args:
+        velocity: The model's velocity; its network is not called.
+        z_up: Upsampled latent (1, 16, T, H, W).
+        sampling: Noise levels.
+        tiling: The boxes.
+    """
+    (whole,) = network_inputs(velocity, z_up, sampling, WHOLE)
+    boxes = zip(tiling.boxes(extent_of(whole[0])), network_inputs(velocity, z_up, sampling, tiling), strict=True)
     return all(torch.equal(part, of[box.slices]) for box, parts in boxes for part, of in zip(parts, whole, strict=True))
 
 
-def given(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> list[tuple[Tensor, Tensor]]:
-    """Returns the noised latent and the condition that the network is given in the first step, box by box."""
-    inputs = []
+def network_inputs(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> list[tuple[Tensor, Tensor]]:
+    """Returns the noised latent and the condition that the network gets in the first step, box by box."""
+    inputs: list[tuple[Tensor, Tensor]] = []
 
-    def network(z: Tensor, condition: Tensor, sigma: Tensor) -> Tensor:
+    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+        assert condition is not None
         inputs.append((z.clone(), condition.clone()))
         return torch.zeros_like(z)
 
@@ -153,10 +168,24 @@ def given(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tilin
     return inputs
 
 
-def compare(name: str, difference: float, frames: Iterable[Tensor], reference: list[Tensor], tiling: Tiling) -> Row:
-    """Returns the row of a clip's frames beside those of the clip that was sampled whole."""
+def extent_of(z: Tensor) -> tuple[int, int, int]:
+    """Returns T, H, W of a latent (B, C, T, H, W)."""
+    frames, height, width = z.shape[2:]
+    return frames, height, width
+
+
+def compare(name: str, difference: float, frames: Iterable[Tensor], *, whole: list[Tensor], tiling: Tiling) -> Row:
+    """Returns a way's row.
+
+    Args:
+        name: Its name.
+        difference: As of Row.
+        frames: Frames (1, 3, H, W) in [0, 1] of its clip.
+        whole: Frames of the clip sampled whole.
+        tiling: Boxes of the way.
+    """
     borders = pixel_borders(tiling)
-    found, of_whole = (seams.measure(clip, borders, seams.VIDEO)[0] for clip in (frames, reference))
+    found, of_whole = (seams.measure(clip, borders, seams.VIDEO)[0] for clip in (frames, whole))
     ratios = (seam and seam.ratio for seam in (found.segments, of_whole.segments, found.columns, of_whole.columns))
     return Row(name, difference, *ratios)
 

@@ -146,3 +146,8 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 def uncompiled(function: Function) -> Function:
     """Returns function, which torch.compile calls and does not trace."""
     return cast(Function, torch.compiler.disable(function))
+
+
+def default_device() -> str:
+    """Returns where commands run networks unless told otherwise: "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
-"""The paper's ablations at toy scale: `python3 scripts/run.py ablate --videos DIR --held-out DIR --out DIR`.
+"""The paper's ablations at toy scale: `simplegvr ablate --videos DIR --held-out DIR --t2v FILE --out DIR`.
 
-Each variant is trained from drawn weights with several seeds and measured on clips it never saw. A small model on one CPU
-cannot decide what the paper's found out on sixteen GPUs; the table says for each comparison whether the direction held.
+Each variant is trained from random weights with several seeds and measured on clips outside its training data. A small model on
+one CPU cannot decide what the paper measured on sixteen GPUs; the table has, for each comparison, whether the order is the paper's.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..evaluation import metrics
 from ..evaluation.result import EvaluationClip, Result
-from ..files import sha256, write_text
+from ..files import GVR_TINY_VAE, sha256, write_text
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
@@ -68,7 +68,7 @@ AXES = {
     "condition": {"channels": {}, "tokens": {"dit": replace(BASE.dit, condition="token")}},
     "attention": {"sparse local": {}, "swin": {"attention": SWIN}, "full": {"attention": FULL}},
 }
-# What the paper orders from better to worse, by axis (its Tables 2 and 3, Fig. 7 and 10); full attention is its upper bound.
+# The paper's variants of each axis from better to worse (its tables 2 and 3, figures 7 and 10); full attention is its upper bound.
 PAPER = {axis: list(variants) for axis, variants in AXES.items()} | {"attention": ["full", "sparse local", "swin"]}
 
 
@@ -77,23 +77,37 @@ class Ablate:
     """Trains every variant with every seed; writes ablation.json and ablation.md."""
 
     videos: Path
+    """Folder of videos to train on."""
     held_out: Path
     """Folder of videos to measure on, none of them in --videos."""
     out: Path
+    """Folder for pairs, runs and results. Finished runs with the same options are used again."""
     t2v: Path
     """Text-to-video checkpoint for the model-guided degradation."""
-    vae: Path = PRESETS["tiny_stage1"].vae
+    vae: Path = GVR_TINY_VAE
+    """TinyVAE of all latents."""
     axes: tuple[str, ...] = tuple(AXES)
+    """Axes to compare."""
     seeds: int = 3
+    """Runs of each variant."""
     steps: int = BASE.loop.steps
+    """Optimizer steps of each run."""
     height: int = 240
+    """Height in pixels to which taller video is reduced by area averaging."""
     spacing: int = 240
-    """Frames from the start of one training clip to the next."""
+    """Video frames from the start of one training clip to that of the next."""
     clips: int = 6
-    """Unseen clips that each model is measured on."""
+    """Held-out clips that each model is measured on."""
 
     def run(self) -> dict:
-        """Returns {axis: {variant: {metric: {"mean", "spread", "runs"}}}, ...} with what became of the paper's direction."""
+        """Trains and measures all variants.
+
+        Returns:
+            {axis: {"variants": {variant: {metric: {"mean", "spread", "runs"}}}, "paper": its order, "direction"}}, as summarise does.
+
+        Raises:
+            ValueError: An axis is unknown, or what the runs raise.
+        """
         if unknown := set(self.axes) - AXES.keys():
             raise ValueError(f"--axes has unknown {', '.join(sorted(unknown))}; known are {', '.join(AXES)}")
         self.build_pairs()
@@ -108,14 +122,23 @@ class Ablate:
         return table
 
     def build_pairs(self) -> None:
-        """Builds the training pairs of each degradation, and pairs of what is held out, by each in turn."""
-        shared = {"num_frames": BASE.crop.num_frames, "height": self.height, "scales": (2,), "t2v": self.t2v}
+        """Builds training pairs and held-out pairs by each degradation."""
         for recipe in ("classical", "flow_based", "model_guided"):
-            BuildPairs(self.videos, self.vae, self.out / "pairs" / recipe, recipe, spacing=self.spacing, **shared).run()
-            BuildPairs(self.held_out, self.vae, self.out / "held_out" / recipe, recipe, spacing=24, **shared).run()
+            for videos, kind, spacing in ((self.videos, "pairs", self.spacing), (self.held_out, "held_out", 24)):
+                BuildPairs(
+                    videos,
+                    self.vae,
+                    self.out / kind / recipe,
+                    recipe,
+                    t2v=self.t2v,
+                    num_frames=BASE.crop.num_frames,
+                    spacing=spacing,
+                    height=self.height,
+                    scales=(2,),
+                ).run()
 
     def options(self, change: dict, seed: int) -> Train:
-        """Returns the training of BASE with a change. Its folder is named after all that decides what comes out."""
+        """Returns the training of BASE with a change. Its folder is named after all options and files that decide its result."""
         pairs = tuple(self.out / "pairs" / recipe for recipe in change.get("pairs", ("classical", "flow_based")))
         loop = replace(BASE.loop, steps=self.steps, seed=seed)
         train = replace(BASE, **change | {"pairs": pairs, "loop": loop, "vae": None})
@@ -126,23 +149,23 @@ class Ablate:
 
     @cached_property
     def files(self) -> dict[Path, str]:
-        """The checksums of what pairs are made with."""
+        """Checksums of the networks that make pairs."""
         return {path: sha256(path) for path in (self.vae, self.t2v)}
 
     def trained(self, change: dict, seed: int) -> Train:
-        """Returns the finished training of BASE with a change. What was trained with the very same options is taken as it is."""
+        """Returns the finished training of BASE with a change. A finished run with the same options is used again."""
         train = self.options(change, seed)
         if not (train.out / "dit.safetensors").exists():
             train.run()
         return train
 
     def curve(self, seed: int) -> Path:
-        """Returns the curve of the model that was trained with even noise levels, over training clips."""
+        """Returns the file of the curve, over training clips, of the model with a uniform timestep density."""
         uniform = self.trained({}, seed).out
         path = uniform / "curve.json"
         if not path.exists():
-            files = {"model": uniform / "dit.safetensors", "upsampler": uniform / "upsampler.safetensors"}
-            MeasureCurve(self.out / "pairs" / "flow_based", path, **files, clips=self.clips, steps=20).run()
+            model, upsampler = uniform / "dit.safetensors", uniform / "upsampler.safetensors"
+            MeasureCurve(self.out / "pairs" / "flow_based", path, model, upsampler, clips=self.clips, steps=20).run()
         return path
 
     @torch.inference_mode()
@@ -154,7 +177,8 @@ class Ablate:
             pairs = folders[i % len(folders)]
             z_lr, z_hr = pairs[i * len(pairs) // self.clips]
             z_lr, z_hr = z_lr[None, :, :, :8, :8], z_hr[None, :, :, :16, :16]
-            z = super_resolve(dit, upsampler, z_lr, z_hr.shape[3:], sampling=train.sampling, noise_seed=1)
+            height, width = z_hr.shape[3:]
+            z = super_resolve(dit, upsampler, z_lr, (height, width), sampling=train.sampling, noise_seed=1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
             result = Result(video, EvaluationClip(tuple(original.shape[3:]), original))
             measured.append({name: metrics.measure(name, result).value for name in ("psnr", "st_lpips", "warping_error")})
@@ -162,10 +186,14 @@ class Ablate:
 
 
 def summarise(variants: dict[str, list[dict]], paper: list[str]) -> dict:
-    """Returns mean and spread (standard deviation over seeds) of each variant's metrics, and what became of the paper's order.
+    """Returns the mean and spread (standard deviation over seeds) of each variant's metrics, and whether the paper's order held.
 
-    The measure is ST-LPIPS, of detail. "held": it rises from each variant to the next by more than both spreads together;
+    The order is that of ST-LPIPS. "held": it rises from each variant to the next by more than the sum of both spreads;
     "did not hold": somewhere it falls by more; "undecided": neither.
+
+    Args:
+        variants: Metrics of each run, by variant.
+        paper: Variants from better to worse, as the paper has them.
     """
     table = {}
     for variant, runs in variants.items():
@@ -182,7 +210,7 @@ def summarise(variants: dict[str, list[dict]], paper: list[str]) -> dict:
 
 
 def as_markdown(table: dict) -> str:
-    """Returns the table of all axes."""
+    """Returns a table of all axes in Markdown. table: as Ablate.run returns it."""
     lines = ["| axis | variant | PSNR (dB) | ST-LPIPS | warping error (1e-3) | paper's order | here |", "|---|---|---|---|---|---|---|"]
     for axis, entry in table.items():
         for i, (variant, columns) in enumerate(entry["variants"].items()):
@@ -192,6 +220,7 @@ def as_markdown(table: dict) -> str:
 
 
 def main(arguments: Sequence[str]) -> dict:
+    """Runs the ablations that the command line asks for and returns Ablate.run's results."""
     results = tyro.cli(Ablate, prog="simplegvr ablate", args=arguments).run()
     print(as_markdown(results))
     return results

@@ -1,4 +1,4 @@
-"""What `simplegvr ablate` measured, under the names of the paper's rows."""
+"""Results of `simplegvr ablate` under the names of the paper's rows."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,12 @@ MISSING = (
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of `simplegvr ablate`, and the paper's name of each of its variants."""
+    """An axis of `simplegvr ablate`.
+
+    Attributes:
+        name: Its name there.
+        variants: The paper's name of each of its variants.
+    """
 
     name: str
     variants: dict[str, str]
@@ -48,13 +53,19 @@ AXES = {
 
 
 def smoke_ablation(out: Path, vae: Path, t2v: Path) -> Path:
-    """Returns the folder of an ablation of ten steps on the bundled clips: it has every row, and means nothing."""
+    """Returns the folder of an ablation of ten steps on the bundled clips, which has every row and no meaning.
+
+    Args:
+        out: That folder.
+        vae: TinyVAE of the latents.
+        t2v: Text-to-video checkpoint for the model-guided degradation.
+    """
     Ablate(CLIPS, REPO / "tests" / "clips", out, t2v, vae, seeds=1, steps=10, clips=1).run()
     return out
 
 
 def read_ablation(folder: Path) -> dict:
-    """Returns the results that `simplegvr ablate` left in a folder. Raises FileNotFoundError when there are none."""
+    """Returns the results of `simplegvr ablate` in a folder. Raises FileNotFoundError when there are none."""
     path = folder / "ablation.json"
     if not path.is_file():
         raise FileNotFoundError(f"--ablation {folder} has no ablation.json: give the --out of `simplegvr ablate`")
@@ -62,8 +73,13 @@ def read_ablation(folder: Path) -> dict:
 
 
 def ablation_rows(item: str, table: dict) -> Rows:
-    """Returns the rows that belong to one of the paper's items: means over the trainings' seeds."""
-    found = {}
+    """Returns the rows of one of the paper's items: means over the seeds.
+
+    Args:
+        item: Name of the item in paper.json.
+        table: As Ablate.run returns it.
+    """
+    found: Rows = {}
     for axis in AXES.get(item, ()):
         variants = table.get(axis.name, {}).get("variants", {})
         for variant, name in axis.variants.items():
@@ -73,6 +89,6 @@ def ablation_rows(item: str, table: dict) -> Rows:
 
 
 def verdict(item: str, table: dict) -> str:
-    """Returns a sentence for each axis of the item: whether the paper's order held, as ablate decides it."""
+    """Returns a sentence for each axis of an item: whether the paper's order held. table: as Ablate.run returns it."""
     axes = [table[axis.name] | {"name": axis.name} for axis in AXES[item] if axis.name in table]
     return " ".join(f"Axis {axis['name']}: paper's order {axis['paper']}; here: {axis['direction']}." for axis in axes)

@@ -1,6 +1,6 @@
-"""What the paper's tables and figures share: networks, low-resolution clips, videos drawn from text, each made once.
+"""Common parts of the paper's tables and figures: networks, low-resolution clips, videos sampled from text, each made once.
 
-B batch, F frames, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised;
+B batch, F frames, T latent frames, h, w low-resolution latent pixels, H, W target latent pixels; latents are normalised;
 video (B, 3, F, H, W) in [-1, 1]
 """
 
@@ -29,6 +29,7 @@ from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames, scale
 from ..networks.attention import AttentionConfig
 from ..networks.checkpoint import load_strict, parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit, read_dit
+from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import LatentUpsampler, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
@@ -40,39 +41,45 @@ from ..video.write import write_video
 BUNDLED_CLIPS = (CLIPS / "demo_original.mp4", *sorted((REPO / "tests" / "clips").glob("*.mp4")))
 HEIGHT = 120  # lines of the bundled clips at low resolution
 METHODS = ("gvr", "upsampler", "latent_bilinear", "bicubic", "basicvsr", "span")  # of table 1
-BY_OTHERS = ("table-1", "table-3", "figure-9")  # have what baselines and other people's metrics give
-RATE = Fraction(12)  # of videos drawn from text
+BY_OTHERS = ("table-1", "table-3", "figure-9")  # depend on the baselines and metrics that are installed
+RATE = Fraction(12)  # of videos sampled from text
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the results; the defaults are small enough for a CPU."""
+    """Options that decide the results; the defaults are small enough for a CPU."""
 
     clips: Path | None = None
-    """Folder of low-resolution videos that a text-to-video model drew. Without it, the bundled clips are made small, with the
-    flow-based degradation, which imitates such videos."""
+    """Folder of low-resolution videos from a text-to-video model. Without it, the bundled clips are reduced with the flow-based
+    degradation, which imitates such videos."""
     model: Path = GVR_TINY
+    """Checkpoint of the SimpleGVR model."""
     upsampler: Path = GVR_TINY_UPSAMPLER
+    """Checkpoint of the latent upsampler."""
     vae: Path = GVR_TINY_VAE
-    """TinyVAE's or the stock wan_2.1_vae.safetensors."""
+    """TinyVAE, or the stock wan_2.1_vae.safetensors."""
     t2v: Path = GVR_TINY_T2V
     """Text-to-video model: ours, or a stock Wan 2.1 (safetensors, original key names)."""
     contexts: Path | None = None
-    """Folder with a file PROMPT.safetensors for each video to draw from text, tensor "context" (S, text_dim): the text
-    encoder's features. Without it the null prompt is drawn --samples times."""
+    """Folder with a file PROMPT.safetensors for each video to sample from text, tensor "context" (S, text_dim): the text
+    encoder's features. Without it the null prompt is sampled --samples times."""
     samples: int = 1
+    """Videos that are sampled for the null prompt, each with its own seed."""
     scale: int = 3
+    """Scale of the super-resolution."""
     num_frames: int = 17
-    """How many frames of each clip, from its start, and of each video drawn from text."""
+    """Video frames of each clip, from its start, and of each video sampled from text."""
     t2v_size: tuple[int, int] = (128, 224)
-    """Height and width in pixels of the videos drawn from text; the paper's are 384 672."""
+    """Height and width in pixels of the videos sampled from text; the paper's are 384 672."""
     t2v_sampling: SamplingConfig = SamplingConfig(steps=20, shift=3.0)
-    """Its steps, cfg and shift; Wan 2.1 wants 50, 5 and 5."""
+    """Steps, cfg and shift of the text-to-video model; Wan 2.1's are 50, 5 and 5."""
     seed: int = 0
-    device: str = "cpu"
+    """Seed of all randomness."""
+    device: str = default_device()
+    """Device of the networks: cpu, cuda, cuda:1 and so on."""
 
     def check(self) -> None:
-        """Raises ValueError or FileNotFoundError for what would fail later."""
+        """Raises ValueError or FileNotFoundError for options that would fail later."""
         if any(side % (2 * SPATIAL_FACTOR) for side in self.t2v_size):
             raise ValueError(f"--t2v-size is {self.t2v_size}, wanted multiples of {2 * SPATIAL_FACTOR}: the paper's are 384 672")
         if self.num_frames < 5 or self.num_frames % 4 != 1:
@@ -84,37 +91,48 @@ class Options:
 
     @cached_property
     def key(self) -> str:
-        """Returns 16 digits that change with all that decides the results, the files' contents and the version of the code included."""
+        """16 digits that depend on all that decides the results: the options, the files' contents and the version of the code."""
         files = [self.model, self.upsampler, self.vae, self.t2v]
-        for folder, listed in ((self.clips, find_videos), (self.contexts, lambda path: sorted(path.glob("*.safetensors")))):
-            files += listed(folder) if folder is not None else []
+        files += find_videos(self.clips) if self.clips is not None else []
+        files += sorted(self.contexts.glob("*.safetensors")) if self.contexts is not None else []
         decisive = repr((self, versions()["commit"], [sha256(path) for path in files]))
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]
 
 
 class Bench:
-    """The networks on one device, and what is made with them once and kept in a folder."""
+    """The networks on one device, and their results, each computed once and saved in a folder."""
 
     def __init__(self, options: Options, out: Path):
+        """Loads nothing yet.
+
+        Args:
+            options: What decides the results.
+            out: Folder of the results.
+        """
         self.options, self.out = options, out
 
-    def kept(self, name: str, make: Callable[[Path], dict]) -> dict:
-        """Returns make(folder)'s dictionary, out/name/result.json; one that has its key is taken as it is."""
+    def computed_once(self, name: str, compute: Callable[[Path], dict]) -> dict:
+        """Returns the result in out/name/result.json, after computing it where it is missing or its key differs.
+
+        Args:
+            name: Name of the result and of its folder.
+            compute: folder -> result.
+        """
         folder = self.out / name
-        if not (kept := self.finished(name)):
+        if not (result := self.finished(name)):
             start = perf_counter()
-            kept = make(folder) | {"key": self.key(name), "seconds": perf_counter() - start}
-            write_text(folder / "result.json", json.dumps(kept, indent=1))
-        return kept
+            result = compute(folder) | {"key": self.key(name), "seconds": perf_counter() - start}
+            write_text(folder / "result.json", json.dumps(result, indent=1))
+        return result
 
     def finished(self, name: str) -> dict | None:
-        """Returns what kept left under that name with the key that it has now, None if nothing."""
+        """Returns the saved result of a name where its key is the present one, otherwise None."""
         path = self.out / name / "result.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        return kept if kept.get("key") == self.key(name) else None
+        result = json.loads(path.read_text()) if path.exists() else {}
+        return result if result.get("key") == self.key(name) else None
 
     def key(self, name: str) -> str:
-        """Returns what a kept result depends on: the options, and which baselines and metrics are here if it has theirs."""
+        """Returns what a saved result depends on: the options, and for some the baselines and metrics that are installed."""
         return " ".join((self.options.key, *(self.others if name in BY_OTHERS else ())))
 
     @cached_property
@@ -165,7 +183,7 @@ class Bench:
 
     @property
     def prompts(self) -> dict[str, tuple[Tensor, int]]:
-        """Text features (1, S, text_dim) and the seed of each video drawn from text, by name."""
+        """Text features (1, S, text_dim) and the seed of each video sampled from text, by name."""
         seed = self.options.seed
         if self.options.contexts is None:
             return {f"null_prompt_seed_{seed + i}": (self.null_context(), seed + i) for i in range(self.options.samples)}
@@ -174,10 +192,10 @@ class Bench:
 
     @property
     def toy_t2v(self) -> str:
-        """A sentence that belongs beside what the bundled text-to-video model drew."""
+        """A sentence for the page about results of the bundled text-to-video model; empty for another model."""
         if self.options.t2v != Options.t2v:
             return ""
-        return " The bundled text-to-video model draws blotches in its film's colors: give --t2v one that draws to compare anything."
+        return " The bundled text-to-video model makes blotches in the colors of its training film: compare with another --t2v."
 
     def null_context(self) -> Tensor:
         return torch.zeros(1, 1, self.t2v.config.text_dim, device=self.options.device)
@@ -189,11 +207,11 @@ class Bench:
 
     @cached_property
     def inputs(self) -> dict[str, Path]:
-        """The low-resolution clips by name as SimpleGVR is given them: of --clips the same, else with flow-based degradation."""
+        """The low-resolution clips by name as SimpleGVR gets them: --clips, or the bundled clips with flow-based degradation."""
         return self.low_resolution("flow_based")
 
     def low_resolution(self, recipe: str) -> dict[str, Path]:
-        """Returns --clips by name, or the bundled clips made small by a recipe, in out/inputs."""
+        """Returns --clips by name, or the bundled clips reduced by a recipe, in out/inputs."""
         paths = find_videos(self.options.clips) if self.options.clips else [self.shrunk(path, recipe) for path in BUNDLED_CLIPS]
         return {path.stem: path for path in paths}
 
@@ -209,7 +227,7 @@ class Bench:
         return out
 
     def read(self, path: Path) -> Tensor:
-        """Returns a low-resolution clip's video (1, 3, F, 8h, 8w) on the device, its edges cut to whole cells."""
+        """Returns a low-resolution clip's video (1, 3, F, 8h, 8w) on the device, cropped to whole latent pixels."""
         images, _ = read_video(path, self.options.num_frames)
         return to_video(crop_centre(images, SPATIAL_FACTOR)).to(self.options.device)
 
@@ -222,15 +240,38 @@ class Bench:
         network = guided_network(self.t2v, cfg, context, like=self.null_context())
         return lambda z, sigma: network(z, None, sigma).to(z)
 
-    def super_resolve(self, z_lr: Tensor, sampling: SamplingConfig | None = None, **options) -> Tensor:
-        """Returns z_lr (B, 16, T, h, w) at --scale by SimpleGVR for the null prompt, as its checkpoint wants to be sampled."""
-        size, seed = scaled_size(z_lr.shape[3:], self.options.scale), self.options.seed
-        options = {"sampling": sampling or self.sampling, "seed": seed, "noise_seed": seed + 1} | options
-        return super_resolve(self.dit, self.upsampler, z_lr, size, **options)
+    def scaled_size(self, z_lr: Tensor) -> tuple[int, int]:
+        """Returns the target size (H, W) of a low-resolution latent, in latent pixels."""
+        height, width = z_lr.shape[3:]
+        return scaled_size((height, width), self.options.scale)
+
+    def super_resolve(self, z_lr: Tensor, sampling: SamplingConfig | None = None) -> Tensor:
+        """Returns the latent (B, 16, T, H, W) that SimpleGVR makes for the null prompt.
+
+        Args:
+            z_lr: Low-resolution latent (B, 16, T, h, w).
+            sampling: By default the checkpoint's recommended sampling.
+        """
+        seed = self.options.seed
+        return super_resolve(
+            self.dit,
+            self.upsampler,
+            z_lr,
+            self.scaled_size(z_lr),
+            sampling=sampling or self.sampling,
+            seed=seed,
+            noise_seed=seed + 1,
+        )
 
     @torch.inference_mode()
-    def draw(self, context: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
-        """Returns the latent (1, 16, T, *size) that the text-to-video model draws from noise. size: (H, W) cells."""
+    def sample_t2v(self, context: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
+        """Returns a latent (1, 16, T, *size) that the text-to-video model samples from noise.
+
+        Args:
+            context: Text features (1, S, text_dim).
+            seed: Seed of the noise.
+            size: (H, W) in latent pixels.
+        """
         sampling, frames = self.options.t2v_sampling, latent_frames(self.options.num_frames)
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator).to(self.options.device)
@@ -238,14 +279,14 @@ class Bench:
         return sample_euler(velocity, z, shifted_sigmas(sampling.steps, sampling.shift).to(z.device))
 
     def cascade(self) -> dict:
-        """Returns {"videos": {prompt: {"seconds": {part: its seconds}}}}: videos drawn from text, end to end and cascaded.
+        """Returns {"videos": {prompt: {"seconds": {part: its seconds}}}}: videos sampled from text, end to end and cascaded.
 
         cascade_folder/PROMPT has low.mp4, end_to_end.mp4 and cascaded.mp4.
         """
-        return self.kept("cascade", self.draw_cascade)
+        return self.computed_once("cascade", self.sample_cascade)
 
     def evaluation(self) -> dict:
-        """Returns Evaluate's results of METHODS on the inputs, of the baselines those that are here. Its files are in evaluation_folder."""
+        """Returns Evaluate's results of METHODS on the inputs, without absent baselines. Its files are in evaluation_folder."""
         methods = ",".join(method for method in METHODS if method not in self.absent_baselines())
         shared = {name: getattr(self.options, name) for name in ("scale", "num_frames", "seed", "device", "vae", "upsampler", "model")}
         clips = next(iter(self.inputs.values())).parent if self.options.clips is None else self.options.clips
@@ -269,14 +310,15 @@ class Bench:
         """Returns the PSNR of a clip in dB."""
         return mean_decibels(psnr(video, original))
 
-    def draw_cascade(self, folder: Path) -> dict:
-        """Returns what cascade says, after writing its videos."""
-        low = tuple(side // SPATIAL_FACTOR for side in self.options.t2v_size)
+    def sample_cascade(self, folder: Path) -> dict:
+        """Writes cascade's videos and returns its result."""
+        height, width = self.options.t2v_size
+        low = height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
         high, videos = scaled_size(low, self.options.scale), {}
         for name, prompt in self.prompts.items():
-            z_lr, first = timed(partial(self.draw, *prompt, low))
+            z_lr, first = timed(partial(self.sample_t2v, *prompt, low))
             cascaded, second = timed(partial(self.super_resolve, z_lr))
-            end_to_end, whole = timed(partial(self.draw, *prompt, high))
+            end_to_end, whole = timed(partial(self.sample_t2v, *prompt, high))
             for file, z in {"low": z_lr, "end_to_end": end_to_end, "cascaded": cascaded}.items():
                 write_video(folder / name / f"{file}.mp4", to_images(self.vae.decode(z).cpu()), RATE)
             videos[name] = {"seconds": {"text to video, low": first, "SimpleGVR": second, "text to video, end to end": whole}}
@@ -284,7 +326,7 @@ class Bench:
 
 
 def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """Returns what run gives, and the seconds that it took."""
+    """Returns the result of run and its seconds."""
     start = perf_counter()
     result = run()
     result.sum().item()  # waits for the device

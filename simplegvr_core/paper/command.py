@@ -1,7 +1,7 @@
-"""The paper's tables and figures for given weights: `python3 scripts/run.py paper --out DIR`.
+"""The paper's tables and figures for given weights: `simplegvr paper --out DIR`.
 
-Each stands beside what the paper shows, whose own figures are data in paper.json. The defaults, with the bundled gvr_tiny,
-take minutes on a CPU. What is finished is kept: the same command goes on where it was cut off.
+The page has each beside the paper's own numbers, which are data in paper.json. The defaults, with the bundled gvr_tiny, take
+minutes on a CPU. Finished items are saved, so a killed run resumes when the same command is run again.
 """
 
 import json
@@ -29,36 +29,40 @@ class Paper(Options):
     """Makes the paper's tables and figures with the weights given, and one page of them: paper.md, paper.html, paper.json."""
 
     out: Path = Path("out/paper")
-    only: str = ",".join(PAPER["items"])
-    """Which, with commas. Those finished earlier with the same options are on the page too."""
+    """Folder for the page, its pictures and the saved results."""
+    only: tuple[str, ...] = tuple(PAPER["items"])
+    """Items to make. Items finished earlier with the same options are on the page too."""
     ablation: Path | None = None
-    """Folder of `simplegvr ablate`'s results: for what takes models trained each way."""
+    """Folder of `simplegvr ablate`'s results, for items that compare models trained in different ways."""
     smoke_ablation: bool = False
-    """Without --ablation, trains such models for ten steps: that shows the structure, the values mean nothing."""
+    """Without --ablation, train such models for ten steps: this shows the structure; the values have no meaning."""
 
     def run(self) -> dict:
-        """Returns {item: what the page says of it}, with the paper's own figures under "paper" and ours under "groups".
+        """Makes the items and the page.
 
-        Raises ValueError and FileNotFoundError for options of no use.
+        Returns:
+            {item: {"paper": the paper's own numbers, "groups": ours, "note", "missing", "pictures"}}.
+
+        Raises:
+            ValueError: Options are not valid.
+            FileNotFoundError: A file or folder is missing.
         """
-        chosen = self.check()
+        self.check()
         bench = Bench(Options(**{field.name: getattr(self, field.name) for field in fields(Options)}), self.out)
         ablations = self.ablations()
         with torch.inference_mode():
-            for name in tqdm([name for name in chosen if name in MEASURED], unit="item"):
-                bench.kept(name, lambda folder, name=name: asdict(MEASURED[name](bench, folder)))
+            for name in tqdm([name for name in self.only if name in MEASURED], unit="item"):
+                bench.computed_once(name, lambda folder, name=name: asdict(MEASURED[name](bench, folder)))
         items = {name: {"paper": paper, **self.item(name, bench, ablations)} for name, paper in PAPER["items"].items()}
         write_page(self.out, items, self.command(), f"{self.model.stem} and {self.upsampler.stem}")
         write_text(self.out / "paper.json", json.dumps(items, indent=1))
         return items
 
-    def check(self) -> list[str]:
-        """Returns the items' names. Raises ValueError or FileNotFoundError for what would fail later."""
+    def check(self) -> None:
+        """Raises ValueError or FileNotFoundError for options that would fail later."""
         super().check()
-        chosen = self.only.split(",")
-        if unknown := set(chosen) - PAPER["items"].keys():
+        if unknown := set(self.only) - PAPER["items"].keys():
             raise ValueError(f"--only has unknown {', '.join(sorted(unknown))}; known are {', '.join(PAPER['items'])}")
-        return chosen
 
     def ablations(self) -> dict:
         """Returns `simplegvr ablate`'s results, {} when they are neither given nor asked for."""
@@ -69,7 +73,7 @@ class Paper(Options):
         return {}
 
     def item(self, name: str, bench: Bench, ablations: dict) -> dict:
-        """Returns what the page says of an item: {"note", "groups": rows by whose they are, "missing": by reason, "pictures"}."""
+        """Returns an item's part of the page: {"note", "groups": rows by their owner, "missing": columns by reason, "pictures"}."""
         here, columns = bench.finished(name), PAPER["items"][name]["columns"]
         notes, groups, missing, pictures = [], {}, {}, []
         if here:
@@ -90,7 +94,7 @@ class Paper(Options):
         return {"note": " ".join(notes), "groups": groups, "missing": reasons, "pictures": pictures}
 
     def command(self) -> str:
-        """Returns the command of this page: the options that are not the defaults, of paths the last name."""
+        """Returns the command of this page: the options that are not the defaults, with the last name of each path."""
         default = flatten(asdict(Paper()))
         words = ["python3 scripts/run.py paper --out DIR"]
         for name, value in flatten(asdict(self)).items():
@@ -101,6 +105,7 @@ class Paper(Options):
 
 
 def main(arguments: Sequence[str]) -> dict:
+    """Makes the page that the command line asks for and returns Paper.run's result."""
     run = tyro.cli(Paper, prog="simplegvr paper", args=arguments)
     results = run.run()
     print((run.out / "paper.md").read_text(encoding="utf-8"))

@@ -1,8 +1,9 @@
-"""The paper's figures, made with the weights given. Each is a function (bench, folder) -> Here that leaves its pictures in folder.
+"""The paper's figures, made with the weights given. Each is a function (bench, folder) -> Here that writes its pictures to folder.
 
 F frames, H, W pixels; images uint8 (F, H, W, 3); video (1, 3, F, H, W) in [-1, 1]
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..degradations.model_guided import ModelGuidedConfig, degrade_model_guided
 from ..degradations.motion import estimate_motion, optical_flow_picture
-from ..latent_space import SPATIAL_FACTOR, scaled_size
+from ..latent_space import SPATIAL_FACTOR
 from ..networks.windows import cut_lengths
 from ..training.measure_curve import measure_curve, write_curve
 from ..video.frames import resize_frames, to_images, to_video
@@ -41,7 +42,8 @@ def figure_1(bench: Bench, folder: Path) -> Here:
         rows.append({f"{title}, {images.shape[2]} x {images.shape[1]}": images[len(images) // 2] for title, images in videos.items()})
     picture_grid(folder / "cascade.jpg", rows[:SHOWN])
     return Here(
-        f"Drawn by {bench.options.t2v.name}, made large by {bench.options.model.name}, from {' and '.join(bench.prompts)}.{bench.toy_t2v}",
+        f"Sampled by {bench.options.t2v.name} from {' and '.join(bench.prompts)}, super-resolved by {bench.options.model.name}."
+        f"{bench.toy_t2v}",
         pictures={"cascade.jpg": "The middle frame of each video, all enlarged to one size."},
         missing={"FlashVideo": "its weights are not among those that `simplegvr baselines` can fetch"},
     )
@@ -51,17 +53,19 @@ def figure_2(bench: Bench, folder: Path) -> Here:
     """The pipeline with its tensors and seconds, and the detour over pixels that it saves."""
     video = bench.first(bench.inputs)
     z_lr = bench.vae.encode(video)
-    size = scaled_size(z_lr.shape[3:], bench.options.scale)
+    height, width = bench.scaled_size(z_lr)
 
     def detour() -> Tensor:
-        decoded = bench.decoded(z_lr)
-        return bench.vae.encode(resize_frames(decoded, tuple(SPATIAL_FACTOR * side for side in size), "bicubic"))
+        return bench.vae.encode(resize_frames(bench.decoded(z_lr), (SPATIAL_FACTOR * height, SPATIAL_FACTOR * width), "bicubic"))
 
-    for _ in range(2):  # the first time warms up
-        upsampled, upsampling = timed(partial(bench.upsampler, z_lr, size))
-        z, refining = timed(partial(bench.super_resolve, z_lr))
-        result, decoding = timed(partial(bench.vae.decode, z))
-        encoded, saved = timed(detour)
+    def warmed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        timed(run)
+        return timed(run)
+
+    upsampled, upsampling = warmed(partial(bench.upsampler, z_lr, (height, width)))
+    z, refining = warmed(partial(bench.super_resolve, z_lr))
+    result, decoding = warmed(partial(bench.vae.decode, z))
+    encoded, saved = warmed(detour)
     parts = {
         "low-resolution latent": (z_lr, None, None),
         "latent upsampler": (upsampled, bench.upsampler, upsampling),
@@ -82,15 +86,15 @@ def figure_2(bench: Bench, folder: Path) -> Here:
 
 
 def figure_3(bench: Bench, folder: Path) -> Here:
-    """What moves in a video drawn from text, and what the flow-based degradation makes of a clip."""
-    config, drawn, degraded, rows = FlowBasedConfig(), [], [], {}
+    """What moves in a video sampled from text, and what the flow-based degradation makes of a clip."""
+    config, sampled, degraded, rows = FlowBasedConfig(), [], [], {}
     for name in bench.cascade()["videos"]:
         images, _ = read_video(bench.cascade_folder / name / "low.mp4")
         motion = estimate_motion(to_video(images), config.motion)
         frame = fastest(motion.moving)
         flow = optical_flow_picture(motion.optical_flow)[frame]
-        drawn.append({f"drawn, {name}: frame before": images[frame - 1], "frame": images[frame], "its motion": flow})
-        rows[f"drawn, {name}"] = blur_of_motion(to_video(images), motion.moving)
+        sampled.append({f"sampled, {name}: frame before": images[frame - 1], "frame": images[frame], "its motion": flow})
+        rows[f"sampled, {name}"] = blur_of_motion(to_video(images), motion.moving)
     for name, path in bench.sources.items():
         video = bench.read(path).cpu()
         motion = estimate_motion(video, config.motion)
@@ -99,10 +103,10 @@ def figure_3(bench: Bench, folder: Path) -> Here:
         pictures = {f"{name}: frame before": images[frame - 1], "frame": images[frame]}
         degraded.append(pictures | {"flow-based degradation": to_images(result)[frame]})
         rows |= {name: blur_of_motion(video, motion.moving), f"{name}, degraded": blur_of_motion(result, motion.moving)}
-    picture_grid(folder / "artefacts.jpg", drawn[:1] + degraded[:SHOWN])
+    picture_grid(folder / "artefacts.jpg", sampled[:1] + degraded[:SHOWN])
     return Here(
         f"{SHARPNESS} The flow-based degradation imitates the paper's artefacts; compare a clip with itself degraded, since still parts "
-        f"show other things than moving ones. Videos drawn by {bench.options.t2v.name}.{bench.toy_t2v}",
+        f"show other things than moving ones. Videos sampled by {bench.options.t2v.name}.{bench.toy_t2v}",
         rows,
         {"artefacts.jpg": "The frame in which most moves. Hue is the direction of motion; black stands still."},
     )
@@ -117,23 +121,23 @@ def figure_4(bench: Bench, folder: Path) -> Here:
     for alpha in ALPHAS:
         generator = torch.Generator().manual_seed(bench.options.seed)
         z = degrade_model_guided(z_lr, bench.t2v_velocity(), ModelGuidedConfig(alpha=(alpha, alpha)), generator)
-        redrawn = bench.decoded(z)
-        likeness[f"alpha {alpha}"] = bench.likeness(redrawn, source)
-        pictures[f"alpha {alpha}"] = to_images(redrawn.cpu())[middle]
+        resampled = bench.decoded(z)
+        likeness[f"alpha {alpha}"] = bench.likeness(resampled, source)
+        pictures[f"alpha {alpha}"] = to_images(resampled.cpu())[middle]
     picture_grid(folder / "alpha.jpg", in_rows(pictures))
     direction = "falls" if all(np.diff(list(likeness.values())) < 0) else "does not fall everywhere"
     return Here(
-        f"The first clip, redrawn by {bench.options.t2v.name}. Its likeness to the source {direction} with alpha; the paper says that it "
+        f"The first clip, resampled by {bench.options.t2v.name}. Its likeness to the source {direction} with alpha; the paper says that it "
         "falls. How close it comes to the model's own output is not measured, only seen.",
         {alpha: {"PSNR to the source, dB": value} for alpha, value in likeness.items()},
-        {"alpha.jpg": "The middle frame of the first clip, redrawn."},
+        {"alpha.jpg": "The middle frame of the first clip, resampled."},
     )
 
 
 def figure_5(bench: Bench, folder: Path) -> Here:
     """Where detail appears while the model samples."""
     latents = [bench.vae.encode(bench.read(path)) for path in bench.inputs.values()]
-    sized = [(z_lr, scaled_size(z_lr.shape[3:], bench.options.scale)) for z_lr in latents]
+    sized = [(z_lr, bench.scaled_size(z_lr)) for z_lr in latents]
     sampling = replace(bench.sampling, steps=CURVE_STEPS)
     curve = measure_curve(bench.dit, bench.upsampler, sized, sampling, bench.options.seed)
     write_curve(folder / "curve.json", curve)
@@ -145,11 +149,11 @@ def figure_5(bench: Bench, folder: Path) -> Here:
         rows[name] = {"share of the change, %": float(100 * change[inside].sum() / change.sum()), "steps": int(inside.sum())}
     trained = bench.checkpoint[1].get("trained", {}).get("curve")
     return Here(
-        f"{CURVE_STEPS} steps from pure noise over {curve.clips} clips, not 200, by a model whose training noise was drawn "
-        f"{'from such a curve' if trained else 'evenly'}; the paper's was drawn evenly. With a shift of {sampling.shift:g}, few steps are "
-        "in low noise. The paper gives the curve without figures.",
+        f"{CURVE_STEPS} steps from pure noise over {curve.clips} clips, not 200, by a model whose training noise was sampled "
+        f"{'by such a curve' if trained else 'uniformly'}; the paper's was sampled uniformly. With a shift of {sampling.shift:g}, few "
+        "steps are in low noise. The paper gives the curve without figures.",
         rows,
-        {"curve.png": "Left: the energy of high frequencies; right: the sampler made of its changes."},
+        {"curve.png": "Left: the energy of high frequencies; right: the timestep density from its changes."},
     )
 
 
@@ -157,13 +161,13 @@ def figure_7(bench: Bench, folder: Path) -> Here:
     """Noise augmentation at inference."""
     video = bench.first(bench.inputs)
     z_lr, middle, pictures, rows = bench.vae.encode(video), video.shape[2] // 2, {}, {}
-    for share in NOISE_AUGMENTATIONS:
-        z = bench.super_resolve(z_lr, replace(bench.sampling, noise_augmentation=share))
+    for level in NOISE_AUGMENTATIONS:
+        z = bench.super_resolve(z_lr, replace(bench.sampling, noise_augmentation=level))
         result = bench.decoded(z)[:, :, : video.shape[2]]
-        small = resize_frames(result, tuple(video.shape[3:]), "area")
+        small = resize_frames(result, frame_size(video), "area")
         sharp = sharpness(result).mean().item()
-        rows[f"test value {share}"] = {"PSNR to the input, made as small, dB": bench.likeness(small, video), "sharpness": sharp}
-        pictures[f"test value {share}"] = to_images(result.cpu())[middle]
+        rows[f"test value {level}"] = {"PSNR to the input, made as small, dB": bench.likeness(small, video), "sharpness": sharp}
+        pictures[f"test value {level}"] = to_images(result.cpu())[middle]
     box = most_detailed(pictures["test value 0.0"])
     picture_grid(folder / "noise.jpg", in_rows({title: part(image, box) for title, image in pictures.items()}))
     trained = bench.checkpoint[1].get("trained", {}).get("noise_range")
@@ -215,7 +219,7 @@ def figure_10(bench: Bench, folder: Path) -> Here:
     name, path = next(iter(bench.inputs.items()))
     video = bench.read(path)
     result = bench.decoded(bench.super_resolve(bench.vae.encode(video)))[:, :, : video.shape[2]].cpu()
-    enlarged = resize_frames(video.cpu(), tuple(result.shape[3:]), "nearest-exact")
+    enlarged = resize_frames(video.cpu(), frame_size(result), "nearest-exact")
     moving = estimate_motion(enlarged, FlowBasedConfig().motion).moving
     frame = min(fastest(moving), video.shape[2] - 2)
     box, rows = busiest(torch.from_numpy(moving[frame]).float(), moving.shape[1:]), []
@@ -247,6 +251,12 @@ def fastest(moving: np.ndarray) -> int:
     return 1 + int(moving[1:].sum((1, 2)).argmax())
 
 
+def frame_size(video: Tensor) -> tuple[int, int]:
+    """Returns height and width of video (1, 3, F, H, W)."""
+    height, width = video.shape[3:]
+    return height, width
+
+
 def sharpness(video: Tensor) -> Tensor:
     """Returns 1000 x the mean squared difference of neighbouring pixels of video (1, 3, F, H, W) in [-1, 1], (F, H - 1, W - 1)."""
     squared = video.diff(dim=4)[..., 1:, :].square() + video.diff(dim=3)[..., 1:].square()
@@ -254,9 +264,17 @@ def sharpness(video: Tensor) -> Tensor:
 
 
 def blur_of_motion(video: Tensor, moving: np.ndarray) -> dict[str, float | None]:
-    """Returns how much of a clip moves, and how sharp moving and still parts are, None without any. moving: (F, H, W) bool."""
+    """Returns the percentage of moving pixels of a clip, and the sharpness of its moving and still parts.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        moving: (F, H, W) bool.
+
+    Returns:
+        Values by name; the sharpness of a part without pixels is None.
+    """
     where, sharp = torch.from_numpy(moving[:, 1:, 1:]), sharpness(video)
-    values = {"moving pixels, %": 100 * where.float().mean().item()}
+    values: dict[str, float | None] = {"moving pixels, %": 100 * where.float().mean().item()}
     for name, mask in (("moving", where), ("still", ~where)):
         values[f"sharpness, {name}"] = sharp[mask].mean().item() if mask.any() else None
     return values

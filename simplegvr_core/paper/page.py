@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -14,16 +15,18 @@ FOLDER = Path(__file__).parent
 PAPER = json.loads((FOLDER / "paper.json").read_text())  # {"sources": {name: what it is}, "items": {item: what the paper shows}}
 NOT_MEASURED = "n. m."
 
-Rows = dict[str, dict[str, float | str | None]]
+Rows = dict[str, dict[str, float | int | str | None]]
 
 
 @dataclass(frozen=True)
 class Here:
-    """What was measured in place of one of the paper's tables or figures.
+    """Our measurement of one of the paper's tables or figures.
 
-    differs: sentences that say with what, and what is not as in the paper. rows: values by row and column, those of the
-    paper's columns that were measured under the paper's names. pictures: captions by file name. missing: why a row or
-    column of the paper is not measured.
+    Attributes:
+        differs: Sentences about its conditions and its differences from the paper's.
+        rows: Values by row and column; columns that the paper has, under the paper's names.
+        pictures: Captions by file name.
+        missing: Reasons why rows or columns of the paper are not measured.
     """
 
     differs: str
@@ -34,16 +37,25 @@ class Here:
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be shown: rows are (name, whose they are, cells); the paper's columns come first."""
+    """A table of the page.
+
+    Attributes:
+        columns: Headings, the paper's first.
+        rows: Name, owner and cells of each row.
+    """
 
     columns: list[str]
     rows: list[tuple[str, str, list[str]]]
 
 
-def join(paper: dict, groups: dict[str, Rows]) -> Table | None:
-    """Returns the paper's rows and under them ours, by whose they are; None when there are no rows.
+def join(paper: dict[str, Any], groups: dict[str, Rows]) -> Table | None:
+    """Returns the paper's rows and below them ours; None when there are no rows.
 
-    A paper's column without a value of ours says so; a column of ours is empty in the paper's rows.
+    A column of the paper without a value of ours has NOT_MEASURED; a column of ours is empty in the paper's rows.
+
+    Args:
+        paper: "columns" and "rows" of an item in paper.json.
+        groups: Our rows, by their owner.
     """
     theirs = paper["columns"]
     ours = list(dict.fromkeys(column for rows in groups.values() for row in rows.values() for column in row if column not in theirs))
@@ -59,32 +71,39 @@ def join(paper: dict, groups: dict[str, Rows]) -> Table | None:
     return Table([*theirs, *ours], lines) if lines else None
 
 
-def most_decimals(values: Iterator[float | None]) -> int:
-    """Returns the decimals that write the most precise of values in full."""
+def most_decimals(values: Iterable[float | str | None]) -> int:
+    """Returns the largest number of decimals among values."""
     return max((len(str(value).partition(".")[2]) for value in values if isinstance(value, float)), default=0)
 
 
 def number(value: float | int | str | None, decimals: int | None = None) -> str:
-    """Returns a cell: so many decimals, or four digits; text and whole numbers as they are, nothing for None."""
+    """Returns a cell's text: so many decimals, or four digits; text and whole numbers unchanged, empty for None."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
     return format(value, "#.4g" if decimals is None else f".{decimals}f")
 
 
 def code(text: str) -> Markup:
-    """Returns a sentence as HTML: what Markdown puts in backticks is code."""
+    """Returns a sentence as HTML, with code in place of Markdown's backticks."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def write_page(out: Path, items: dict[str, dict], command: str, weights: str) -> None:
-    """Writes out/paper.md and out/paper.html. items: as Paper.run returns them. weights: names of what was measured."""
+    """Writes out/paper.md and out/paper.html.
+
+    Args:
+        out: Folder of the page.
+        items: As Paper.run returns them.
+        command: Command that makes the page.
+        weights: Names of the networks that were measured.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=lambda name: ".html" in name)
+    environment = Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=lambda name: ".html" in (name or ""))
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters["code"] = code
     tables = {name: join(item["paper"], item["groups"]) for name, item in items.items()}
-    said = {"sources": PAPER["sources"], "command": command, "weights": weights, "not_measured": NOT_MEASURED}
+    facts = {"sources": PAPER["sources"], "command": command, "weights": weights, "not_measured": NOT_MEASURED}
     for suffix in ("md", "html"):
-        text = environment.get_template(f"paper.{suffix}.jinja").render(items=items, tables=tables, **said)
+        text = environment.get_template(f"paper.{suffix}.jinja").render(items=items, tables=tables, **facts)
         write_text(out / f"paper.{suffix}", text)

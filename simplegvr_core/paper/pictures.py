@@ -18,7 +18,12 @@ DPI = 100
 
 
 def picture_grid(path: Path, rows: list[dict[str, Tensor]]) -> None:
-    """Writes a JPEG of rows of images under their titles, each made equally wide. It appears whole or not at all."""
+    """Writes a JPEG of rows of images under their titles, all of one width.
+
+    Args:
+        path: File to write.
+        rows: Images (H, W, 3) uint8 of each row, by title.
+    """
     columns = max(map(len, rows))
     ratio = max(image.shape[0] / image.shape[1] for row in rows for image in row.values())
     figure = Figure(figsize=(WIDTH * columns, (WIDTH * ratio + 0.25) * len(rows)), layout="constrained")
@@ -33,14 +38,19 @@ def picture_grid(path: Path, rows: list[dict[str, Tensor]]) -> None:
 
 
 def in_rows(images: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Returns images in rows of COLUMNS, as picture_grid takes them."""
+    """Returns images in rows of COLUMNS, the argument of picture_grid."""
     items = list(images.items())
     return [dict(items[start : start + COLUMNS]) for start in range(0, len(items), COLUMNS)]
 
 
 def draw_units(path: Path, layers: dict[str, list[int]]) -> None:
-    """Writes a PNG of layers, each a row of units with these lengths in latent frames. It appears whole or not at all."""
-    colors = matplotlib.colormaps["tab10"].colors
+    """Writes a PNG of temporal units.
+
+    Args:
+        path: File to write.
+        layers: Lengths in latent frames of the units of each kind of layer.
+    """
+    colors = matplotlib.color_sequences["tab10"]
     figure = Figure(figsize=(8, 0.6 + 0.5 * len(layers)), layout="constrained")
     axes = figure.subplots()
     for label, lengths in layers.items():

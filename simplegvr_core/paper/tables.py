@@ -13,7 +13,7 @@ import torch
 from ..evaluation.evaluate import finite, mean_of
 from ..evaluation.metrics import METRICS, measure
 from ..evaluation.result import EvaluationClip, Result
-from ..latent_space import scaled_size
+from ..latent_space import token_grid
 from ..planning import flops
 from ..video.frames import to_video
 from ..video.read import read_video
@@ -42,7 +42,7 @@ def unmeasured(column: str) -> str:
 
 
 def table_1(bench: Bench, folder: Path) -> Here:
-    """The methods that run here, on low-resolution clips without a truth."""
+    """The methods that run on this machine, on low-resolution clips without an original."""
     results = bench.evaluation()
     rows = {method: averaged(dict(map(shown, values.items()))) for method, values in results["mean"].items()}
     clips = "--clips" if bench.options.clips else "the bundled ones, made small, with the flow-based degradation"
@@ -60,11 +60,11 @@ def table_1(bench: Bench, folder: Path) -> Here:
 def table_2(bench: Bench, folder: Path) -> Here:
     """Attention operators: operations at the paper's size, time and result at ours."""
     z_lr = bench.vae.encode(bench.first(bench.inputs))
-    size = scaled_size(z_lr.shape[3:], bench.options.scale)
+    height, width = bench.scaled_size(z_lr)
     own, counted = bench.dit.attention, flops.table_2()
     operators = {kind: own if kind == own.kind else replace(paper, unit=own.unit) for kind, paper in flops.PAPER_ATTENTION.items()}
-    grid = z_lr.shape[2], *(-(-side // 2) for side in size)
-    z = torch.randn(1, bench.dit.config.in_dim, z_lr.shape[2], *size, generator=torch.Generator().manual_seed(bench.options.seed))
+    grid = token_grid((z_lr.shape[2], height, width))
+    z = torch.randn(1, bench.dit.config.in_dim, z_lr.shape[2], height, width, generator=torch.Generator().manual_seed(bench.options.seed))
     inputs = z.to(z_lr), torch.tensor([500.0]).to(z_lr), torch.zeros(1, 1, bench.dit.config.text_dim).to(z_lr)
     as_trained, rows = bench.decoded(bench.super_resolve(z_lr)), {}
     try:
@@ -101,7 +101,7 @@ def table_3(bench: Bench, folder: Path) -> Here:
         rows[title] = {"DiT seconds": took} | averaged(dict(shown((name, mean_of(each[name] for each in values))) for name in values[0]))
     height, width = (side * bench.options.scale for side in bench.options.t2v_size)
     return Here(
-        f"{len(videos)} videos of {bench.options.num_frames} frames, {width} x {height}, drawn by {bench.options.t2v.name} in "
+        f"{len(videos)} videos of {bench.options.num_frames} frames, {width} x {height}, sampled by {bench.options.t2v.name} in "
         f"{bench.options.t2v_sampling.steps} steps from the same prompt and seed both ways, on {bench.options.device}. The warping error "
         f"is along the video's own motion.{bench.toy_t2v}",
         rows,

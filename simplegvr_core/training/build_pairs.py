@@ -1,10 +1,10 @@
-"""Latent pairs for training: `python3 scripts/run.py pairs --videos DIR --vae FILE --out DIR --recipe classical`.
+"""Latent pairs for training: `simplegvr pairs --videos DIR --vae FILE --out DIR --recipe classical`.
 
-A folder of video becomes clips, filters drop some, a recipe degrades the rest, the autoencoder encodes both. Every clip has a
-seed of its own, so neither order nor number of processes changes a pair. Every shard carries the record of the clips up to
-its last pair, so a killed run goes on after it.
+A folder of video is cut into clips, filters drop some, a recipe degrades the others, and the autoencoder encodes both. Every clip
+has a seed of its own, so neither order nor number of processes changes a pair. The metadata of every shard has the records of
+the clips up to its last pair, so a killed run resumes after it.
 
-F frames, T latent frames; h, w low-resolution cells, H = scale h, W = scale w; latents are normalised
+F video frames, T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; latents are normalised
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -31,6 +31,7 @@ from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import SimpleGVRDiT, read_dit
+from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
 from ..video.frames import crop_centre, to_video
@@ -42,7 +43,13 @@ METADATA_KEY = "simplegvr_pairs"
 
 @dataclass(frozen=True)
 class Pair:
-    """z_lr (16, T, h, w) and z_hr (16, T, H, W), float16."""
+    """A latent pair.
+
+    Attributes:
+        scale: Ratio of the two sizes.
+        z_lr: Low-resolution latent (16, T, h, w), float16.
+        z_hr: Target latent (16, T, H, W), float16.
+    """
 
     scale: int
     z_lr: Tensor
@@ -51,7 +58,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairMaker:
-    """All that turns a clip into a pair. t2v: text-to-video model of a model-guided recipe."""
+    """Makes pairs of clips.
+
+    Attributes:
+        recipe: Degradation of the low resolution.
+        scales: Scales, of which each clip gets one at random.
+        filters: Limits that a clip must meet.
+        seed: Seed of all clips; each clip's own follows from it, its video and its first frame.
+        device: Device of the networks.
+        vae: Autoencoder of both latents.
+        t2v: Text-to-video model of a model-guided recipe.
+        musiq: Quality metric among the filters, None where it is not available.
+    """
 
     recipe: Recipe
     scales: tuple[int, ...]
@@ -64,9 +82,10 @@ class PairMaker:
 
     @torch.inference_mode()
     def make(self, clip: Clip) -> Pair | Drop:
-        """Returns the clip's pair, or why there is none."""
-        drop = clip.images if isinstance(clip.images, Drop) else judge(clip.images, self.filters, self.musiq)
-        if drop:
+        """Returns the clip's pair, or the reason why there is none."""
+        if isinstance(clip.images, Drop):
+            return clip.images
+        if drop := judge(clip.images, self.filters, self.musiq):
             return drop
         digest = hashlib.sha256(json.dumps([self.seed, clip.video, clip.frame]).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -85,12 +104,13 @@ class PairMaker:
 
     def velocity(self, z_t: Tensor, sigma: Tensor) -> Tensor:
         """Returns the text-to-video model's velocity of z_t (B, 16, T, h, w) at noise level sigma, for the null prompt."""
+        assert self.t2v is not None  # only model-guided recipes ask for it
         null_context = z_t.new_zeros(len(z_t), 1, self.t2v.config.text_dim)
         return self.t2v(z_t, (1000 * sigma).expand(len(z_t)), null_context)
 
 
 class Worker:
-    """A process that makes pairs."""
+    """A process that makes pairs, on one thread: the same bits on every machine."""
 
     def __init__(self, maker: PairMaker):
         torch.set_num_threads(1)
@@ -103,10 +123,13 @@ class Worker:
 
 
 def make_on_cluster(maker: PairMaker, clips: Iterable[Clip], workers: int | None, address: str) -> Iterator[Pair | Drop]:
-    """Yields what maker.make gives for the clips, in order, made by ray. This process alone reads the videos.
+    """Yields maker.make's result for each clip, in order, computed by ray. Only this process reads the videos.
 
-    workers: processes; by default one for each CPU of the cluster, or GPU if maker.device is one. address: of a running
-    cluster, or "local" to start one here.
+    Args:
+        maker: Makes the pairs.
+        clips: Clips to make pairs of.
+        workers: Number of processes; by default one for each CPU of the cluster, or each GPU where maker.device is one.
+        address: Address of a running cluster, or "local" to start one on this machine.
     """
     try:
         import ray  # optional: only clusters need it
@@ -120,46 +143,62 @@ def make_on_cluster(maker: PairMaker, clips: Iterable[Clip], workers: int | None
     try:
         remote, shared = ray.remote(num_cpus=1, num_gpus=int(unit == "GPU"))(Worker), ray.put(maker)
         pool = [remote.remote(shared) for _ in range(workers or int(ray.cluster_resources()[unit]))]
-        waiting = deque()
+        waiting: deque[Any] = deque()
         for i, clip in enumerate(clips):
             waiting.append(pool[i % len(pool)].make.remote(clip))
             if len(waiting) == 3 * len(pool):
                 yield ray.get(waiting.popleft())
-        yield from map(ray.get, waiting)
+        for pair in waiting:
+            yield ray.get(pair)
     finally:
         ray.shutdown()
 
 
 @dataclass(frozen=True)
 class BuildPairs:
-    """Builds latent pairs of a folder of video. The same command goes on where a killed one stopped."""
+    """Builds latent pairs of a folder of video. A killed run resumes when the same command is run again."""
 
     videos: Path
+    """Folder of video files, searched with its subfolders."""
     vae: Path
     """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
     out: Path
-    recipe: Literal[tuple(RECIPES)] = "classical"
+    """Folder for the shards and their index, outside --videos."""
+    recipe: Literal[tuple(RECIPES)] = "classical"  # pyright: ignore[reportInvalidTypeForm]: names from the table
+    """Degradation of the low resolution."""
     t2v: Path | None = None
     """Text-to-video model of --vae's latents for model-guided recipes: stock Wan 2.1, or one of ours with 16 input channels."""
     num_frames: int = 17
+    """Video frames of a clip, 4 n + 1."""
     spacing: int = 17
-    """Frames from the start of a clip to that of the next."""
+    """Video frames from the start of a clip to that of the next."""
     height: int = 1080
-    """Taller video is made this tall by area averaging."""
+    """Height in pixels to which taller video is reduced by area averaging."""
     scales: tuple[int, ...] = (2, 3, 4)
-    """Of which each clip draws one."""
+    """Scales, of which each clip gets one at random."""
     filters: FilterConfig = FilterConfig()
+    """Limits that a clip must meet."""
     shard_pairs: int = 64
-    """Pairs in a file; what a killed run loses is less."""
+    """Pairs in a file. A killed run loses fewer than this many."""
     seed: int = 0
-    device: str = "cpu"
+    """Seed of all randomness."""
+    device: str = default_device()
+    """Device of the networks: cpu, cuda, cuda:1 and so on."""
     workers: int | None = None
-    """Processes, by ray; without it and --ray this process alone makes the pairs."""
+    """Number of processes, by ray; without it and --ray, this process makes the pairs."""
     ray: str | None = None
-    """Address of a ray cluster, or "local" to start one here."""
+    """Address of a ray cluster, or "local" to start one on this machine."""
 
     def run(self) -> dict:
-        """Returns {"out", "clips", "pairs", "dropped": {reason: number}, "skipped": {reason: number}, "musiq"}."""
+        """Builds the pairs.
+
+        Returns:
+            {"out", "clips", "pairs", "dropped": {reason: number}, "skipped": {reason: number}, "musiq"}.
+
+        Raises:
+            ValueError: Options do not go together, the folder was begun with others, or no clip became a pair.
+            ImportError: --workers or --ray is given and ray is not installed.
+        """
         self.check()
         found = survey(self.videos, self.num_frames)
         musiq, musiq_note = load_musiq()
@@ -189,6 +228,7 @@ class BuildPairs:
         vae = load_vae(self.vae)
         if not RECIPES[self.recipe].model_guided:
             return vae, None
+        assert self.t2v is not None  # check saw to it
         config, weights = read_dit(self.t2v)
         t2v = SimpleGVRDiT(config, AttentionConfig(kind="full", unit=None)).eval()
         checkpoint.load_strict(t2v, weights, self.t2v)
@@ -197,7 +237,7 @@ class BuildPairs:
         return vae, t2v
 
     def begin(self, found: Survey, musiq_note: str) -> None:
-        """Writes down what the folder is made from. Raises ValueError when it was begun with something else."""
+        """Writes the options to build.json. Raises ValueError when the folder was begun with others."""
         options = {key: value for key, value in asdict(self).items() if key not in ("videos", "out", "workers", "ray")}
         options |= {"videos": {name: f"{length} frames" for name, length in found.lengths.items()}, "musiq": musiq_note}
         options |= {"recipe_numbers": asdict(RECIPES[self.recipe])}
@@ -212,18 +252,17 @@ class BuildPairs:
             if options.get(key) != begun.get(key):
                 raise ValueError(
                     f"{self.out} was begun with {key} = {begun.get(key)}, now it is {options.get(key)}: "
-                    "run it with the same to go on, or choose another --out"
+                    "give the same to resume, or choose another --out"
                 )
 
-    def write_shards(self, starts: list, outcomes: Iterator[Pair | Drop], records: list[dict], progress: tqdm) -> None:
+    def write_shards(self, starts: list[tuple[str, int]], outcomes: Iterator[Pair | Drop], records: list[dict], progress: tqdm) -> None:
         """Appends a record for each outcome to records, and writes the pairs among them, shard by shard."""
         saved, tensors, number = len(records), {}, sum("id" in record for record in records)
         for (video, frame), outcome in zip(starts[saved:], outcomes, strict=True):
-            record = {"video": video, "frame": frame}
+            record, shard = {"video": video, "frame": frame}, shard_name(number // self.shard_pairs)
             if isinstance(outcome, Drop):
                 records.append(record | asdict(outcome))
             else:
-                shard = shard_name(number // self.shard_pairs)
                 records.append({"id": number, "shard": shard, **record, "scale": outcome.scale})
                 tensors |= {f"{number:05d}.z_lr": outcome.z_lr, f"{number:05d}.z_hr": outcome.z_hr}
                 number += 1
@@ -234,7 +273,7 @@ class BuildPairs:
                 saved, tensors = len(records), {}
 
     def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
-        """Returns run's summary, after writing pairs.json and report.json. Raises ValueError when there is no pair."""
+        """Writes pairs.json and report.json and returns run's summary. Raises ValueError when there is no pair."""
         pairs = [record for record in records if "id" in record]
         drops = [record for record in records if "id" not in record]
         summary = {
@@ -249,7 +288,7 @@ class BuildPairs:
         report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes}
         write_text(self.out / "report.json", json.dumps(report, indent=1))
         if not pairs:
-            raise ValueError(f"no clip of {self.videos} became a pair: {self.out / 'report.json'} says why, one by one ({summary})")
+            raise ValueError(f"no clip of {self.videos} became a pair: {self.out / 'report.json'} has the reason of each ({summary})")
         index = {"recipe": self.recipe, "num_frames": self.num_frames, "pairs": pairs}
         write_text(self.out / "pairs.json", json.dumps(index, indent=1))
         return summary
@@ -268,8 +307,9 @@ def shard_name(number: int) -> str:
 
 
 def read_records(folder: Path) -> list[dict]:
-    """Returns the records of all clips that the folder's shards settle, in order."""
-    records, number = [], 0
+    """Returns the records of all clips up to the last pair of the folder's shards, in order."""
+    records: list[dict] = []
+    number = 0
     while (path := folder / shard_name(number)).exists():
         with safe_open(path, framework="pt") as shard:
             records += json.loads(shard.metadata()[METADATA_KEY])
@@ -279,7 +319,7 @@ def read_records(folder: Path) -> list[dict]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums split among threads round differently: on one thread every machine gives the same bits."""
+    """Runs the block on one thread. Sums split among threads round differently; on one thread every machine gives the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -289,7 +329,7 @@ def one_thread() -> Iterator[None]:
 
 
 def print_summary(summary: dict) -> None:
-    """Prints what became of the clips and files, in words."""
+    """Prints the numbers of pairs, of dropped clips and of skipped files."""
     print(f"{summary['pairs']} pairs of {summary['clips']} clips in {summary['out']}")
     for what in ("dropped", "skipped"):
         for reason, number in sorted(summary[what].items()):
@@ -298,6 +338,7 @@ def print_summary(summary: dict) -> None:
 
 
 def main(arguments: Sequence[str]) -> dict:
+    """Builds pairs as the command line asks and returns BuildPairs.run's summary."""
     summary = tyro.cli(BuildPairs, prog="simplegvr pairs", args=arguments).run()
     print_summary(summary)
     return summary

@@ -1,4 +1,4 @@
-"""Clips of a folder of video: which there are, and reading them."""
+"""Clips of a folder of video: the list of them, and reading."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,22 +17,39 @@ from .filters import Drop
 
 @dataclass(frozen=True)
 class Survey:
-    """lengths: frames of each usable video, by its path in the folder. skipped: why the other files are of no use.
-    notes: what is unusual about usable ones."""
+    """Result of a look at a folder of video.
+
+    Attributes:
+        lengths: Video frames of each usable video, by its path in the folder.
+        skipped: Reasons why the other files are not usable.
+        notes: Peculiarities of usable videos.
+    """
 
     lengths: dict[str, int]
     skipped: dict[str, Drop]
     notes: dict[str, list[str]]
 
     def starts(self, num_frames: int, spacing: int) -> list[tuple[str, int]]:
-        """Returns the video and first frame of every clip of num_frames, a new one every spacing frames."""
+        """Returns the video and first frame of every clip.
+
+        Args:
+            num_frames: Video frames of a clip.
+            spacing: Video frames from the start of a clip to that of the next.
+        """
         return [(name, start) for name, length in self.lengths.items() for start in range(0, length - num_frames + 1, spacing)]
 
 
 def survey(folder: Path, num_frames: int) -> Survey:
-    """Returns what a folder holds for clips of num_frames. Raises ValueError when there is no video file in it."""
+    """Returns the usable videos of a folder. Raises ValueError when there is no video file in it.
+
+    Args:
+        folder: Folder, searched with its subfolders.
+        num_frames: Video frames of a clip; a shorter video is skipped.
+    """
     videos = set(find_videos(folder))
-    lengths, skipped, notes = {}, {}, {}
+    lengths: dict[str, int] = {}
+    skipped: dict[str, Drop] = {}
+    notes: dict[str, list[str]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if path not in videos:
@@ -54,7 +71,13 @@ def survey(folder: Path, num_frames: int) -> Survey:
 
 @dataclass(frozen=True)
 class Clip:
-    """images: uint8 (F, H, W, 3), or why they could not be read. frame: number of the first in the video."""
+    """A clip of a video.
+
+    Attributes:
+        video: Path of the video in its folder.
+        frame: Number of the clip's first frame in the video.
+        images: (F, H, W, 3) uint8, or the reason why they could not be read.
+    """
 
     video: str
     frame: int
@@ -62,17 +85,21 @@ class Clip:
 
 
 def read_clips(folder: Path, starts: list[tuple[str, int]], num_frames: int, height: int) -> Iterator[Clip]:
-    """Yields the clips that start at the given (video, frame)s, which are in order; each video is read once.
+    """Yields the clips with given starts; each video is read once. After damage in a video, its clips have a Drop for images.
 
-    Frames taller than height are made that tall by area averaging. Where a video turns out to be damaged, its clips from
-    there on carry a Drop.
+    Args:
+        folder: Folder of the videos.
+        starts: Video and first frame of each clip, in order.
+        num_frames: Video frames of a clip.
+        height: Height in pixels to which taller frames are reduced by area averaging.
     """
     frames_of: dict[str, deque[int]] = {}
     for name, start in starts:
         frames_of.setdefault(name, deque()).append(start)
     for name, left in frames_of.items():
         wanted = {index for start in left for index in range(start, start + num_frames)}
-        images, problem = [], "it has fewer frames than its packets say"
+        images: list[Tensor] = []
+        problem = "it has fewer frames than its packets say"
         try:
             for frame in read_frames(folder / name, wanted.__contains__):
                 images.append(limit_height(frame, height))
@@ -88,10 +115,16 @@ def read_clips(folder: Path, starts: list[tuple[str, int]], num_frames: int, hei
 
 
 def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list[Tensor]:
-    """Returns the clips of every video below folder, uint8 (F, H, W, 3): num_frames frames, a new one every spacing frames.
+    """Returns the clips of every video below a folder, uint8 (F, H, W, 3).
 
-    Frames taller than height are made that tall by area averaging, which hides their compression.
-    Raises ValueError when spacing is less than num_frames, a video is damaged, or none is long enough for a clip.
+    Args:
+        folder: Folder, searched with its subfolders.
+        num_frames: Video frames of a clip.
+        spacing: Video frames from the start of a clip to that of the next.
+        height: Height in pixels to which taller frames are reduced by area averaging, which hides their compression.
+
+    Raises:
+        ValueError: spacing is less than num_frames, a video is damaged, or none is long enough for a clip.
     """
     if spacing < num_frames:
         raise ValueError(f"spacing is {spacing} frames, wanted at least the {num_frames} of a clip")

@@ -1,7 +1,7 @@
-"""Which clips are not worth training on: too dark or bright, blurred, cut, or poor in a learned judge's eyes.
+"""Filters of training clips: too dark or bright, blurred, with a shot cut, or of low quality by a learned metric.
 
-images: uint8 (F, H, W, 3). The paper drops clips with Laplacian variance below 30 (mean of 10 frames) or MUSIQ below 40,
-and extremes of brightness, for which it gives no numbers.
+images: uint8 (F, H, W, 3). The paper drops clips with Laplacian variance below 30 (mean of 10 frames) or MUSIQ below 40, and
+extremes of brightness, for which it gives no numbers.
 """
 
 from dataclasses import dataclass
@@ -19,29 +19,41 @@ JUDGED_FRAMES = 10
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """What a clip must keep to."""
+    """Limits that a clip must meet."""
 
     min_luma: float = 25
+    """Lowest mean brightness, in [0, 255]."""
     max_luma: float = 230
-    """Mean brightness, 0 to 255."""
+    """Highest mean brightness, in [0, 255]."""
     min_laplacian: float = 30
-    """Variance of the Laplacian of 8-bit luma."""
+    """Lowest variance of the Laplacian of 8-bit luma."""
     max_change: float = 27
-    """Mean change of hue, saturation and brightness (0 to 255) between two frames; more is taken for a shot cut."""
+    """Largest mean change of hue, saturation and brightness (0 to 255) between two frames; a larger one is a shot cut."""
     min_musiq: float = 40
-    """Score of MUSIQ, 0 to 100; only where the package pyiqa and its weights are there."""
+    """Lowest score of MUSIQ, in [0, 100]; used where the package pyiqa and its weights are installed."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Why a clip is left out: a reason that is the same for many clips, and what was measured."""
+    """The reason why a clip is dropped or a file skipped.
+
+    Attributes:
+        reason: The kind of reason, the same for many clips.
+        detail: The measured value and the limit, or the error.
+    """
 
     reason: str
     detail: str
 
 
 def judge(images: Tensor, config: FilterConfig, musiq: nn.Module | None) -> Drop | None:
-    """Returns why a clip is to be dropped, or None. Brightness, sharpness and MUSIQ are means of up to 10 frames."""
+    """Returns the reason to drop a clip, or None.
+
+    Args:
+        images: The clip; brightness, sharpness and MUSIQ are means of up to 10 of its frames.
+        config: Limits.
+        musiq: As of load_musiq.
+    """
     picked = images.numpy()[np.unique(np.linspace(0, len(images) - 1, JUDGED_FRAMES).round().astype(int))]
     lumas = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in picked]
     luma = np.mean([luma.mean() for luma in lumas])
@@ -62,8 +74,8 @@ def judge(images: Tensor, config: FilterConfig, musiq: nn.Module | None) -> Drop
 
 
 def find_cut(images: Tensor, max_change: float) -> int | None:
-    """Returns the number of the first frame that is of another shot than the one before it, or None."""
-    from scenedetect import ContentDetector, FrameTimecode  # slow to import, and trainers import this module
+    """Returns the number of the first frame after a shot cut, or None. max_change: as of FilterConfig."""
+    from scenedetect import ContentDetector, FrameTimecode  # slow to import; training imports this module and does not need it
 
     detector = ContentDetector(threshold=max_change, min_scene_len=1)
     for index, image in enumerate(images.numpy()):
@@ -74,9 +86,9 @@ def find_cut(images: Tensor, max_change: float) -> int | None:
 
 
 def load_musiq() -> tuple[nn.Module | None, str]:
-    """Returns MUSIQ and "applied", or None and why it is not applied. Downloads nothing.
+    """Returns MUSIQ and "applied", or None and the reason why it is not applied. Downloads nothing.
 
-    MUSIQ takes images (N, 3, H, W) in [0, 1] and gives scores (N, 1) up to 100.
+    MUSIQ takes images (N, 3, H, W) in [0, 1] and returns scores (N, 1) up to 100.
     """
     if why := iqa_absent("musiq"):
         return None, f"not applied: {why}"

@@ -1,17 +1,18 @@
 """The training loop: every network of the pack is trained by `fit`, on one device or, by accelerate, on many.
 
-Everything random comes from one generator, whose state is saved with the rest, so a killed run goes on with the losses it
-would have had (unless it is limited in minutes, which are the clock's). All processes draw the same global batch and take
-their share of it, so their number changes no loss.
+All randomness comes from one generator, whose state is saved with the weights. A killed run therefore resumes with the losses
+that it would have had, unless it is limited in minutes. All processes sample the same global batch and each takes its part of
+it, so their number changes no loss.
 """
 
 import errno
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,44 +27,54 @@ from ..files import atomic_write, write_text
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
+Batch = dict[str, Tensor]
+SampleBatch = Callable[[torch.Generator], Batch]
+
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast to train. Runs of the same folder continue where the last one stopped."""
+    """How long and how fast to train. A run resumes from the state in its folder."""
 
     steps: int = 2000
+    """Optimizer steps."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW after the warm-up."""
     warmup: int = 100
+    """Steps in which the learning rate rises from zero."""
     decay: bool = True
-    """Lower the learning rate to zero by the end, as the square root of what is left."""
+    """Lower the learning rate to zero by the end, as the square root of the fraction of the run that is left."""
     ema: float = 0.998
+    """Decay of the moving average of the weights, which is the result."""
     accumulate: int = 1
-    """Batches that make one step: their sizes add up."""
+    """Batches of one step: their sizes add up."""
     save_every: int = 200
+    """Steps from one saved state to the next."""
     seed: int = 0
+    """Seed of all randomness."""
     cpu: bool = False
     """Train on the CPU even where there is an accelerator."""
     minutes: float = float("inf")
-    """Stop after this long, however many steps are done; the learning rate follows time instead of steps."""
+    """Stop after this time, whatever the number of steps; the learning rate then follows time."""
 
 
 class Progress:
-    """How far a run is: step, seconds, the generator and the moving average of the trained parameters."""
+    """Progress of a run: step, seconds, the generator and the moving average of the trained parameters."""
 
-    def __init__(self, parameters: list[Tensor], loop: LoopConfig):
+    def __init__(self, parameters: list[nn.Parameter], loop: LoopConfig):
         self.step, self.elapsed = 0, 0.0
         self.generator = torch.Generator().manual_seed(loop.seed)
-        self.parameters, self.ema = parameters, loop.ema
+        self.parameters: list[Tensor] = [*parameters]
+        self.ema = loop.ema
         self.average = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
     def advance(self) -> None:
-        """One step is done: the average follows the parameters, faster at first."""
+        """Counts a finished step and updates the average, whose decay is lower in the first steps."""
         self.step += 1
         get_ema_multi_avg_fn(min(self.ema, self.step / (self.step + 10)))(self.average, self.parameters, None)
 
-    def share(self, loop: LoopConfig) -> float:
-        """Returns how much of the run is done; 1 or more is all."""
+    def fraction(self, loop: LoopConfig) -> float:
+        """Returns the finished fraction of the run; the run ends at 1."""
         return max(self.step / loop.steps, self.elapsed / 60 / loop.minutes)
 
     def state_dict(self) -> dict:
@@ -78,35 +89,97 @@ class Progress:
             own.copy_(distribute_tensor(saved, own.device_mesh, own.placements) if isinstance(own, DTensor) else saved)
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """What state.pt has of a run.
+
+    Attributes:
+        model: The network, prepared by accelerate.
+        optimizer: Its optimizer.
+        progress: Its progress.
+        options: Options that must not change when the run is resumed, by name.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    options: dict[str, str]
+
+    def save(self, path: Path, is_main: bool) -> None:
+        """Writes the state; called on all processes, of which the main one writes. Raises OSError with the cure."""
+        weights, moments = get_state_dict(self.model, self.optimizer, options=WHOLE)
+        state = {"model": weights, "optimizer": moments, "progress": self.progress.state_dict(), "options": self.options}
+        if not is_main:
+            return
+        with atomic_write(path) as partial:
+            try:
+                torch.save(state, partial)
+            except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
+                raise OSError(errno.EIO, f"at step {self.progress.step}: {error}") from error
+
+    def load(self, path: Path) -> None:
+        """Reads the state. Raises ValueError when it is of another network or of other options."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in self.options.items():
+            if state["options"].get(name) != value:
+                raise ValueError(
+                    f"{path} was begun with {name} = {state['options'].get(name)}, now it is {value}: "
+                    "run with the options it was begun with, or choose another --out"
+                )
+        own, _ = get_state_dict(self.model, [], options=StateDictOptions(full_state_dict=True))
+        own, saved = cast("dict[str, Tensor]", own), state["model"]
+        differing = {name for name in own.keys() | saved.keys() if shape_of(own.get(name)) != shape_of(saved.get(name))}
+        if differing:
+            raise ValueError(
+                f"{path} is the state of another network ({len(differing)} tensors differ, {min(differing)!r} for one): "
+                "run with the options it was begun with, or choose another --out"
+            )
+        set_state_dict(self.model, self.optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=WHOLE)
+        self.progress.load_state_dict(state["progress"])
+
+
+def shape_of(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
+
+
 def fit(
     model: nn.Module,
-    draw: Callable[[torch.Generator], dict[str, Tensor]],
+    sample_batch: SampleBatch,
     loop: LoopConfig,
     folder: Path,
+    *,
     show: Callable[[nn.Module, int], None] = lambda model, step: None,
     options: dict[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """Returns the state dict of model with the moving average of its trained parameters, on the CPU of the main process.
+    """Returns the state dict of the trained model with the moving average of its trained parameters.
 
-    model: its call gives the mean loss of a batch, model(**batch) -> scalar. draw: generator -> batch, tensors with the
-    whole batch in front, on the CPU. show: called on the main process with the model and the number of steps
-    when the state is saved, unless the model is sharded.
-    options: what must not change when a run is resumed, by name.
-    folder receives state.pt (for resuming only), losses.jsonl and loss.png.
-    Raises FloatingPointError at the first loss that is not finite, RuntimeError when memory runs out, OSError when the
-    state cannot be written, ValueError when the folder holds the state of another network or of other options; the last
-    saved state stays.
+    The tensors are on the CPU of the main process. The folder gets state.pt (for resuming only), losses.jsonl and loss.png.
+
+    Args:
+        model: Its call model(**batch) is the mean loss of a batch, a scalar.
+        sample_batch: generator -> batch: tensors whose first axis is the global batch, on the CPU.
+        loop: How long and how fast to train.
+        folder: Folder of the run; a state there is resumed.
+        show: Called on the main process with the model and the number of steps when the state is saved, unless the model
+            is sharded.
+        options: Options that must not change when the run is resumed, by name.
+
+    Raises:
+        FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
+        RuntimeError: Memory ran out.
+        OSError: The state cannot be written.
+        ValueError: The folder has the state of another network or of other options.
     """
     accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, loop.learning_rate, betas=(0.9, 0.99)))
     progress = Progress([parameter for parameter in model.parameters() if parameter.requires_grad], loop)
+    state = TrainingState(model, optimizer.optimizer, progress, options or {})
     state_path, losses_path = folder / "state.pt", folder / "losses.jsonl"
     if accelerator.is_main_process:
         make_folder(folder)
-    options = options or {}
     if state_path.exists():
-        load_state(state_path, model, optimizer.optimizer, progress, options)
+        state.load(state_path)
     if accelerator.is_main_process:
         keep_lines(losses_path, progress.step)
     accelerator.wait_for_everyone()
@@ -115,15 +188,15 @@ def fit(
     bar = tqdm(
         total=loop.steps, initial=progress.step, unit="step", mininterval=5, disable=not accelerator.is_main_process, dynamic_ncols=True
     )
-    while (done := progress.share(loop)) < 1:
+    while (done := progress.fraction(loop)) < 1:
         rate = loop.learning_rate * min(1.0, (progress.step + 1) / max(1, loop.warmup)) * ((1 - done) ** 0.5 if loop.decay else 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with explained_memory(progress.step, state_path):
-            loss = train_step(accelerator, model, optimizer, draw, progress.generator, loop.accumulate)
+            loss = train_step(accelerator, model, optimizer, (sample_batch(progress.generator) for _ in range(loop.accumulate)))
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"loss is {loss.item()} at step {progress.step}: lower loop.learning_rate and start again; {what_is_kept(state_path)}"
+                f"loss is {loss.item()} at step {progress.step}: lower loop.learning_rate and start again; {saved_state(state_path)}"
             )
         progress.advance()
         progress.elapsed = time.monotonic() - start
@@ -132,8 +205,8 @@ def fit(
         if accelerator.is_main_process:
             with losses_path.open("a") as file:
                 file.write(json.dumps({"step": progress.step - 1, "loss": loss.item()}) + "\n")
-        if progress.step % loop.save_every == 0 or progress.share(loop) >= 1:
-            save_state(state_path, model, optimizer.optimizer, progress, options, accelerator.is_main_process)
+        if progress.step % loop.save_every == 0 or progress.fraction(loop) >= 1:
+            state.save(state_path, accelerator.is_main_process)
             if accelerator.is_main_process:
                 plot_losses(losses_path, folder / "loss.png")
                 if not isinstance(progress.parameters[0], DTensor):
@@ -143,69 +216,50 @@ def fit(
     with torch.no_grad():
         for parameter, average in zip(progress.parameters, progress.average, strict=True):
             parameter.copy_(average)
-    state_dict = {name: tensor.cpu() for name, tensor in accelerator.get_state_dict(model).items()}
+    state_dict = cast("dict[str, Tensor]", accelerator.get_state_dict(model))
     accelerator.free_memory()
-    return state_dict
+    return {name: tensor.cpu() for name, tensor in state_dict.items()}
 
 
-def train_step(accelerator: Accelerator, model, optimizer, draw: Callable, generator: torch.Generator, accumulate: int) -> Tensor:
-    """Returns the loss of one step, the mean over its batches and processes. If that or its gradient is not finite: NaN or
-    infinity, and the step is left out."""
+def train_step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch]) -> Tensor:
+    """Returns the loss of one step, the mean over its batches and processes.
+
+    Where the loss or its gradient is not finite, the result is NaN or infinity, and the weights do not change.
+    """
     total = torch.zeros((), device=accelerator.device)
-    for _ in range(accumulate):
-        batch = {name: share(tensor, accelerator).to(accelerator.device) for name, tensor in draw(generator).items()}
+    for batch in batches:
+        own = {name: part_of_process(tensor, accelerator).to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.accumulate(model):
-            loss = model(**batch)
-            total += accelerator.reduce(loss.detach(), "mean") / accumulate
+            loss = model(**own)
+            total += mean_of_processes(loss.detach(), accelerator) / accelerator.gradient_accumulation_steps
             if not torch.isfinite(total):
                 return total
             accelerator.backward(loss)
-            if accelerator.sync_gradients and not torch.isfinite(accelerator.clip_grad_norm_(model.parameters(), 1.0)):
+            if accelerator.sync_gradients and not gradient_is_finite(model, accelerator):
                 return total.fill_(torch.nan)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return total
 
 
-def share(batch: Tensor, accelerator: Accelerator) -> Tensor:
-    """Returns this process' part of a batch (B, ...). Raises ValueError when it cannot be divided evenly."""
+def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:
+    mean = accelerator.reduce(loss, "mean")
+    assert isinstance(mean, Tensor)  # as its argument is
+    return mean
+
+
+def gradient_is_finite(model: nn.Module, accelerator: Accelerator) -> bool:
+    """Clips the gradient's norm to 1; returns whether the norm was finite."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+    return norm is not None and bool(torch.isfinite(norm))
+
+
+def part_of_process(batch: Tensor, accelerator: Accelerator) -> Tensor:
+    """Returns this process' part of a batch (B, ...). Raises ValueError when the batch cannot be divided evenly."""
     processes = accelerator.num_processes
     if len(batch) % processes:
         raise ValueError(f"a batch of {len(batch)} cannot be divided among {processes} processes: choose a multiple of {processes}")
     return batch.chunk(processes)[accelerator.process_index]
-
-
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, options: dict, is_main: bool) -> None:
-    """Writes path whole or not at all. Called on all processes, written by the main one. Raises OSError with the cure."""
-    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
-    state = {"model": weights, "optimizer": moments, "progress": progress.state_dict(), "options": options}
-    if not is_main:
-        return
-    with atomic_write(path) as partial:
-        try:
-            torch.save(state, partial)
-        except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
-            raise OSError(errno.EIO, f"at step {progress.step}: {error}") from error
-
-
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, options: dict) -> None:
-    """Sets all three to what path holds. Raises ValueError when it is of another network or of other options."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, value in options.items():
-        if state["options"].get(name) != value:
-            raise ValueError(
-                f"{path} was begun with {name} = {state['options'].get(name)}, now it is {value}: "
-                "run with the options it was begun with, or choose another --out"
-            )
-    own, saved = get_state_dict(model, [], options=StateDictOptions(full_state_dict=True))[0], state["model"]
-    differing = {name for name in own.keys() | saved.keys() if name not in own or name not in saved or own[name].shape != saved[name].shape}
-    if differing:
-        raise ValueError(
-            f"{path} is the state of another network ({len(differing)} tensors differ, {min(differing)!r} for one): "
-            "run with the options it was begun with, or choose another --out"
-        )
-    set_state_dict(model, optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=WHOLE)
-    progress.load_state_dict(state["progress"])
 
 
 @contextmanager
@@ -215,12 +269,12 @@ def explained_memory(step: int, state_path: Path) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(
-            f"out of memory at step {step}: {what_is_kept(state_path)}. Halve the batch and double loop.accumulate, "
+            f"out of memory at step {step}: {saved_state(state_path)}. Halve the batch and double loop.accumulate, "
             "make the crops smaller, or use gradient checkpointing; then run again"
         ) from error
 
 
-def what_is_kept(state_path: Path) -> str:
+def saved_state(state_path: Path) -> str:
     return f"{state_path} keeps the last saved state" if state_path.exists() else "nothing was saved yet"
 
 
@@ -244,8 +298,8 @@ def read_losses(path: Path) -> list[float]:
 
 
 def plot_losses(losses_path: Path, path: Path) -> None:
-    """Draws the losses, and their moving average over a twentieth of the run, as a picture."""
-    from matplotlib.figure import Figure  # slow to import, and only the main process draws
+    """Plots the losses and their moving average over a twentieth of the run."""
+    from matplotlib.figure import Figure  # slow to import, and only the main process plots
 
     losses = read_losses(losses_path)
     width = max(1, len(losses) // 20)

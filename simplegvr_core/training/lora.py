@@ -1,4 +1,4 @@
-"""Low-rank adaptation of the DiT, by peft, in the names that ComfyUI's LoRA loader knows."""
+"""Low-rank adaptation (LoRA) of the DiT, by peft, with the tensor names of ComfyUI's LoRA loader."""
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -10,9 +10,12 @@ ADAPTED = r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])"
 
 
 def add_lora(dit: SimpleGVRDiT, rank: int, generator: torch.Generator) -> None:
-    """Adds trainable matrices of this rank to the attention and feed-forward weights, which start as adding nothing.
+    """Adds trainable low-rank matrices to the attention and feed-forward weights; at first they change no output.
 
-    All else of dit stops being trainable.
+    Args:
+        dit: The network; all its other parameters become untrainable.
+        rank: Rank of the matrices.
+        generator: Source of their random weights.
     """
     dit.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED), dit)
@@ -22,7 +25,12 @@ def add_lora(dit: SimpleGVRDiT, rank: int, generator: torch.Generator) -> None:
 
 
 def lora_state_dict(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the LoRA among trained, names "dit.NAME.lora_A.default.weight", as "diffusion_model.NAME.lora_A.weight"."""
+    """Returns the LoRA's tensors by the names of ComfyUI's LoRA loader.
+
+    Args:
+        trained: State dict of FlowMatching, with names such as "dit.NAME.lora_A.default.weight", here
+            "diffusion_model.NAME.lora_A.weight".
+    """
     return {
         name.replace("dit.", "diffusion_model.", 1).replace(".default.", "."): tensor
         for name, tensor in trained.items()

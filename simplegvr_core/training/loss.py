@@ -1,9 +1,10 @@
-"""What SimpleGVR is trained by: conditional flow matching of upsampler and DiT together (paper, equations 1 to 3).
+"""The training loss: conditional flow matching of upsampler and DiT together (paper, equations 1 to 3).
 
-B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised
+B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent pixels; latents are normalised
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,97 +18,148 @@ from ..networks.upsampler import LatentUpsampler
 from ..networks.wan_vae import WanVAE
 from ..sampling.timesteps import Curve
 
-PERCEIVED = 12  # cells a side that the perceptual error looks at, at most
+PERCEIVED = 12  # latent pixels a side that the perceptual error compares, at most
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and precision of the loss.
+
+    Attributes:
+        upsampler: Weight of the upsampled latent's own error.
+        perceptual: Weight of the perceptual error of decoded frames.
+        bf16: Whether matrix products are in bfloat16.
+    """
+
+    upsampler: float = 0.0
+    perceptual: float = 0.0
+    bf16: bool = True
 
 
 class Pictures:
-    """Compares latents as the pictures they decode to. Its networks are frozen, and no part of what is trained and saved."""
+    """Errors of latents, measured on decoded pictures. Its networks are frozen and are not part of the trained network."""
 
     def __init__(self, vae: TinyVAE | WanVAE | None, perceptual: bool):
+        """Copies the networks.
+
+        Args:
+            vae: The latents' autoencoder; needed where perceptual.
+            perceptual: Whether perceptual_error is used.
+        """
         self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
         self.vae = deepcopy(vae) if perceptual else None
         self.network = deepcopy(st_lpips_network("vgg", "cpu")) if perceptual else None
 
     def to(self, device: torch.device) -> "Pictures":
-        """Returns itself, on device."""
+        """Moves the networks to a device and returns itself."""
         for network in filter(None, (self.linear_decoder, self.vae, self.network)):
             network.to(device)
         return self
 
     def linear_error(self, z: Tensor, z_hr: Tensor) -> Tensor:
-        """Returns the mean absolute error of the latent plus, given TinyVAE's linear decoder, five times that of its pixels.
+        """Returns the mean absolute error of a latent plus, with TinyVAE, five times that of its linearly decoded pixels.
 
-        The latent gives fine detail more weight than the picture does; the second term restores the balance.
+        Fine detail has more weight in the latent than in the picture; the second term restores the balance.
+
+        Args:
+            z: Latent (B, 16, T, H, W).
+            z_hr: Its target, of the same shape.
         """
         loss = F.l1_loss(z, z_hr)
         return loss if self.linear_decoder is None else loss + 5 * F.l1_loss(self.linear_decoder(z), self.linear_decoder(z_hr))
 
     def perceived(self, z: Tensor) -> Tensor:
-        """Returns the frame (B, 3, 8h, 8w) in [-1, 1] that is compared: the last of the first two latent frames, its middle, h, w cells."""
+        """Returns the frame (B, 3, 8h, 8w) in [-1, 1] that is compared: the last one of the first two latent frames, its middle.
+
+        Args:
+            z: Latent (B, 16, T, H, W); h and w are H and W, but at most PERCEIVED.
+        """
+        assert self.vae is not None  # it is perceptual
         rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
         return self.vae.decode(z[:, :, :2, rows, columns])[:, :, -1].float()
 
     def perceptual_error(self, z: Tensor, target: Tensor) -> Tensor:
-        """Returns (B, 1, 1, 1, 1), how different the frame perceived in z looks from target, the one perceived in z_hr."""
+        """Returns the perceptual error (ST-LPIPS) of a latent's compared frame, (B, 1, 1, 1, 1).
+
+        Args:
+            z: Latent (B, 16, T, H, W).
+            target: The target's frame, from perceived(z_hr).
+        """
+        assert self.network is not None  # it is perceptual
         return self.network(self.perceived(z), target)[..., None]
 
 
 class FlowMatching(nn.Module):
     """Upsampler and DiT with their common loss."""
 
-    def __init__(
-        self,
-        upsampler: LatentUpsampler,
-        dit: SimpleGVRDiT,
-        pictures: Pictures,
-        upsampler_weight: float,
-        perceptual_weight: float,
-        bf16: bool,
-    ):
+    upsampler: LatentUpsampler
+    dit: SimpleGVRDiT
+
+    def __init__(self, upsampler: LatentUpsampler, dit: SimpleGVRDiT, pictures: Pictures, config: LossConfig):
         super().__init__()
-        self.upsampler, self.dit, self.pictures = upsampler, dit, pictures
-        self.upsampler_weight, self.perceptual_weight, self.bf16 = upsampler_weight, perceptual_weight, bf16
+        self.upsampler, self.dit, self.pictures, self.config = upsampler, dit, pictures, config
 
-    def forward(self, z_lr, z_hr, context, sigma, noise_share, noise, condition_noise) -> Tensor:
-        """Returns the mean squared error of the velocity (equation 3), plus the other errors by their weights.
+    def forward(
+        self,
+        *,
+        z_lr: Tensor,
+        z_hr: Tensor,
+        context: Tensor,
+        sigma: Tensor,
+        noise_augmentation: Tensor,
+        noise: Tensor,
+        condition_noise: Tensor,
+    ) -> Tensor:
+        """Returns the mean squared error of the velocity (equation 3), plus the other errors by their weights; a scalar.
 
-        z_lr: (B, 16, T, h, w). z_hr, noise, condition_noise: (B, 16, T, H, W). context: (B, S, text_dim).
-        sigma, noise_share: (B, 1, 1, 1, 1), of the noised latent and of the condition.
+        Args:
+            z_lr: Low-resolution latent (B, 16, T, h, w).
+            z_hr: Target latent (B, 16, T, H, W).
+            context: Text features (B, S, text_dim).
+            sigma: Noise level of the noised latent, (B, 1, 1, 1, 1) in [0, 1].
+            noise_augmentation: Noise augmentation level of the condition, (B, 1, 1, 1, 1) in [0, 1].
+            noise: Noise of the noised latent, (B, 16, T, H, W).
+            condition_noise: Noise of the condition, (B, 16, T, H, W).
         """
         pictures = self.pictures.to(z_hr.device)
-        with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.config.bf16):
             z_t = z = interpolate(z_hr, noise, sigma)
             loss = torch.zeros((), device=z.device)
-            target = pictures.perceived(z_hr) if self.perceptual_weight else None
+            target = pictures.perceived(z_hr) if self.config.perceptual else None
             if self.dit.config.in_dim > z.shape[1]:
                 upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
-                z = torch.cat((z, interpolate(upsampled, condition_noise, noise_share)), dim=1)
-                if self.upsampler_weight:
-                    loss = loss + self.upsampler_weight * pictures.linear_error(upsampled, z_hr)
-                if self.perceptual_weight:
-                    loss = loss + self.perceptual_weight * pictures.perceptual_error(upsampled, target).mean()
+                z = torch.cat((z, interpolate(upsampled, condition_noise, noise_augmentation)), dim=1)
+                if self.config.upsampler:
+                    loss = loss + self.config.upsampler * pictures.linear_error(upsampled, z_hr)
+                if target is not None:
+                    loss = loss + self.config.perceptual * pictures.perceptual_error(upsampled, target).mean()
             velocity = self.dit(z, 1000 * sigma.flatten(), context).float()
-            if self.perceptual_weight:
+            if target is not None:
                 error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), target)
-                loss = loss + self.perceptual_weight * ((1 - sigma) * error).mean()  # from much noise nothing sharp can come
+                loss = loss + self.config.perceptual * ((1 - sigma) * error).mean()  # a high noise level has no detail
         return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
 
 
 def middle(extent: int, length: int) -> slice:
-    """Returns the middle part of an axis, length long or all of it."""
+    """Returns the middle part of an axis, of the given length or all of it."""
     start = max(0, extent - length) // 2
     return slice(start, start + length)
 
 
-def draw_training_noise(
-    z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Returns noise levels, even or by the curve, noise shares of the condition, even in noise_range, and both noises."""
+def sample_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """Returns FlowMatching's sigma, noise_augmentation, noise and condition_noise of a batch.
+
+    Args:
+        z_hr: Target latents (B, 16, T, H, W).
+        noise_range: Lowest and highest noise augmentation level, in [0, 1]; levels are uniform between them.
+        curve: Its timestep density is that of sigma; None is uniform in [0, 1].
+        generator: Source of all randomness.
+    """
     uniform = torch.rand(len(z_hr), 1, 1, 1, 1, generator=generator)
     low, high = noise_range
     return {
         "sigma": uniform if curve is None else curve.sample(uniform),
-        "noise_share": low + (high - low) * torch.rand(uniform.shape, generator=generator),
+        "noise_augmentation": low + (high - low) * torch.rand(uniform.shape, generator=generator),
         "noise": torch.randn(z_hr.shape, generator=generator),
         "condition_noise": torch.randn(z_hr.shape, generator=generator),
     }

@@ -1,8 +1,6 @@
-"""Measures the curve of the detail-aware timestep sampler:
-`python3 scripts/run.py curve --pairs DIR --out curve.json`.
+"""Measures the curve of the detail-aware timestep density: `simplegvr curve --pairs DIR --out curve.json`.
 
-While a model samples, the clean latent that it predicts gains fine detail, more in some steps than in others (paper,
-section 4.3, figure 5).
+During sampling, the predicted clean latent gains fine detail, more in some steps than in others (paper, section 4.3, figure 5).
 
 B batch, N sampling steps; sigma in [0, 1]: 1 is noise; latents are normalised
 """
@@ -22,6 +20,7 @@ from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, atomic_write, write_text
 from ..flow import shifted_sigmas
 from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
+from ..networks.layers import default_device
 from ..networks.upsampler import LatentUpsampler, load_upsampler
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve
@@ -29,11 +28,12 @@ from .pairs import Pairs
 
 
 def high_frequency_energy(z: Tensor) -> float:
-    """Returns the mean square of the cosine coefficients in the upper half of either axis: what half the size cannot hold.
+    """Returns the mean square of the cosine coefficients in the upper half of either axis: detail that half the size would lose.
 
-    z: (B, C, T, H, W), each latent frame transformed alone (orthonormal DCT-II).
+    Args:
+        z: Latent (B, C, T, H, W); each latent frame is transformed alone (orthonormal DCT-II).
     """
-    coefficients = scipy.fft.dctn(z.cpu().double().numpy(), axes=(-2, -1), norm="ortho")
+    coefficients = np.asarray(scipy.fft.dctn(z.cpu().double().numpy(), axes=(-2, -1), norm="ortho"))
     height, width = z.shape[-2:]
     rows, columns = np.arange(height)[:, None] >= height / 2, np.arange(width) >= width / 2
     return float(np.square(coefficients)[..., rows | columns].mean())
@@ -44,8 +44,12 @@ def measure_curve(
 ) -> Curve:
     """Returns the curve of a model over the sampling of clips, for the null prompt.
 
-    latents: each clip's (1, 16, T, h, w) and its target size (H, W) in cells. Sampling starts from pure noise, whatever
-    sampling says, so that it has all noise levels. seed: of the first clip's noise; each clip has its own.
+    Args:
+        model: The DiT.
+        upsampler: The latent upsampler.
+        latents: Low-resolution latent (1, 16, T, h, w) and target size (H, W) in latent pixels of each clip.
+        sampling: Its sampling; denoise is set to 1, so that all noise levels occur.
+        seed: Seed of the first clip's noise; each clip has its own.
     """
     sampling = replace(sampling, denoise=1.0)
     device = next(model.parameters()).device
@@ -67,16 +71,24 @@ class MeasureCurve:
     """Measures the curve of a trained model over the sampling of many clips; writes it as JSON and as a picture."""
 
     pairs: Path
+    """Folder of pairs; their low-resolution latents are sampled from."""
     out: Path
+    """JSON file of the curve; its picture has the same name and the suffix .png."""
     model: Path = GVR_TINY
+    """Checkpoint of the DiT."""
     upsampler: Path = GVR_TINY_UPSAMPLER
+    """Checkpoint of the latent upsampler."""
     clips: int = 200
+    """Number of pairs, spread over the folder; at most all of them."""
     steps: int = 50
+    """Sampling steps."""
     seed: int = 0
-    device: str = "cpu"
+    """Seed of the first clip's noise."""
+    device: str = default_device()
+    """Device of the networks: cpu, cuda, cuda:1 and so on."""
 
     def run(self) -> Curve:
-        """Returns the curve."""
+        """Writes and returns the curve. Raises ValueError when --out is no .json file or the pairs cannot be read."""
         if self.out.suffix != ".json":
             raise ValueError(f"--out is {self.out}, wanted the name of a .json file")
         pairs = Pairs(self.pairs)
@@ -85,21 +97,21 @@ class MeasureCurve:
         dit, upsampler = dit.to(self.device), load_upsampler(self.upsampler).to(self.device)
         sampling = parse_config(SamplingConfig, config, "sampling", self.model)
         chosen = (pairs[i * len(pairs) // clips] for i in range(clips))
-        latents = ((z_lr[None], tuple(z_hr.shape[-2:])) for z_lr, z_hr in chosen)
+        latents = ((z_lr[None], (z_hr.shape[-2], z_hr.shape[-1])) for z_lr, z_hr in chosen)
         curve = measure_curve(dit, upsampler, latents, replace(sampling, steps=self.steps), self.seed)
         write_curve(self.out, curve)
         return curve
 
 
 def write_curve(path: Path, curve: Curve) -> None:
-    """Writes the JSON, and beside it the picture: energy over sampling, and the sampler's density."""
-    from matplotlib.figure import Figure  # slow to import, and training reads curves without it
+    """Writes a curve as JSON, and beside it a picture of the energy during sampling and of the timestep density."""
+    from matplotlib.figure import Figure  # slow to import; training does not need it
 
     sigma, density = curve.density()
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left = figure.add_subplot(1, 2, 1, xlabel="noise level sigma", ylabel="energy of high frequencies", title="predicted clean latent")
     left.plot(curve.sigma, curve.energy, marker=".")
-    right = figure.add_subplot(1, 2, 2, xlabel="noise level sigma", ylabel="density", title="detail-aware sampler")
+    right = figure.add_subplot(1, 2, 2, xlabel="noise level sigma", ylabel="density", title="detail-aware timestep density")
     right.stairs(density / np.diff(sigma), sigma, fill=True, alpha=0.5)
     right.axhline(1 / (sigma[-1] - sigma[0]), color="0.5", linestyle="--", label="uniform")
     right.legend()
@@ -111,4 +123,5 @@ def write_curve(path: Path, curve: Curve) -> None:
 
 
 def main(arguments: Sequence[str]) -> dict:
+    """Measures a curve as the command line asks and returns it."""
     return asdict(tyro.cli(MeasureCurve, prog="simplegvr curve", args=arguments).run())

@@ -1,6 +1,6 @@
-"""Latent pairs that simplegvr_core.training.build_pairs wrote, read for training.
+"""Latent pairs that build_pairs.py wrote, read for training.
 
-T latent frames; h, w low-resolution cells, H = scale h, W = scale w; latents are normalised
+T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; latents are normalised
 """
 
 import json
@@ -11,12 +11,16 @@ from torch import Tensor
 
 
 class Pairs:
-    """The pairs of a folder, read one at a time. scales: of each pair, in their order.
+    """The pairs of a folder, read one at a time.
 
-    Raises ValueError that names the folder when it holds no finished pairs, or a shard is missing or damaged.
+    Attributes:
+        folder: Folder that `simplegvr pairs` wrote.
+        entries: Record of each pair: its number, shard, video, first frame and scale.
+        scales: Scale of each pair.
     """
 
     def __init__(self, folder: Path):
+        """Reads the folder's index. Raises ValueError when the folder has no finished pairs."""
         self.folder = Path(folder)
         index = self.folder / "pairs.json"
         if not index.is_file():
@@ -28,10 +32,11 @@ class Pairs:
         return len(self.entries)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        """Returns z_lr (16, T, h, w) and z_hr (16, T, H, W) of pair i, float32."""
+        """Returns z_lr (16, T, h, w) and z_hr (16, T, H, W) of pair i, float32. Raises ValueError when its shard cannot be read."""
         entry = self.entries[i]
         try:
             with safe_open(self.folder / entry["shard"], framework="pt") as shard:
-                return tuple(shard.get_tensor(f"{entry['id']:05d}.{name}").float() for name in ("z_lr", "z_hr"))
+                z_lr, z_hr = (shard.get_tensor(f"{entry['id']:05d}.{name}").float() for name in ("z_lr", "z_hr"))
+                return z_lr, z_hr
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.folder / entry['shard']} cannot be read ({error}): delete {self.folder} and build it again") from error

@@ -1,9 +1,6 @@
-"""Training of SimpleGVR: `python3 scripts/run.py train --preset stage1 --pairs DIR --init-dit FILE`.
+"""A training run of SimpleGVR: upsampler and DiT, jointly, on latent pairs, by conditional flow matching (paper, sections 3, 5.1).
 
-Upsampler and DiT are trained jointly on latent pairs by conditional flow matching (paper, sections 3 and 5.1). Presets are
-data: the paper's three stages, those of the bundled gvr_tiny, and a smoke test. Every option of a preset can be given anew.
-
-B batch, T latent frames, h, w low-resolution cells, H, W target cells; latents are normalised
+B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent pixels; latents are normalised
 """
 
 from collections.abc import Callable
@@ -13,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from ..networks import checkpoint
@@ -27,10 +24,10 @@ from ..sampling.timesteps import Curve, load_curve
 from ..video.frames import resize_frames, to_images
 from ..video.write import write_video
 from .batches import Crop, PairSampler
-from .cost import training_plan
+from .cost import training_cost
 from .loop import LoopConfig, fit, read_losses
 from .lora import add_lora, lora_state_dict
-from .loss import FlowMatching, Pictures, draw_training_noise
+from .loss import FlowMatching, LossConfig, Pictures, sample_noise
 
 
 @dataclass(frozen=True)
@@ -38,60 +35,74 @@ class Train:
     """Trains upsampler and DiT jointly, on folders of latent pairs that `simplegvr pairs` built."""
 
     pairs: tuple[Path, ...]
-    """Each pair of each folder is drawn equally often."""
+    """Folders of pairs. All pairs are sampled with equal probability."""
     out: Path
+    """Folder of the run: networks, losses, previews and the state to resume from."""
     init_dit: Path | None = None
-    """What the DiT starts from: a SimpleGVR checkpoint of an earlier stage, or a stock text-to-video Wan 2.1 of any size
-    (safetensors, original key names), which is widened. Without it weights are drawn."""
+    """Initial weights of the DiT: a SimpleGVR checkpoint of an earlier stage, or a stock text-to-video Wan 2.1 of any size
+    (safetensors, original key names), whose input is widened. Without it the weights are random."""
     init_upsampler: Path | None = None
+    """Initial weights of the upsampler, from an earlier stage. Without it the weights are random."""
     dit: DiTConfig = DiTConfig()
-    """Sizes of the DiT when its weights are drawn."""
+    """Sizes of the DiT when its weights are random."""
     attention: AttentionConfig = AttentionConfig(kind="full", unit=None)
+    """Self-attention of the DiT."""
     upsampler: UpsamplerConfig = VARIANTS["simplegvr"]
-    """Kind of the upsampler when it does not start from a checkpoint."""
+    """Kind of the upsampler when its weights are random."""
     sampling: SamplingConfig = SamplingConfig()
-    """How the trained model wants to be sampled; it is written into the checkpoint and used for previews."""
+    """Recommended sampling of the trained model, written to the checkpoint and used for previews."""
     noise_range: tuple[float, float] = (0.3, 0.6)
-    """Noise share of the condition, drawn evenly."""
+    """Lowest and highest noise augmentation level of the condition in [0, 1], sampled uniformly between them."""
     curve: Path | None = None
-    """Curve of simplegvr_core.training.measure_curve: noise levels are drawn where detail appears. Without it they are drawn evenly."""
+    """Curve of `simplegvr curve`, whose timestep density is highest where detail appears. Without it the density is uniform."""
     contexts: Path | None = None
     """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
     features of its caption. Without it every sample has the null prompt."""
     null_prompt: float = 0.1
-    """Share of samples that get the null prompt in place of their caption."""
+    """Fraction of samples in [0, 1] that have the null prompt in place of their caption."""
     upsampler_loss: float = 0.0
-    """Weight of the upsampler's own error beside the flow's; with TinyVAE as --vae it is measured on pixels too."""
+    """Weight of the upsampled latent's own error; with TinyVAE as --vae its pixels are compared too."""
     perceptual_loss: float = 0.0
-    """Weight of the perceptual error (ST-LPIPS, VGG) of what the upsampled and the predicted clean latent decode to; needs
-    --vae. The paper has none; a small model that is trained shortly is sharper with it."""
+    """Weight of the perceptual error (ST-LPIPS, VGG) of the decoded upsampled latent and the decoded predicted clean latent;
+    needs --vae. The paper has none; it makes a small model with a short training sharper."""
     lora_rank: int = 0
-    """Above 0: the weights stay as they are and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
+    """Above 0: the weights do not change and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
     gradient_checkpointing: bool = False
+    """Recompute activations of the DiT: less memory, a third more operations."""
     bf16: bool = True
-    """Products in bfloat16; weights and their moments are float32 in any case."""
+    """Matrix products in bfloat16; weights and their moments are always float32."""
     vae: Path | None = None
-    """Autoencoder of the pairs, TinyVAE's or Wan's: it decodes the previews. Without it they show latents as colors."""
+    """Autoencoder of the pairs, TinyVAE's or Wan's, which decodes the previews. Without it previews show latents as colors."""
     crop: Crop = Crop()
+    """Crops of the pairs in a batch."""
     loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, decay=False, ema=0.9995)
 
     def run(self) -> dict:
-        """Returns {"dit", "upsampler" or "lora": files, "loss_first", "loss_last": means over the first and last tenth, "steps"}.
+        """Trains, or resumes from the state in the folder.
 
-        Raises ValueError for options that do not go together, and what fit raises.
+        Returns:
+            {"dit", "upsampler" or "lora": files, "loss_first", "loss_last": means over the first and last tenth, "steps"} on
+            the main process, {} on others.
+
+        Raises:
+            ValueError: Options do not go together or do not fit the pairs or the state.
+            FloatingPointError: A loss is not finite.
+            RuntimeError: Memory ran out.
+            OSError: A file cannot be read or written.
         """
         self.check()
         sampler = PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
         vae = load_vae(self.vae) if self.vae else None
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
-        model = FlowMatching(*self.networks(), pictures, self.upsampler_loss, self.perceptual_loss, self.bf16)
+        upsampler, dit = self.networks()
+        model = FlowMatching(upsampler, dit, pictures, LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16))
         curve = load_curve(self.curve) if self.curve else None
 
-        def draw(generator: torch.Generator) -> dict[str, Tensor]:
-            batch = sampler.draw(generator, model.dit.config.text_dim)
-            return batch | draw_training_noise(batch["z_hr"], self.noise_range, curve, generator)
+        def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
+            batch = sampler.sample(generator, dit.config.text_dim)
+            return batch | sample_noise(batch["z_hr"], self.noise_range, curve, generator)
 
-        trained = fit(model, draw, self.loop, self.out, self.preview(vae), self.lasting_options())
+        trained = fit(model, sample_batch, self.loop, self.out, show=self.preview(vae), options=self.lasting_options())
         if not PartialState().is_main_process:
             return {}
         losses = read_losses(self.out / "losses.jsonl")
@@ -100,7 +111,7 @@ class Train:
         return self.save(model, trained, curve, vae) | means | {"steps": len(losses)}
 
     def lasting_options(self) -> dict[str, str]:
-        """Returns the options that a resumed run must share with its beginning, by name."""
+        """Returns the options that must not change when the run is resumed, by name."""
         free = {"out", "vae", "loop"}
         return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
@@ -108,27 +119,28 @@ class Train:
         """Raises ValueError for options that do not go together."""
         low, high = self.noise_range
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"--noise-range is {low} {high}, wanted two shares in [0, 1], the smaller first: the paper's are 0.3 0.6")
+            raise ValueError(f"--noise-range is {low} {high}, wanted two levels in [0, 1], the smaller first: the paper's are 0.3 0.6")
         if not 0 <= self.null_prompt <= 1:
-            raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a share in [0, 1]")
+            raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
         if self.init_dit is not None and self.dit.condition == "token":
-            raise ValueError("--dit.condition token starts from drawn weights only: leave --init-dit out")
+            raise ValueError("--dit.condition token starts from random weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
             raise ValueError("--lora-rank adapts a trained SimpleGVR: give its two files with --init-dit and --init-upsampler")
 
     def plan(self) -> dict:
-        """Returns what simplegvr_core.training.cost says of this training."""
+        """Returns the estimated cost of this training, as training_cost does."""
         dit = self.dit
         if self.init_dit is not None and self.init_dit.exists():
             dit = replace(read_dit_config(self.init_dit), in_dim=dit.in_dim)
         grid = (self.crop.latent_frames, *self.crop.size)
         batch = self.crop.batch * self.loop.accumulate
-        return training_plan(dit, self.attention, grid, batch, self.loop.steps, self.gradient_checkpointing)
+        recompute = self.gradient_checkpointing
+        return training_cost(dit, self.attention, grid, batch=batch, steps=self.loop.steps, recompute=recompute)
 
     def networks(self) -> tuple[LatentUpsampler, SimpleGVRDiT]:
-        """Returns both networks as training starts."""
+        """Returns both networks with their initial weights."""
         generator = torch.Generator().manual_seed(self.loop.seed)
         dit = self.initial_dit(generator)
         dit.gradient_checkpointing = self.gradient_checkpointing
@@ -143,7 +155,7 @@ class Train:
         return upsampler, dit
 
     def initial_dit(self, generator: torch.Generator) -> SimpleGVRDiT:
-        """Returns the DiT as training starts. Raises ValueError when --init-dit does not fit."""
+        """Returns the DiT with its initial weights. Raises ValueError when --init-dit does not fit."""
         if self.init_dit is None:
             dit = SimpleGVRDiT(self.dit, self.attention)
             dit.init_weights(generator)
@@ -155,24 +167,37 @@ class Train:
         checkpoint.load_strict(dit, weights, self.init_dit)
         return dit
 
-    def preview(self, vae: TinyVAE | WanVAE | None) -> Callable[[FlowMatching, int], None]:
+    def preview(self, vae: TinyVAE | WanVAE | None) -> Callable[[nn.Module, int], None]:
         """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one training crop."""
-        batch = PairSampler(self.pairs, replace(self.crop, batch=1)).draw(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
+        batch = PairSampler(self.pairs, replace(self.crop, batch=1)).sample(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
         z_lr, z_hr = batch["z_lr"], batch["z_hr"]
+        height, width = z_hr.shape[3:]
 
-        def show(model: FlowMatching, step: int) -> None:
+        def show(model: nn.Module, step: int) -> None:
+            assert isinstance(model, FlowMatching)
             device = next(model.dit.parameters()).device
             model.eval()
-            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), z_hr.shape[3:], sampling=self.sampling, noise_seed=1).cpu()
+            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), (height, width), sampling=self.sampling, noise_seed=1).cpu()
             model.train()
             videos = [decode_preview(latent, vae) for latent in (z_lr, z, z_hr)]
-            videos = [resize_frames(video, videos[-1].shape[3:], "nearest-exact") for video in videos]
+            _, _, _, *size = videos[-1].shape
+            videos = [resize_frames(video, (size[0], size[1]), "nearest-exact") for video in videos]
             write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
 
         return show
 
     def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None, vae: TinyVAE | WanVAE | None) -> dict:
-        """Returns the files written: both networks as float16, or the LoRA. vae: whose latents they are; TinyVAE's have own colors."""
+        """Writes both networks as float16, or the LoRA.
+
+        Args:
+            model: The network that was trained.
+            trained: Its state dict after training.
+            curve: Curve of the timestep density, None for a uniform one.
+            vae: Autoencoder of the latents; TinyVAE's preview colors go into the checkpoint.
+
+        Returns:
+            The files, by "dit" and "upsampler", or by "lora".
+        """
         if self.lora_rank:
             path = self.out / "lora.safetensors"
             checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling)
@@ -189,7 +214,12 @@ class Train:
 
 
 def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
-    """Returns video (1, 3, F, H, W) in [-1, 1] of a latent: decoded, or as ComfyUI's preview colors without an autoencoder."""
+    """Returns a latent's video in [-1, 1]: (1, 3, F, 8H, 8W) decoded, or (1, 3, T, H, W) in ComfyUI's preview colors.
+
+    Args:
+        z: Latent (1, 16, T, H, W).
+        vae: Its autoencoder, None for preview colors.
+    """
     if vae is not None:
         return vae.decode(z)
     return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))

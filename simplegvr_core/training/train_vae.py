@@ -1,4 +1,4 @@
-"""Training of TinyVAE: `python3 scripts/run.py train-vae --videos DIR --out DIR`."""
+"""Training of TinyVAE: `simplegvr train-vae --videos DIR --out DIR`."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -20,50 +20,69 @@ from .loop import LoopConfig, fit
 
 @dataclass(frozen=True)
 class Crops:
-    """What a batch is made of. height: taller video is made this tall by area averaging, which hides its compression;
-    spacing: frames from the start of one clip to the next."""
+    """Random crops of video, and how many are in a batch."""
 
     num_frames: int = 9
+    """Video frames of a crop."""
     size: int = 96
+    """Height and width of a crop in pixels."""
     batch: int = 8
+    """Crops in a batch."""
     height: int = 360
+    """Height in pixels to which taller video is reduced by area averaging, which hides its compression."""
     spacing: int = 34
+    """Video frames from the start of one clip to that of the next."""
 
 
 @dataclass(frozen=True)
 class TrainVAE:
-    """Trains TinyVAE's decoder on crops of a folder of video; its encoder is set once, in closed form, and stays."""
+    """Trains TinyVAE's decoder on crops of a folder of video. The encoder is computed in closed form and not trained."""
 
     videos: Path
+    """Folder of video files, searched with its subfolders."""
     out: Path
+    """Folder of the run: the network, losses and the state to resume from."""
     vae: TinyVAEConfig = TinyVAEConfig()
+    """Sizes of the network."""
     init: Path | None = None
-    """TinyVAE to go on from, its encoder included: latents stay what they were."""
+    """TinyVAE to start from, its encoder included: the latents do not change."""
     perceptual: float = 0.1
     """Weight of the perceptual loss (ST-LPIPS, VGG) of one frame of half the clips."""
     noise: float = 0.05
-    """Noise on the latent while training: the decoder has to bear a little error of the models that make latents."""
+    """Standard deviation of the noise on the latent in training, in place of the errors of models that make latents."""
     crops: Crops = Crops()
+    """Crops of video in a batch."""
     loop: LoopConfig = LoopConfig(steps=4000, learning_rate=8e-4)
+    """Length and rate of the training."""
 
     def run(self) -> dict:
-        """Returns {"tiny_vae": file}. Raises what load_clips and fit raise."""
+        """Trains, or resumes from the state in the folder.
+
+        Returns:
+            {"tiny_vae": file}.
+
+        Raises:
+            ValueError: The videos or the state do not fit.
+            FloatingPointError: A loss is not finite.
+            RuntimeError: Memory ran out.
+            OSError: A file cannot be read or written.
+        """
         clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
         vae = self.initial_vae(clips)
         num_frames, size = self.crops.num_frames, self.crops.size
 
-        def draw(generator: torch.Generator) -> dict[str, Tensor]:
+        def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
             video = random_crops(clips, batch=self.crops.batch, num_frames=num_frames, size=size, generator=generator)
             frame = torch.randint(num_frames, (1,), generator=generator).expand(self.crops.batch)
             return {"video": video, "noise": self.noise * torch.randn(vae.latent_shape(video.shape), generator=generator), "frame": frame}
 
-        trained = fit(Reconstruction(vae, self.perceptual), draw, self.loop, self.out)
+        trained = fit(Reconstruction(vae, self.perceptual), sample_batch, self.loop, self.out)
         path = self.out / "tiny_vae.safetensors"
         checkpoint.save(path, "tiny_vae", checkpoint.half(checkpoint.part(trained, "vae.")), model=self.vae)
         return {"tiny_vae": str(path)}
 
     def initial_vae(self, clips: list[Tensor]) -> TinyVAE:
-        """Returns the autoencoder as training starts, its encoder not trainable."""
+        """Returns the autoencoder with its initial weights, its encoder not trainable."""
         generator = torch.Generator().manual_seed(self.loop.seed)
         vae = TinyVAE(self.vae)
         vae.init_weights(generator)
@@ -82,20 +101,24 @@ class Reconstruction(nn.Module):
     def __init__(self, vae: TinyVAE, perceptual_weight: float):
         super().__init__()
         self.vae, self.perceptual_weight = vae, perceptual_weight
-        self.perceptual = (deepcopy(st_lpips_network("vgg", "cpu")),)  # a tuple hides it: it is not trained, nor saved
+        self.perceptual = (deepcopy(st_lpips_network("vgg", "cpu")),)  # in a tuple, so that it is neither trained nor saved
 
     def forward(self, video: Tensor, noise: Tensor, frame: Tensor) -> Tensor:
-        """Returns the error of the decoded video (smooth L1 and perceptual), the second by its weight.
+        """Returns the error of the decoded video, smooth L1 plus the weighted perceptual error; a scalar.
 
-        video: (B, 3, F, H, W) in [-1, 1]. noise: like the latent. frame: (B,), all the same: the one that is looked at closely.
+        Args:
+            video: Video (B, 3, F, H, W) in [-1, 1].
+            noise: Noise on its latent, of the latent's shape.
+            frame: Number of the frame of the perceptual error, (B,), all equal.
         """
         with torch.autocast(video.device.type, torch.bfloat16):
             decoded = self.vae.decode(self.vae.encode(video) + noise).float()
-            looked_at = slice(None, -(-len(video) // 2)), slice(None), frame[0]
-            perceptual = self.perceptual[0].to(video.device)(decoded[looked_at], video[looked_at]).mean()
+            compared = slice(None, -(-len(video) // 2)), slice(None), frame[0]
+            perceptual = self.perceptual[0].to(video.device)(decoded[compared], video[compared]).mean()
         error = F.smooth_l1_loss(decoded, video, beta=0.05)
         return error + self.perceptual_weight * perceptual
 
 
 def main(arguments: Sequence[str]) -> dict:
+    """Trains TinyVAE as the command line asks and returns TrainVAE.run's result."""
     return tyro.cli(TrainVAE, prog="simplegvr train-vae", args=arguments).run()
