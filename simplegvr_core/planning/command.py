@@ -115,7 +115,7 @@ no memory. On a CPU such counts are within 10 % of what a process grows by (`tes
 times the source, windows by Triton's kernels, a prompt of {TEXT_TOKENS} tokens. A card's gigabytes are 10^9 bytes: what it has above that
 is left to the desktop and the driver. A tenth of them is left to what is not counted, workspaces of kernels and what the
 allocator cannot reuse. Where that is too little, the sampler halves its boxes and goes on. That memory does not grow with the clip's
-length is measured, on a CPU too, by `python3 scripts/run.py benchmark memory --latent-frames 20,200`.
+length is measured, on a CPU too, by `python3 scripts/run.py benchmark memory --latent-frames 20 200`.
 
 A cell says what the model sees at a time, latent frames and pixels; the bytes of that box above the weights; and how many
 times the clip's own tokens are computed, because neighbouring boxes overlap. For another size, model or memory:
