@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import cast
 
 import psutil
 import torch
@@ -147,7 +148,7 @@ def decode(case: Case, folder: Path) -> Callable[[], None]:
         decoder = StreamDecoder(
             lambda z, state: vae.decode_chunk(z.to(case.device), state), [StatefulTile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory
         )
-        decode_to_parts(Frames(z), decoder, frames=first_frame(case.frames), encoding=encoding, folder=folder)
+        decode_to_parts(cast("Tensor", Frames(z)), decoder, frames=first_frame(case.frames), encoding=encoding, folder=folder)
 
     def whole() -> None:
         with write_frames(folder / "video.mp4", encoding) as add:

@@ -180,7 +180,7 @@ class Ablate:
             height, width = z_hr.shape[3:]
             z = super_resolve(dit, upsampler, z_lr, (height, width), sampling=train.sampling, noise_seed=1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
-            result = Result(video, EvaluationClip(tuple(original.shape[3:]), original))
+            result = Result(video, EvaluationClip((original.shape[3], original.shape[4]), original))
             measured.append({name: metrics.measure(name, result).value for name in ("psnr", "st_lpips", "warping_error")})
         return {name: mean(clip[name] for clip in measured) for name in measured[0]}
 

@@ -79,7 +79,7 @@ def ablation_rows(item: str, table: dict) -> Rows:
         item: Name of the item in paper.json.
         table: As Ablate.run returns it.
     """
-    found: Rows = {}
+    found: dict[str, dict[str, float]] = {}
     for axis in AXES.get(item, ()):
         variants = table.get(axis.name, {}).get("variants", {})
         for variant, name in axis.variants.items():

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 PAPER = json.loads((FOLDER / "paper.json").read_text())  # {"sources": {name: what it is}, "items": {item: what the paper shows}}
 NOT_MEASURED = "n. m."
 
-Rows = dict[str, dict[str, float | int | str | None]]
+Rows = Mapping[str, Mapping[str, float | int | str | None]]  # values by row and column
 
 
 @dataclass(frozen=True)

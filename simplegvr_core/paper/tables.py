@@ -113,7 +113,7 @@ TABLES = {"table-1": table_1, "table-2": table_2, "table-3": table_3}
 
 def alone(video: torch.Tensor) -> dict[str, float | None]:
     """Returns the metrics of a video that is its own guide, those that this machine has; None where a video has no value."""
-    clip = EvaluationClip(tuple(video.shape[3:]), original=video)
+    clip = EvaluationClip((video.shape[3], video.shape[4]), original=video)
     names = [name for name in ALONE if METRICS[name].obstacle(clip) is None]
     return {name: finite(measure(name, Result(video, clip)).value) for name in names}
 
@@ -130,5 +130,5 @@ def shown(named: tuple[str, float | None]) -> tuple[str, float | None]:
 
 def averaged(row: dict[str, float | None]) -> dict[str, float | None]:
     """Returns the row with the mean of VBench's five dimensions, if all of them are there."""
-    five = [row.get(PAPER_COLUMNS[f"vbench_{name}"][0]) for name in VBENCH]
-    return row if None in five else row | {"VBench average": mean(five)}
+    found = [value for name in VBENCH if (value := row.get(PAPER_COLUMNS[f"vbench_{name}"][0])) is not None]
+    return row if len(found) < len(VBENCH) else row | {"VBench average": mean(found)}

@@ -60,8 +60,9 @@ def measure_curve(
         def record(step: int, z_t: Tensor, z_0: Tensor, energy: np.ndarray = energy) -> None:
             energy[step] = high_frequency_energy(z_0)
 
-        seeds = {"seed": seed + 2 * i, "noise_seed": seed + 2 * i + 1}
-        super_resolve(model, upsampler, z_lr.to(device), size, sampling=sampling, **seeds, on_step=record)
+        super_resolve(
+            model, upsampler, z_lr.to(device), size, sampling=sampling, seed=seed + 2 * i, noise_seed=seed + 2 * i + 1, on_step=record
+        )
         energies.append(energy)
     return Curve(tuple(sigma.tolist()), tuple(np.mean(energies, axis=0).tolist()), len(energies))
 
