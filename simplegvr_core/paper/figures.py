@@ -139,7 +139,7 @@ def figure_5(bench: Bench, folder: Path) -> Here:
     latents = [bench.vae.encode(bench.read(path)) for path in bench.inputs.values()]
     sized = [(z_lr, bench.scaled_size(z_lr)) for z_lr in latents]
     sampling = replace(bench.sampling, steps=CURVE_STEPS)
-    curve = measure_curve(bench.dit, bench.upsampler, sized, sampling, bench.options.seed)
+    curve = measure_curve(bench.dit, bench.upsampler, sized, sampling=sampling, seed=bench.options.seed)
     write_curve(folder / "curve.json", curve)
     change, sigma = np.abs(np.diff(curve.energy, append=curve.energy[-1])), np.array(curve.sigma)
     regions = {"high noise, 2/3 to 1": (2 / 3, 1), "middle noise, 1/3 to 2/3": (1 / 3, 2 / 3), "low noise, 0 to 1/3": (0, 1 / 3)}

@@ -40,7 +40,12 @@ def high_frequency_energy(z: Tensor) -> float:
 
 
 def measure_curve(
-    model: SimpleGVRDiT, upsampler: LatentUpsampler, latents: Iterable[tuple[Tensor, tuple[int, int]]], sampling: SamplingConfig, seed: int
+    model: SimpleGVRDiT,
+    upsampler: LatentUpsampler,
+    latents: Iterable[tuple[Tensor, tuple[int, int]]],
+    *,
+    sampling: SamplingConfig,
+    seed: int,
 ) -> Curve:
     """Returns the curve of a model over the sampling of clips, for the null prompt.
 
@@ -99,7 +104,7 @@ class MeasureCurve:
         sampling = parse_config(SamplingConfig, config, "sampling", self.model)
         chosen = (pairs[i * len(pairs) // clips] for i in range(clips))
         latents = ((z_lr[None], (z_hr.shape[-2], z_hr.shape[-1])) for z_lr, z_hr in chosen)
-        curve = measure_curve(dit, upsampler, latents, replace(sampling, steps=self.steps), self.seed)
+        curve = measure_curve(dit, upsampler, latents, sampling=replace(sampling, steps=self.steps), seed=self.seed)
         write_curve(self.out, curve)
         return curve
 
