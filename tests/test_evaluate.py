@@ -35,7 +35,9 @@ def results(tmp_path_factory):
     clips = tmp_path_factory.mktemp("clips")
     for path in [*(REPO / "tests" / "clips").glob("*.mp4"), REPO / "assets" / "demo_original.mp4"]:
         shutil.copy(path, clips)
-    return Evaluate(clips, tmp_path_factory.mktemp("out"), "gvr,upsampler,latent_bilinear", num_frames=9, height=216, metrics="psnr").run()
+    return Evaluate(
+        clips, tmp_path_factory.mktemp("out"), ("gvr", "upsampler", "latent_bilinear"), num_frames=9, height=216, metrics=("psnr",)
+    ).run()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def command(tmp_path_factory):
     for folder in ("here", "there"):
         (base / "clips" / folder).mkdir(parents=True)
         shutil.copy(CLIP, base / "clips" / folder / "one.mp4")
-    arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", "vae,vae_linear,decoded_bicubic,bicubic"]
+    arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", "vae", "vae_linear", "decoded_bicubic", "bicubic"]
     arguments += ["--num-frames", "5", "--height", "96"]
     ran = subprocess.run(
         [sys.executable, "-m", "simplegvr_core", "evaluate", *arguments], cwd=REPO, capture_output=True, text=True, check=True
@@ -150,20 +152,20 @@ def test_a_clip_too_short_or_small_to_be_measured_is_named(tmp_path, frames, hei
     path = tmp_path / "clips" / "odd.mp4"
     write_video(path, torch.zeros(frames, height, width, 3, dtype=torch.uint8), Fraction(25))
     with pytest.raises(ValueError, match=rf"odd.mp4 has {frames} frames of {width} x {height}, wanted at least 2 of 32 x 32"):
-        Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic", scale=2).run()
+        Evaluate(tmp_path / "clips", tmp_path / "out", ("bicubic",), scale=2).run()
 
 
 @pytest.mark.parametrize(("option", "value", "least"), [("scale", 0, 1), ("num_frames", 0, 2), ("height", 0, 32), ("steps", 0, 1)])
 def test_a_number_of_no_use_is_named(tmp_path, option, value, least):
     with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is {value}, wanted at least {least}"):
-        Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic", **{option: value}).run()
+        Evaluate(tmp_path / "clips", tmp_path / "out", ("bicubic",), **{option: value}).run()
 
 
 def test_a_metric_that_one_clip_is_too_small_for_is_null_there(tmp_path):
     for name, side in (("large", 192), ("small", 96)):
         images = torch.randint(256, (2, side, 2 * side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         write_video(tmp_path / "clips" / f"{name}.mp4", images, Fraction(25))
-    run = Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,bilinear", scale=2, metrics="psnr,niqe").run()
+    run = Evaluate(tmp_path / "clips", tmp_path / "out", ("bicubic", "bilinear"), scale=2, metrics=("psnr", "niqe")).run()
     assert (
         run["clips"]["small"]["bicubic"]["niqe"] is None and run["mean"]["bicubic"]["niqe"] == run["clips"]["large"]["bicubic"]["niqe"] > 0
     )
@@ -173,28 +175,28 @@ def test_a_metric_that_one_clip_is_too_small_for_is_null_there(tmp_path):
 
 def test_its_own_videos_are_never_taken_for_clips(tmp_path):
     with pytest.raises(ValueError, match="is inside --clips"):
-        Evaluate(tmp_path, tmp_path / "out", "bicubic").run()
+        Evaluate(tmp_path, tmp_path / "out", ("bicubic",)).run()
 
 
 def test_an_unknown_method_is_named(tmp_path):
     with pytest.raises(ValueError, match="unknown lanczos; known are gvr"):
-        Evaluate(tmp_path, tmp_path, "gvr,lanczos").run()
+        Evaluate(tmp_path, tmp_path, ("gvr", "lanczos")).run()
 
 
 def test_a_clip_that_is_done_is_not_measured_again(tmp_path):
     clips = tmp_path / "clips"
     clips.mkdir()
     shutil.copy(CLIP, clips / "first.mp4")
-    evaluate = Evaluate(clips, tmp_path / "out", "bicubic", num_frames=3, height=96, metrics="psnr,seconds_per_frame")
+    evaluate = Evaluate(clips, tmp_path / "out", ("bicubic",), num_frames=3, height=96, metrics=("psnr", "seconds_per_frame"))
     before = evaluate.run()
     shutil.copy(CLIP, clips / "second.mp4")
     after = evaluate.run()
     assert after["clips"]["first"] == before["clips"]["first"]  # its seconds too
     assert after["clips"].keys() == {"first", "second"}
-    other = replace(evaluate, methods="bilinear").run()
+    other = replace(evaluate, methods=("bilinear",)).run()
     assert other["clips"]["first"].keys() == {"bilinear"}
     shutil.copy(REPO / "assets" / "demo_original.mp4", clips / "first.mp4")
-    assert replace(evaluate, methods="bilinear").run()["clips"]["first"] != other["clips"]["first"]
+    assert replace(evaluate, methods=("bilinear",)).run()["clips"]["first"] != other["clips"]["first"]
 
 
 def test_pairs_that_come_with_their_low_resolution_are_measured_on_it(tmp_path):
@@ -202,18 +204,18 @@ def test_pairs_that_come_with_their_low_resolution_are_measured_on_it(tmp_path):
     source = 0.5 * area_downscale(original, 2)
     for folder, video in (("hr", original), ("lr", source)):
         write_video(tmp_path / "pairs" / folder / "set" / "one.mp4", to_images(video), Fraction(25))
-    run = Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2, metrics="psnr,lr_consistency").run()
+    run = Evaluate(tmp_path / "pairs", tmp_path / "out", ("bicubic",), scale=2, metrics=("psnr", "lr_consistency")).run()
     values = run["clips"]["set/one"]["bicubic"]
     assert values["psnr"] < 20 and values["lr_consistency"] > 35  # of the given low resolution, of half the contrast
     assert read_video(tmp_path / "out" / "set" / "one" / "source.mp4")[0].shape == (3, 48, 72, 3)
     with pytest.raises(ValueError, match=r"one.mp4 has 3 frames of 144 x 96 and .*one.mp4 3 frames of 72 x 48: wanted .* 3 times"):
-        Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=3).run()
+        Evaluate(tmp_path / "pairs", tmp_path / "out", ("bicubic",), scale=3).run()
     write_video(tmp_path / "pairs" / "lr" / "set" / "one.mp4", to_images(source[:, :, :2]), Fraction(25))
     with pytest.raises(ValueError, match=r"3 frames of 144 x 96 and .* 2 frames of 72 x 48"):
-        Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2).run()
+        Evaluate(tmp_path / "pairs", tmp_path / "out", ("bicubic",), scale=2).run()
     (tmp_path / "pairs" / "lr" / "set" / "one.mp4").rename(tmp_path / "pairs" / "lr" / "set" / "other.mp4")
     with pytest.raises(ValueError, match="no low resolution"):
-        Evaluate(tmp_path / "pairs", tmp_path / "out", "bicubic", scale=2).run()
+        Evaluate(tmp_path / "pairs", tmp_path / "out", ("bicubic",), scale=2).run()
 
 
 def save_latent(path, key: str, shape: tuple[int, ...] = (1, 16, 3, 6, 8)) -> torch.Tensor:
@@ -230,7 +232,7 @@ def test_generated_clips_are_latents_or_videos_and_get_metrics_without_an_origin
     z = save_latent(clips / "made_00001_.latent", "latent_tensor")
     save_latent(clips / "same.safetensors", "samples")
     write_video(clips / "video.mp4", read_video(CLIP, 5)[0][:, :72, :96], Fraction(25))
-    chosen = {"methods": "upsampler,latent_bilinear,bicubic", "metrics": "psnr,tof,lr_consistency"}
+    chosen = {"methods": ("upsampler", "latent_bilinear", "bicubic"), "metrics": ("psnr", "tof", "lr_consistency")}
     run = Evaluate(clips, tmp_path / "out", scale=2, num_frames=7, suite="aigc", **chosen).run()
     assert run["suite"] == "aigc" and run["metrics"].keys() == {"tof", "lr_consistency"} and "original" in run["skipped"]["psnr"]
     assert run["original"] == {name: {} for name in ("made_00001_", "same", "video")}
@@ -264,14 +266,16 @@ def test_a_file_without_a_latent_of_wan_is_named(tmp_path, name, key, shape):
 
 def test_methods_that_need_an_original_are_named_where_there_is_none(tmp_path):
     with pytest.raises(ValueError, match="vae_linear, which need an original"):
-        Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,vae_linear", suite="aigc").run()
+        Evaluate(tmp_path / "clips", tmp_path / "out", ("bicubic", "vae_linear"), suite="aigc").run()
 
 
 def test_boxes_that_gvr_refines_are_measured_at_their_borders(tmp_path):
     clips = tmp_path / "clips"
     clips.mkdir()
     shutil.copy(CLIP, clips / "one.mp4")
-    evaluate = Evaluate(clips, tmp_path / "out", "gvr,bicubic", num_frames=5, height=216, tile=(288, 216), metrics="psnr,tile_seams")
+    evaluate = Evaluate(
+        clips, tmp_path / "out", ("gvr", "bicubic"), num_frames=5, height=216, tile=(288, 216), metrics=("psnr", "tile_seams")
+    )
     values = evaluate.run()["clips"]["one"]
     whole = replace(evaluate, tile=None, out=tmp_path / "whole").run()
     assert "--tile" in whole["skipped"]["tile_seams"]

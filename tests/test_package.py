@@ -62,7 +62,7 @@ def test_an_installed_package_evaluates_the_bundled_clip(installed, tmp_path):
     code = "from pathlib import Path\nfrom simplegvr_core.files import CLIPS\nprint(CLIPS)\n"
     code += "Path('clips/demo.mp4').write_bytes((CLIPS / 'demo.mp4').read_bytes())\n"
     code += "from simplegvr_core.__main__ import main\n"
-    code += "main('evaluate --clips clips --out out --methods gvr,bicubic --num-frames 5 --steps 1 --scale 2 --metrics psnr'.split())"
+    code += "main('evaluate --clips clips --out out --methods gvr bicubic --num-frames 5 --steps 1 --scale 2 --metrics psnr'.split())"
     environment = {**setup.os.environ, "PYTHONPATH": str(installed)}
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

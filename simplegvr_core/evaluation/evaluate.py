@@ -1,4 +1,4 @@
-"""`python3 scripts/run.py evaluate --clips DIR --methods gvr,latent_bilinear,bicubic --scale 3 --out DIR`.
+"""`simplegvr evaluate --clips DIR --methods gvr latent_bilinear bicubic --scale 3 --out DIR`.
 
 Suites. pairs: originals, whose low resolution is made by area averaging; or originals DIR/hr/NAME.mp4 and their low resolution
 DIR/lr/NAME.mp4. aigc: low-resolution videos or latents of a text-to-video model (ComfyUI's Save Latent, or safetensors with `samples`),
@@ -39,6 +39,7 @@ from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, sh
 from ..latent_space import SPATIAL_FACTOR
 from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
+from ..networks.layers import default_device
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
 from ..sampling.super_resolve import SamplingConfig
@@ -78,8 +79,8 @@ class Evaluate:
 
     clips: Path
     out: Path
-    methods: str = "gvr,upsampler,latent_bilinear,bicubic"
-    """Names with commas, of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
+    methods: tuple[str, ...] = ("gvr", "upsampler", "latent_bilinear", "bicubic")
+    """Of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
     vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr baselines`)."""
     scale: int = 3
     num_frames: int = 17
@@ -89,15 +90,16 @@ class Evaluate:
     steps: int | None = None
     """Sampling steps of gvr; by default those of its checkpoint."""
     seed: int = 0
-    device: str = "cpu"
+    device: str = default_device()
+    """Device of the networks: cpu, cuda, cuda:1 and so on."""
     vae: Path = GVR_TINY_VAE
     """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
     upsampler: Path = GVR_TINY_UPSAMPLER
     model: Path = GVR_TINY
     suite: Suite = "pairs"
     """pairs: originals. aigc: low-resolution videos or latents of a text-to-video model."""
-    metrics: str = "all"
-    """Names with commas; all is every metric that the suite and this machine allow. docs/metrics.md explains them."""
+    metrics: tuple[str, ...] = ("all",)
+    """Names of docs/metrics.md; all is every metric that the suite and this machine allow."""
     segment: int | None = None
     """Latent frames that gvr refines at a time; by default all. Then seams are measured."""
     tile: tuple[int, int] | None = None
@@ -130,7 +132,7 @@ class Evaluate:
 
     def check(self) -> list[str]:
         """Returns the names of the methods. Raises ValueError or FileNotFoundError for options that would fail later."""
-        methods = self.methods.split(",")
+        methods = list(self.methods)
         for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
             if unknown := set(names) - known.keys():
                 raise ValueError(f"--{option} has unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
@@ -146,7 +148,7 @@ class Evaluate:
         return methods
 
     def metric_names(self) -> list[str]:
-        return list(METRICS) if self.metrics == "all" else self.metrics.split(",")
+        return list(METRICS) if self.metrics == ("all",) else list(self.metrics)
 
     def load_models(self) -> Models:
         dit, config = load_dit(self.model)

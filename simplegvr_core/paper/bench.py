@@ -287,7 +287,7 @@ class Bench:
 
     def evaluation(self) -> dict:
         """Returns Evaluate's results of METHODS on the inputs, without absent baselines. Its files are in evaluation_folder."""
-        methods = ",".join(method for method in METHODS if method not in self.absent_baselines())
+        methods = tuple(method for method in METHODS if method not in self.absent_baselines())
         shared = {name: getattr(self.options, name) for name in ("scale", "num_frames", "seed", "device", "vae", "upsampler", "model")}
         clips = next(iter(self.inputs.values())).parent if self.options.clips is None else self.options.clips
         return Evaluate(clips, self.evaluation_folder, methods, suite="aigc", **shared).run()

@@ -14,6 +14,7 @@ from ..latent_space import pixel_size, pixels, short_side_size, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit, parse_dit_config
+from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import UpsamplerConfig
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
@@ -49,7 +50,7 @@ class PlanClip:
     """What runs the attention in windows: Triton's kernels, or PyTorch's attention, which gathers."""
     trial: bool = False
     """Also run the checkpoint on one small box, twice, and forecast the time from it."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = default_device()
     """Where to run the trial."""
     out: Path | None = None
     """PNG to draw the plan in."""
