@@ -130,7 +130,7 @@ def test_benchmark_runs_each_part_streamed_and_whole(part):
     assert all(result["peak"] > result["above"] >= 0 and result["seconds"] > 0 for result in results)
     assert benchmark_memory.counted(cases[0]) > 3 * 16 * 6 * 8 * 4
     rows = [vars(case) | result for case, result in zip(cases, results, strict=True)]
-    whole = [{"part": part, "frames": 3, "bytes": 1_000_000}]
+    whole = [{"part": part, "latent_frames": 3, "bytes": 1_000_000}]
     ratios = {"ratio": {part: 1.01}, "ratio_above_start": {part: 1.05}}
     table = benchmark_memory.table({"rows": rows, "whole_clip_counted": whole, **ratios})
     assert table.endswith(f"{part} 1.010 (1.050 above the start).")

@@ -50,7 +50,7 @@ class Case:
 
     Attributes:
         part: Of PARTS.
-        frames: Latent frames of the clip.
+        latent_frames: Latent frames of the clip.
         streamed: Whether the clip is streamed; otherwise it is processed whole.
         size: Height and width of the result in latent pixels, three times the source's.
         segment: Latent frames that the sampler's model sees at a time.
@@ -58,7 +58,7 @@ class Case:
     """
 
     part: str
-    frames: int
+    latent_frames: int
     streamed: bool
     size: tuple[int, int]
     segment: int
@@ -91,10 +91,10 @@ class Case:
         return peak_resident() if self.device == "cpu" else torch.cuda.max_memory_allocated(self.device)
 
     def latent(self, folder: Path, size: tuple[int, int]) -> LatentFile:
-        """Returns a file of noise, (1, 16, frames, *size)."""
+        """Returns a file of noise, (1, 16, latent_frames, *size)."""
         path, generator = folder / "given.safetensors", torch.Generator().manual_seed(0)
-        with write_latent(path, (1, 16, self.frames, *size), {}) as append:
-            for _ in range(self.frames):
+        with write_latent(path, (1, 16, self.latent_frames, *size), {}) as append:
+            for _ in range(self.latent_frames):
                 append(torch.randn(1, 16, 1, *size, generator=generator))
         return LatentFile(path)
 
@@ -118,11 +118,11 @@ def sampler(case: Case, folder: Path) -> Callable[[], LatentFile]:
 def upsampler(case: Case, folder: Path) -> Callable[[], None]:
     """Returns a run of the upsampler, from file to file."""
     model, z_lr = load_upsampler(GVR_TINY_UPSAMPLER).to(case.device), case.latent(folder, case.source)
-    frames = UPSAMPLER_FRAMES if case.streamed else case.frames
+    frames = UPSAMPLER_FRAMES if case.streamed else case.latent_frames
 
     def run() -> None:
-        chunks = (z_lr[start : start + frames].to(case.device) for start in range(0, case.frames, frames))
-        with write_latent(folder / "upsampled.safetensors", (1, 16, case.frames, *case.size), {}) as append:
+        chunks = (z_lr[start : start + frames].to(case.device) for start in range(0, case.latent_frames, frames))
+        with write_latent(folder / "upsampled.safetensors", (1, 16, case.latent_frames, *case.size), {}) as append:
             for z in model.stream(chunks, case.size):
                 append(z)
 
@@ -148,7 +148,7 @@ def decode(case: Case, folder: Path) -> Callable[[], None]:
         decoder = StreamDecoder(
             lambda z, state: vae.decode_chunk(z.to(case.device), state), [StatefulTile(Box((0, 0, 0), (1, *case.size)))], is_out_of_memory
         )
-        decode_to_parts(cast("Tensor", Frames(z)), decoder, frames=first_frame(case.frames), encoding=encoding, folder=folder)
+        decode_to_parts(cast("Tensor", Frames(z)), decoder, frames=first_frame(case.latent_frames), encoding=encoding, folder=folder)
 
     def whole() -> None:
         with write_frames(folder / "video.mp4", encoding) as add:
@@ -165,13 +165,13 @@ def counted(case: Case) -> int:
     dtype = torch.float32
     if case.part == "sampler":
         dit, attention = parse_dit_config(read_config(GVR_TINY, "dit"), GVR_TINY)
-        return dit_bytes(dit, attention, 1, (case.frames, *case.size), dtype, "sdpa")
+        return dit_bytes(dit, attention, 1, (case.latent_frames, *case.size), dtype, "sdpa")
     if case.part == "upsampler":
         config = parse_config(UpsamplerConfig, read_config(GVR_TINY_UPSAMPLER, "upsampler"), "model", GVR_TINY_UPSAMPLER)
         model = LatentUpsampler(config, device="meta")
-        return peak_bytes(lambda: model(torch.zeros(1, 16, case.frames, *case.source, device="meta"), case.size), "meta")
+        return peak_bytes(lambda: model(torch.zeros(1, 16, case.latent_frames, *case.source, device="meta"), case.size), "meta")
     config = parse_config(TinyVAEConfig, read_config(GVR_TINY_VAE, "tiny_vae"), "model", GVR_TINY_VAE)
-    return coding_bytes(config, "decode", (1, 16, case.frames, *case.size), dtype)
+    return coding_bytes(config, "decode", (1, 16, case.latent_frames, *case.size), dtype)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class MemoryBenchmark:
             for frames, streamed in [*((frames, True) for frames in lengths), (lengths[0], False)]
         ]
         whole = [Case(part, frames, False, size, self.segment, self.device) for part in PARTS for frames in lengths]
-        whole_counted = [{"part": case.part, "frames": case.frames, "bytes": counted(case)} for case in whole]
+        whole_counted = [{"part": case.part, "latent_frames": case.latent_frames, "bytes": counted(case)} for case in whole]
         rows = [asdict(case) | measure_apart(case) for case in tqdm(cases, unit="run")]
         ratios = {part: ratio([row["peak"] for row in rows if row["part"] == part and row["streamed"]]) for part in PARTS}
         above = {part: ratio([row["above"] for row in rows if row["part"] == part and row["streamed"]]) for part in PARTS}
@@ -259,9 +259,9 @@ def table(results: dict) -> str:
     for row in results["rows"]:
         how = "streamed" if row["streamed"] else "whole clip at once"
         numbers = f"{row['peak'] / 1e6:.0f} | {row['above'] / 1e6:.0f} | {row['seconds']:.1f}"
-        lines.append(f"| {row['part']} | {row['frames']} | {how} | {numbers} |")
+        lines.append(f"| {row['part']} | {row['latent_frames']} | {how} | {numbers} |")
     lines += [
-        f"| {row['part']} | {row['frames']} | whole clip at once, counted | - | {row['bytes'] / 1e6:.0f} | - |"
+        f"| {row['part']} | {row['latent_frames']} | whole clip at once, counted | - | {row['bytes'] / 1e6:.0f} | - |"
         for row in results["whole_clip_counted"]
     ]
     ratios = (f"{part} {value:.3f} ({results['ratio_above_start'][part]:.3f} above the start)" for part, value in results["ratio"].items())
