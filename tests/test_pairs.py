@@ -147,7 +147,7 @@ def test_a_folder_goes_on_with_the_options_it_was_begun_with(build):
     before = digests(build.out)
     assert build.run()["pairs"] == 5
     assert digests(build.out) == before
-    with pytest.raises(ValueError, match=r"was begun with scales = \[2, 3\], now it is \[3\]: run it with the same .* or choose another"):
+    with pytest.raises(ValueError, match=r"was begun with scales = \[2, 3\], now it is \[3\]: give the same to resume, or choose another"):
         replace(build, scales=(3,)).run()
     with pytest.raises(ValueError, match=r"begun with filters\.min_luma = 25, now it is 26"):
         replace(build, filters=replace(build.filters, min_luma=26)).run()
