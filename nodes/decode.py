@@ -17,7 +17,7 @@ from torch import Tensor
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.planning.plan import amount
-from ..simplegvr_core.tiling import Box
+from ..simplegvr_core.tiling import Box, OutOfMemory
 from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame
 from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
 from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
@@ -96,12 +96,8 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                     parts.append(
                         decode_to_parts(z, decoder, frames=frames, encoding=encoding, folder=where, part_length=length, on_chunk=on_chunk)
                     )
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise ValueError(
-                        "SimpleGVR Decode and Save: out of memory with the smallest tile: close other programs, or unload other models"
-                    ) from error
+                except OutOfMemory as error:
+                    raise OutOfMemory(f"SimpleGVR Decode and Save: {error}") from error
             if decoder.most_tiles > 1:
                 report.append(f"Decoded in {decoder.most_tiles} tiles.")
             saved = save_all(filename_prefix, encoding, parts, sounds, workflow(cls.hidden))
