@@ -15,12 +15,11 @@ from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_fr
 from ..simplegvr_core.networks.attention import AttentionConfig, DenseAttention
 from ..simplegvr_core.networks.attention_map import TOKEN, AttentionMap, draw_map, map_attention
 from ..simplegvr_core.networks.windows import TokenLayout
-from ..simplegvr_core.sampling.super_resolve import SamplingConfig
 from .host.attention import RunAttention
-from .host.bridge import CATEGORY, latent_samples, seed_input, to_core, to_image
-from .latent import add_condition, null_prompt
-from .sampler import takes_no_condition
-from .sparse_attention import attention_of, with_attention
+from .host.bridge import CATEGORY, add_condition, latent_samples, null_prompt, refuse, to_core, to_image
+from .host.inputs import seed_input
+from .host.override import attention_of, with_attention
+from .host.sampling import recommended, takes_condition
 
 PREVIEW_SIDE = 512  # pixels
 PREVIEW_RATE = 4  # frames a second: the numbers are to be read
@@ -33,53 +32,64 @@ class SimpleGVRAttentionMap(io.ComfyNode):
             node_id="SimpleGVRAttentionMap",
             display_name="SimpleGVR Attention Map",
             category=CATEGORY,
-            description="Shows where a model with sparse local attention looks: for one window of the video, the other windows that "
-            "a block selects for it, over all frames. The model runs once, at one noise level.",
+            description="Shows the attention of a model with sparse local attention: for one window of the video, the other windows "
+            "that a block selects for it, over all frames. The model runs once, at one noise level.",
             search_aliases=["attention map", "visualise attention", "window selection", "sparse attention"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A SimpleGVR model, or a stock Wan model behind SimpleGVR Sparse Attention."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="The video at its full size: a sampler's result, or SimpleGVR Latent Upscale's. It is the clean latent and, "
-                    "for a SimpleGVR model, the condition.",
+                    tooltip="Video latent at full size, from a sampler or SimpleGVR Latent Upscale. It is the clean latent and, for a "
+                    "SimpleGVR model, also the condition.",
                 ),
-                io.Int.Input("x", default=0, min=0, max=16384, tooltip="A pixel of the window, from the left of the video."),
-                io.Int.Input("y", default=0, min=0, max=16384, tooltip="A pixel of the window, from the top of the video."),
-                io.Int.Input("frame", default=0, min=0, max=1 << 20, tooltip="A frame of the window, from 0."),
+                io.Int.Input(
+                    "x",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    tooltip="Horizontal position of a pixel in the window, from the left edge of the video.",
+                ),
+                io.Int.Input(
+                    "y", default=0, min=0, max=16384, tooltip="Vertical position of a pixel in the window, from the top edge of the video."
+                ),
+                io.Int.Input("frame", default=0, min=0, max=1 << 20, tooltip="Video frame in the window, counted from 0."),
                 io.Int.Input(
                     "block",
                     default=0,
                     min=0,
                     max=255,
-                    tooltip="Which block of the model, from 0. In odd ones the temporal units are shifted.",
+                    tooltip="Block of the model, counted from 0. Odd blocks have shifted temporal units.",
                 ),
-                io.Int.Input("head", default=0, min=0, max=255, tooltip="Which attention head, from 1; 0 shows all of them together."),
+                io.Int.Input("head", default=0, min=0, max=255, tooltip="Attention head, counted from 1; 0 shows all heads together."),
                 io.Float.Input(
                     "sigma",
                     default=0.3,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Noise level at which the model sees the video: 1 is noise. Heads look elsewhere as it falls.",
+                    tooltip="Noise level of the video that the model is given; 1 is pure noise. The selected windows change with it.",
                 ),
-                seed_input("Draws the noise."),
+                seed_input("Seed of the noise."),
                 io.Conditioning.Input(
-                    "positive", optional=True, tooltip="The video's prompt. Left open: the null prompt, which stock Wan models do not know."
+                    "positive",
+                    optional=True,
+                    tooltip="Prompt of the video. Not connected: the null prompt, which stock Wan models are not trained with.",
                 ),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="The decoded video, to draw on. Left open: a preview of the latent, one picture for each of its frames.",
+                    tooltip="Decoded video to draw on. Not connected: a preview of the latent, one picture per latent frame.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="map",
-                    tooltip="The video. White: the window. Orange and numbered: the windows it attends to, the stronger the more heads do.",
+                    tooltip="The video with the window in white and the windows that it attends to in orange, numbered. The orange is "
+                    "stronger where more heads select a window.",
                 ),
-                io.String.Output(display_name="report", tooltip="These windows in words, with heads, ranks and scores."),
-                io.Mask.Output(display_name="mask", tooltip="The share of heads that attend to each pixel's window, of those selected."),
+                io.String.Output(display_name="report", tooltip="The selected windows as text, with heads, ranks and scores."),
+                io.Mask.Output(display_name="mask", tooltip="Share of the heads that select each pixel's window."),
             ],
         )
 
@@ -91,7 +101,7 @@ class SimpleGVRAttentionMap(io.ComfyNode):
         attention = MappedAttention(config, block=block, token=token, head=head - 1 if head else None)
         run_once(with_attention(model, attention), samples, sigma, seed, positive or null_prompt(), cls)
         if not attention.maps:
-            raise ValueError("SimpleGVR Attention Map: the model ran with dense attention; ComfyUI's log says why")
+            raise refuse(cls, "the model ran with dense attention; ComfyUI's log says why")
         found = attention.maps[-1]
         pictures = latent_pictures(model, samples) if images is None else [to_picture(image) for image in images]
         numbers = range(len(pictures)) if images is None else [latent_frames(i + 1) - 1 for i in range(len(pictures))]
@@ -123,33 +133,37 @@ class MappedAttention(RunAttention):
 
 def check(model, config: AttentionConfig, shape: tuple[int, ...], place: tuple[int, int, int], asked: tuple[int, int], images) -> None:
     """Raises ValueError unless the model selects windows and there are such a place, block and head, and not too many images."""
-    name, (x, y, frame), (block, head) = "SimpleGVR Attention Map", place, asked
+    (x, y, frame), (block, head) = place, asked
     if config.kind != "sparse_local":
-        raise ValueError(
-            f"{name}: the model's attention is of kind {config.kind}, which selects no windows: put SimpleGVR Sparse Attention before it, "
-            "with preset paper, balanced or custom"
+        raise refuse(
+            SimpleGVRAttentionMap,
+            f"the model's attention is of kind {config.kind}, which selects no windows: put SimpleGVR Sparse Attention before it, "
+            "with preset paper, balanced or custom",
         )
     frames, height, width = first_frame(shape[2]), SPATIAL_FACTOR * shape[3], SPATIAL_FACTOR * shape[4]
     if frame >= frames or y >= height or x >= width:
-        raise ValueError(
-            f"{name}: x {x}, y {y}, frame {frame} is outside the video: the latent holds {frames} frames of {width} x {height} pixels, "
-            "counted from 0"
+        raise refuse(
+            SimpleGVRAttentionMap,
+            f"x {x}, y {y}, frame {frame} is outside the video: the latent holds {frames} frames of {width} x {height} pixels, "
+            "counted from 0",
         )
     blocks = model.model.diffusion_model.blocks
     heads = blocks[0].self_attn.num_heads
     if block >= len(blocks) or head > heads:
-        raise ValueError(
-            f"{name}: block is {block} and head is {head}: the model has blocks 0 to {len(blocks) - 1}, heads 1 to {heads}; head 0 is all"
+        raise refuse(
+            SimpleGVRAttentionMap,
+            f"block is {block} and head is {head}: the model has blocks 0 to {len(blocks) - 1}, heads 1 to {heads}; head 0 is all",
         )
     if images is not None and len(images) > frames:
-        raise ValueError(f"{name}: there are {len(images)} images, but the latent holds {frames} frames: connect the video of this latent")
+        raise refuse(
+            SimpleGVRAttentionMap, f"there are {len(images)} images, but the latent holds {frames} frames: connect the video of this latent"
+        )
 
 
 def run_once(model, samples: Tensor, sigma: float, seed: int, prompt: list, node: type[io.ComfyNode]) -> None:
     """Runs model on samples noised to sigma, which are its condition too if it takes one."""
-    if not takes_no_condition(model, node):
-        noise_augmentation = getattr(model.model, "sampling", SamplingConfig()).noise_augmentation
-        (prompt,) = add_condition((prompt,), to_core(samples), noise_augmentation, seed)
+    if takes_condition(model, node):
+        (prompt,) = add_condition((prompt,), to_core(samples), recommended(model).noise_augmentation, seed)
 
     def once(denoise, z: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
         return denoise(z, sigmas[0].expand(len(z)), **extra_args)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..simplegvr_core.sampling.color_match import match_frame
-from .host.bridge import CATEGORY
+from .host.bridge import CATEGORY, refuse
 
 
 class SimpleGVRColorMatch(io.ComfyNode):
@@ -17,23 +17,30 @@ class SimpleGVRColorMatch(io.ComfyNode):
             node_id="SimpleGVRColorMatch",
             display_name="SimpleGVR Color Match",
             category=CATEGORY,
-            description="Gives a video the colors and brightness of a reference, frame by frame: its low spatial frequencies are "
-            "replaced, its detail stays. For upscaled video that drifted or flickers, with the source as reference. "
-            "SimpleGVR Sampler does the like in latent space by itself.",
+            description="Gives a video the colors and brightness of a reference, frame by frame: low spatial frequencies are "
+            "replaced, detail is not changed. Use it for upscaled video with color drift or flicker, with the source as "
+            "the reference. SimpleGVR Sampler does the same in latent space.",
             search_aliases=["color fix", "color correction", "wavelet color", "color drift", "flicker", "deflicker"],
             inputs=[
                 io.Image.Input("images", tooltip="The video to correct."),
-                io.Image.Input("reference", tooltip="The video with the right colors, of as many frames and any size: the source."),
+                io.Image.Input(
+                    "reference", tooltip="Video with the right colors, usually the source: the same number of frames, any size."
+                ),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="0 leaves the video as it is, 1 replaces its colors."
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Strength of the correction: 0 changes nothing, 1 replaces the colors.",
                 ),
                 io.Int.Input(
                     "levels",
                     default=5,
                     min=1,
                     max=9,
-                    tooltip="Wavelet levels that count as detail. 5 keeps what is finer than about 32 pixels; fewer match colors closer, "
-                    "but take blur from a small reference.",
+                    tooltip="Number of wavelet levels that count as detail. With 5, detail finer than about 32 pixels is not changed; "
+                    "fewer levels match colors more closely but copy blur from a small reference.",
                     advanced=True,
                 ),
             ],
@@ -43,9 +50,10 @@ class SimpleGVRColorMatch(io.ComfyNode):
     @classmethod
     def execute(cls, images: Tensor, reference: Tensor, strength: float, levels: int) -> io.NodeOutput:
         if len(images) != len(reference):
-            raise ValueError(
-                f"SimpleGVR Color Match: images has {len(images)} frames and reference {len(reference)}, wanted as many: "
-                "cut the longer one (SimpleGVR Trim does it for a video that went through a latent)"
+            raise refuse(
+                cls,
+                f"images has {len(images)} frames and reference {len(reference)}, wanted as many: "
+                "cut the longer one (SimpleGVR Trim does it for a video that went through a latent)",
             )
         matched, bar = torch.empty_like(images), comfy.utils.ProgressBar(len(images))
         for frame, (image, source) in enumerate(zip(images, reference, strict=True)):

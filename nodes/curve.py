@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..simplegvr_core.networks import checkpoint
 from ..simplegvr_core.sampling.timesteps import Curve
-from .host.bridge import CATEGORY, to_image
+from .host.bridge import CATEGORY, refuse, to_image
 
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels
 
@@ -21,7 +21,8 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
             node_id="SimpleGVRTimestepCurve",
             display_name="SimpleGVR Timestep Curve",
             category=CATEGORY,
-            description="Shows where fine detail appears while a model samples, and how often its training drew each noise level.",
+            description="Shows at which noise levels fine detail appears while a model samples, and how often training sampled each "
+            "noise level.",
             search_aliases=["detail-aware sampler", "timestep sampler", "noise level"],
             is_output_node=True,
             inputs=[
@@ -31,7 +32,7 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
                     tooltip="SimpleGVR checkpoint in models/diffusion_models that was trained with a curve. gvr_tiny was.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="The curve, from pure noise on the left to the finished latent on the right.")],
+            outputs=[io.Image.Output(tooltip="The curve, from pure noise on the left to the clean latent on the right.")],
         )
 
     @classmethod
@@ -39,9 +40,10 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
         path = Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
         config = checkpoint.read_config(path, "dit")
         if not config.get("trained", {}).get("curve"):
-            raise ValueError(
-                f"SimpleGVR Timestep Curve: {model_name} was trained with even noise levels, there is no curve in it: "
-                "choose another checkpoint, or measure one with `python3 scripts/run.py curve`"
+            raise refuse(
+                cls,
+                f"{model_name} was trained with even noise levels, there is no curve in it: "
+                "choose another checkpoint, or measure one with `python3 scripts/run.py curve`",
             )
         picture = draw_curve(checkpoint.parse_config(Curve, config["trained"], "curve", path))
         image = to_image(picture)[None]

@@ -17,10 +17,11 @@ from torch import Tensor
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.planning.plan import amount
-from ..simplegvr_core.tiling import Box
+from ..simplegvr_core.tiling import Box, OutOfMemory
 from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame
 from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
-from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory
+from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory, refuse
+from .host.inputs import trim_input
 from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
@@ -34,19 +35,19 @@ class SimpleGVRDecodeSave(io.ComfyNode):
             node_id="SimpleGVRDecodeSave",
             display_name="SimpleGVR Decode and Save",
             category=CATEGORY,
-            description="Decodes a video latent straight into a video file, a few frames at a time: memory does not grow with the "
-            "clip. Where a frame is too large for the memory it is decoded in tiles. A cancelled run can go on where it was.",
+            description="Decodes a video latent into a video file, a few frames at a time, so that memory does not grow with the "
+            "length of the video. Frames that do not fit the memory are decoded in tiles. A cancelled run can be resumed.",
             search_aliases=["save video", "decode video", "long video", "VAE decode tiled", "out of memory"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or that of Load TinyVAE (SimpleGVR): the one whose latent it is."),
-                io.Latent.Input("latent", tooltip="Video latent, for example of SimpleGVR Sampler. Each of a batch becomes a file."),
+                io.Vae.Input("vae", tooltip="VAE of the latent: Wan 2.1's, or that of Load TinyVAE (SimpleGVR)."),
+                io.Latent.Input("latent", tooltip="Video latent, for example from SimpleGVR Sampler. Each item of a batch becomes a file."),
                 io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second of the video."),
                 io.String.Input(
                     "filename_prefix",
                     default="video/SimpleGVR",
-                    tooltip="Where in the output folder, and how the file's name begins, as in Save Video.",
+                    tooltip="Folder in the output folder and start of the file name, as in Save Video.",
                 ),
                 trim_input(),
                 io.Float.Input(
@@ -55,21 +56,22 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                     min=0.0,
                     max=51.0,
                     step=1.0,
-                    tooltip="H.264 quality: lower is better and larger. 16 looks lossless; 0 is lossless, which few players show.",
+                    tooltip="H.264 quality: lower is better and gives larger files. 16 is visually lossless; 0 is lossless, which few "
+                    "players support.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "resume",
                     default=False,
-                    tooltip=f"Keep finished parts in {RESUME_FOLDER} of the output folder, and what the next part needs, until the file "
-                    "is whole: after an interrupt, an error or a crash the same prompt goes on after the last part.",
+                    tooltip=f"Saves finished parts in {RESUME_FOLDER} in the output folder until the file is complete. After an interrupt, "
+                    "an error or a crash, the same prompt continues after the last part.",
                     advanced=True,
                 ),
-                io.Audio.Input("audio", optional=True, tooltip="Sound for the video, cut to its length."),
+                io.Audio.Input("audio", optional=True, tooltip="Audio track, cut to the length of the video."),
             ],
             outputs=[
-                io.Video.Output(is_output_list=True, tooltip="The saved file, for stock video nodes; one for each latent of a batch."),
-                io.String.Output(display_name="report", tooltip="What was done: files, sizes, tiles, shortage of memory."),
+                io.Video.Output(is_output_list=True, tooltip="The saved file, for stock video nodes; one per latent of a batch."),
+                io.String.Output(display_name="report", tooltip="Report: files, sizes, tiles and memory shortages."),
             ],
         )
 
@@ -96,12 +98,8 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                     parts.append(
                         decode_to_parts(z, decoder, frames=frames, encoding=encoding, folder=where, part_length=length, on_chunk=on_chunk)
                     )
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise ValueError(
-                        "SimpleGVR Decode and Save: out of memory with the smallest tile: close other programs, or unload other models"
-                    ) from error
+                except OutOfMemory as error:
+                    raise OutOfMemory(f"SimpleGVR Decode and Save: {error}") from error
             if decoder.most_tiles > 1:
                 report.append(f"Decoded in {decoder.most_tiles} tiles.")
             saved = save_all(filename_prefix, encoding, parts, sounds, workflow(cls.hidden))
@@ -111,34 +109,14 @@ class SimpleGVRDecodeSave(io.ComfyNode):
         return io.NodeOutput(videos, "\n".join(report), ui=ui.PreviewVideo(results))
 
 
-def trim_input() -> io.DynamicCombo.Input:
-    """Returns the `trim` input: all that the latent holds, or as much as its source had."""
-    side = "in pixels, cut at the {} as padding is; 0: all of it. Odd ones are made even, as H.264 needs."
-    return io.DynamicCombo.Input(
-        "trim",
-        tooltip="none: 4n + 1 frames of whole 8x8 pixel cells, as the latent holds them. custom: cut to the frames and size "
-        "of a source that had others.",
-        options=[
-            io.DynamicCombo.Option("none", []),
-            io.DynamicCombo.Option(
-                "custom",
-                [
-                    io.Int.Input("frames", default=0, min=0, max=1_000_000, tooltip="Frames of the video, from its beginning; 0: all."),
-                    io.Int.Input("width", default=0, min=0, max=32768, tooltip=f"Width {side.format('right')}"),
-                    io.Int.Input("height", default=0, min=0, max=32768, tooltip=f"Height {side.format('bottom')}"),
-                ],
-            ),
-        ],
-    )
-
-
 def video_samples(latent: dict) -> Tensor:
     """Returns the samples of a LATENT, (B, 16, T, H, W) in VAE space. Raises ValueError when they are no Wan 2.1 video latent's."""
     samples = latent["samples"]
     if samples.ndim != 5 or samples.shape[1] != LATENT_FORMAT.latent_channels:
-        raise ValueError(
-            f"SimpleGVR Decode and Save: the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
-            "connect a video latent of Wan 2.1, from its sampler, SimpleGVR Sampler or VAE Encode with Wan 2.1's VAE"
+        raise refuse(
+            SimpleGVRDecodeSave,
+            f"the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
+            "connect a video latent of Wan 2.1, from its sampler, SimpleGVR Sampler or VAE Encode with Wan 2.1's VAE",
         )
     return samples
 
@@ -151,9 +129,10 @@ def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
     there = (first_frame(shape[2]), SPATIAL_FACTOR * shape[3], SPATIAL_FACTOR * shape[4])
     wanted = tuple(trim.get(key) or all_of_it for key, all_of_it in zip(("frames", "height", "width"), there, strict=True))
     if 1 in wanted[1:] or any(want > have for want, have in zip(wanted, there, strict=True)):
-        raise ValueError(
-            f"SimpleGVR Decode and Save: trim asks for {wanted[0]} frames of {wanted[2]} x {wanted[1]}, but the latent holds {there[0]} of "
-            f"{there[2]} x {there[1]}: set those of the source times the sampler's scale, or 0 for all"
+        raise refuse(
+            SimpleGVRDecodeSave,
+            f"trim asks for {wanted[0]} frames of {wanted[2]} x {wanted[1]}, but the latent holds {there[0]} of "
+            f"{there[2]} x {there[1]}: set those of the source times the sampler's scale, or 0 for all",
         )
     return wanted
 
@@ -165,9 +144,10 @@ def chunk_decoder(vae) -> Callable:
         return TinyVAE.decode_chunk
     if isinstance(network, comfy.ldm.wan.vae.WanVAE):
         return wan_chunk
-    raise ValueError(
-        f"SimpleGVR Decode and Save: the VAE is a {type(network).__name__}, which it cannot decode a few frames at a time: connect "
-        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors) or that of Load TinyVAE (SimpleGVR); for others use VAE Decode and Save Video"
+    raise refuse(
+        SimpleGVRDecodeSave,
+        f"the VAE is a {type(network).__name__}, which it cannot decode a few frames at a time: connect "
+        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors) or that of Load TinyVAE (SimpleGVR); for others use VAE Decode and Save Video",
     )
 
 
@@ -264,7 +244,7 @@ def sound(audio: dict | None, item: int) -> dict | None:
     waveform = audio["waveform"][min(item, len(audio["waveform"]) - 1)]
     if len(waveform) not in AUDIO_LAYOUTS:
         wanted = ", ".join(map(str, AUDIO_LAYOUTS))
-        raise ValueError(f"SimpleGVR Decode and Save: the audio has {len(waveform)} channels, wanted one of {wanted}: mix it to stereo")
+        raise refuse(SimpleGVRDecodeSave, f"the audio has {len(waveform)} channels, wanted one of {wanted}: mix it to stereo")
     return {**audio, "waveform": waveform}
 
 

@@ -19,9 +19,9 @@ from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import positional_noise, shifted_sigmas
 from ..simplegvr_core.sampling.super_resolve import sample_euler
 from ..simplegvr_core.video.frames import area_downscale
-from .compare import comparison
-from .host.bridge import CATEGORY, seed_input, to_latent
-from .latent import null_prompt
+from .host.bridge import CATEGORY, null_prompt, refuse, to_latent
+from .host.comparison import comparison
+from .host.inputs import seed_input
 
 PLAYED = 12.0  # frames a second, before and after
 
@@ -33,13 +33,14 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
             node_id="SimpleGVRFlowDegrade",
             display_name="SimpleGVR Flow Degrade",
             category=CATEGORY,
-            description="Gives a video the faults of text-to-video models: where it moves, colors of the frame before bleed in "
-            "and it blurs along its motion. What stands still stays as it is, bit for bit. The preview shows before and after.",
+            description="Adds the faults of text-to-video models to a video: in moving regions, colors of the previous frame bleed in "
+            "and the picture is blurred along its motion. Static regions are bit-identical. The preview shows before and "
+            "after.",
             search_aliases=["motion blur", "degrade video", "training pairs", "AIGC degradation", "optical flow"],
             is_output_node=True,
             inputs=[
                 io.Image.Input(
-                    "images", tooltip="The video. The faults look most real at the size that text-to-video models make, 480 lines or so."
+                    "images", tooltip="The video. The faults look most realistic at the size of text-to-video output, about 480 lines."
                 ),
                 seed_input(),
                 io.Float.Input(
@@ -48,16 +49,19 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Greatest weight of the previous frame's color in the middle of an ellipse; the least is half of it. 0: none.",
+                    tooltip="Largest weight of the previous frame's color at the center of an ellipse; the smallest is half of it. 0 is "
+                    "none.",
                 ),
-                io.Int.Input("ellipses", default=32, min=1, max=256, tooltip="Most ellipses in a frame; the fewest are half as many."),
+                io.Int.Input(
+                    "ellipses", default=32, min=1, max=256, tooltip="Largest number of ellipses per frame; the smallest is half of it."
+                ),
                 io.Float.Input(
                     "motion_blur",
                     default=1.5,
                     min=0.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Longest blur, in lengths of the motion from frame to frame; the shortest is half of it. 0: none.",
+                    tooltip="Longest blur, as a multiple of the motion between frames; the shortest is half of it. 0 is none.",
                 ),
                 io.Float.Input(
                     "min_motion",
@@ -65,7 +69,7 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
                     min=0.1,
                     max=64.0,
                     step=0.1,
-                    tooltip="Pixels from frame to frame above which something counts as moving. Raise it for a shaking camera.",
+                    tooltip="Motion between frames, in pixels, above which a region counts as moving. Raise it for a shaking camera.",
                 ),
             ],
             outputs=picture_outputs(),
@@ -94,13 +98,13 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
             node_id="SimpleGVRClassicalDegrade",
             display_name="SimpleGVR Classical Degrade",
             category=CATEGORY,
-            description="Degrades a video as RealBasicVSR does: twice blur, resize, noise, JPEG and a real video codec, all drawn "
-            "at random by the seed. The defaults are its published ranges. The preview shows before and after.",
+            description="Degrades a video as RealBasicVSR does: blur, resize, noise, JPEG and a real video codec, twice, with random "
+            "parameters from the seed. The defaults are the published ranges. The preview shows before and after.",
             search_aliases=["RealBasicVSR", "degrade video", "compress", "add noise", "training pairs"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The video."),
-                io.Int.Input("scale", default=1, min=1, max=8, tooltip="How many times smaller it comes out; 1 keeps the size."),
+                io.Int.Input("scale", default=1, min=1, max=8, tooltip="Factor by which the result is smaller; 1 keeps the size."),
                 seed_input(),
                 io.Float.Input(
                     "blur",
@@ -108,7 +112,7 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
                     min=0.1,
                     max=8.0,
                     step=0.1,
-                    tooltip="Times the published widths of the blurs: up to 3 pixels in the first pass, 1.5 in the second.",
+                    tooltip="Factor on the published blur widths: up to 3 pixels in the first pass, 1.5 in the second.",
                 ),
                 io.Float.Input(
                     "smallest",
@@ -116,7 +120,7 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
                     min=0.05,
                     max=0.5,
                     step=0.01,
-                    tooltip="The first resize may shrink to this share of the size, the second to twice as much. Details go with it.",
+                    tooltip="Smallest factor of the first resize; that of the second is twice as large. Small factors remove detail.",
                 ),
                 io.Float.Input(
                     "noise",
@@ -124,16 +128,16 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
                     min=0.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Times the published strengths of the noise: up to 30 levels of 255 in the first pass, 25 in the second.",
+                    tooltip="Factor on the published noise strengths: up to 30 of 255 levels in the first pass, 25 in the second.",
                 ),
-                io.Int.Input("jpeg_quality", default=30, min=1, max=95, tooltip="Lowest quality of JPEG; the highest is 95."),
+                io.Int.Input("jpeg_quality", default=30, min=1, max=95, tooltip="Lowest JPEG quality; the highest is 95."),
                 io.Float.Input(
                     "kilobits",
                     default=10.0,
                     min=0.5,
                     max=1000.0,
                     step=0.5,
-                    tooltip="Fewest kilobits that the video codec has for a frame; the most are ten times as many. Large frames need more.",
+                    tooltip="Fewest kilobits per frame for the video codec; the most are ten times as many. Large frames need more.",
                 ),
             ],
             outputs=picture_outputs(),
@@ -144,9 +148,7 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
         video, config = video_of(images), classical_config(blur, smallest, noise, jpeg_quality, kilobits)
         if min(video.shape[3:]) < scale:
             height, width = video.shape[3:]
-            raise ValueError(
-                f"SimpleGVR Classical Degrade: nothing is left of {width} x {height} pixels at scale {scale}: choose a smaller scale"
-            )
+            raise refuse(cls, f"nothing is left of {width} x {height} pixels at scale {scale}: choose a smaller scale")
         degraded = degrade_classical(video, scale, config, torch.Generator().manual_seed(seed))
         video = area_downscale(video, scale)
         return pictures(video, degraded, estimate_motion(video, MotionConfig()), images_of(degraded))
@@ -159,27 +161,30 @@ class SimpleGVRModelDegrade(io.ComfyNode):
             node_id="SimpleGVRModelDegrade",
             display_name="SimpleGVR Model Degrade",
             category=CATEGORY,
-            description="Lets a text-to-video model redraw a latent from a noise share of alpha, which leaves the model's own faults "
-            "in it. SimpleGVR is trained to undo them.",
+            description="Lets a text-to-video model regenerate a latent from noise level alpha, which adds the model's own faults. "
+            "SimpleGVR is trained to remove them.",
             search_aliases=["SDEdit", "degrade latent", "training pairs", "model-guided degradation"],
             inputs=[
-                io.Model.Input("model", tooltip="The text-to-video model whose faults are wanted: Wan 2.1, or any other rectified flow."),
-                io.Latent.Input("latent", tooltip="Latent of a video, in that model's own latent space."),
+                io.Model.Input("model", tooltip="Text-to-video model whose faults are added: Wan 2.1, or any other rectified flow."),
+                io.Latent.Input("latent", tooltip="Video latent in the latent space of the model."),
                 io.Float.Input(
                     "alpha",
                     default=0.35,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Noise share to start from. More: closer to the model, further from the video. The paper draws 0.3 to 0.4.",
+                    tooltip="Noise level to start from. Higher is closer to the model and further from the video. The paper samples 0.3 "
+                    "to 0.4.",
                 ),
-                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Model evaluations from alpha to 0."),
+                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Number of model evaluations from alpha to 0."),
                 seed_input(),
                 io.Conditioning.Input(
-                    "positive", optional=True, tooltip="The video's prompt. Left open: the null prompt, which stock models do worse with."
+                    "positive",
+                    optional=True,
+                    tooltip="Prompt of the video. Not connected: the null prompt, with which stock models are worse.",
                 ),
             ],
-            outputs=[io.Latent.Output(tooltip="The redrawn latent, of the same size.")],
+            outputs=[io.Latent.Output(tooltip="The regenerated latent, of the same size.")],
         )
 
     @classmethod
@@ -188,16 +193,14 @@ class SimpleGVRModelDegrade(io.ComfyNode):
         latent_format = model.model.latent_format
         wanted = (latent_format.latent_channels, latent_format.latent_dimensions)
         if (samples.shape[1], samples.ndim - 2) != wanted:
-            raise ValueError(
-                f"SimpleGVR Model Degrade: the latent has shape {tuple(samples.shape)}, the model works on {wanted[0]} channels and "
-                f"{wanted[1]} axes: encode the video with the model's own VAE"
+            raise refuse(
+                cls,
+                f"the latent has shape {tuple(samples.shape)}, the model works on {wanted[0]} channels and "
+                f"{wanted[1]} axes: encode the video with the model's own VAE",
             )
         rectified_flow = isinstance(model_sampling, comfy.model_sampling.CONST) and hasattr(model_sampling, "shift")
         if not rectified_flow or latent_format.latent_dimensions != 3:
-            raise ValueError(
-                f"SimpleGVR Model Degrade: the model is a {type(model.model).__name__}, "
-                "wanted a rectified flow of videos with a shift, as Wan 2.1"
-            )
+            raise refuse(cls, f"the model is a {type(model.model).__name__}, wanted a rectified flow of videos with a shift, as Wan 2.1")
         prompt = positive or null_prompt()
         out = comfy.sample.sample_custom(
             model,
@@ -258,7 +261,7 @@ def picture_outputs() -> list:
         io.Image.Output(display_name="degraded", tooltip="The degraded video."),
         io.Image.Output(
             display_name="optical_flow",
-            tooltip="Where each pixel was in the frame before: the hue is the direction, the brightness the distance; black stood still.",
+            tooltip="Optical flow to the previous frame: hue is direction, brightness is distance, black is no motion.",
         ),
         io.Mask.Output(display_name="motion_mask", tooltip="White where something moves."),
     ]

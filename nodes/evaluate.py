@@ -17,7 +17,7 @@ from ..simplegvr_core.evaluation.metrics import METRICS, Metric, finite, measure
 from ..simplegvr_core.evaluation.result import EvaluationClip, Result
 from ..simplegvr_core.evaluation.seam_plot import Panel, draw_panels
 from ..simplegvr_core.video.pictures import most_detailed, most_different, side_by_side
-from .host.bridge import CATEGORY, to_image
+from .host.bridge import CATEGORY, refuse, to_image
 
 QUALITY, STEADINESS = ([name for name, metric in METRICS.items() if metric.group == group] for group in ("quality", "steadiness"))
 GROUPS = {
@@ -38,37 +38,42 @@ class SimpleGVREvaluate(io.ComfyNode):
             node_id="SimpleGVREvaluate",
             display_name="SimpleGVR Evaluate",
             category=CATEGORY,
-            description="Measures how good an upscaled video is: against its original where there is one, against the small video it was "
-            "made from, and by itself. Says so in numbers and curves over time, and shows the worst frame enlarged.",
+            description="Measures the quality of an upscaled video: against its original, against the small video it was made from, "
+            "and on its own. Reports numbers and curves over time, and shows the worst frame enlarged.",
             search_aliases=["PSNR", "SSIM", "LPIPS", "VMAF", "NIQE", "video quality", "metrics", "benchmark", "compare", "flicker"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("result", tooltip="The video to judge, decoded."),
+                io.Image.Input("result", tooltip="Decoded video to evaluate."),
                 io.Image.Input(
                     "original",
                     optional=True,
-                    tooltip="The truth at the result's size, frame by frame. Without it, only what needs none is measured: NIQE, and what "
-                    "compares with the source.",
+                    tooltip="Ground truth at the size of the result, frame by frame. Not connected: only NIQE and the comparisons with "
+                    "the source are measured.",
                 ),
                 io.Image.Input(
                     "source",
                     optional=True,
-                    tooltip="The small video that the result was made from, decoded. What the result shows when made as small, how it "
-                    "moves and how it flickers are compared with it.",
+                    tooltip="Decoded small video that the result was made from. The downscaled result, its motion and its flicker are "
+                    "compared with it.",
                 ),
                 io.Combo.Input(
                     "metrics",
                     options=list(GROUPS),
                     default="quick",
-                    tooltip=f"{groups}. all: everything. What an input or a package is missing for is named in the report, with the cure.",
+                    tooltip=f"{groups}. all: everything. The report names each metric that lacks an input or a package, with the cure.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="report", tooltip="The numbers in words, the worst frame of each, and what was left out."),
-                io.Image.Output(display_name="picture", tooltip="The worst frame's worst place enlarged, and curves over the frames."),
-                io.String.Output(display_name="values", tooltip="The numbers as JSON: of the clip and of each frame, for each metric."),
-                io.Float.Output(display_name="psnr", tooltip="PSNR in dB, higher is better. Not a number where it was not measured."),
-                io.Float.Output(display_name="ssim", tooltip="SSIM, 1 is equal. Not a number where it was not measured."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The numbers as text, the worst frame of each metric, and the metrics that were not measured.",
+                ),
+                io.Image.Output(
+                    display_name="picture", tooltip="The worst region of the worst frame, enlarged, and curves over the frames."
+                ),
+                io.String.Output(display_name="values", tooltip="The numbers as JSON, of the video and of each frame, for each metric."),
+                io.Float.Output(display_name="psnr", tooltip="PSNR in dB; higher is better. NaN if it was not measured."),
+                io.Float.Output(display_name="ssim", tooltip="SSIM; 1 is equal. NaN if it was not measured."),
             ],
         )
 
@@ -79,7 +84,7 @@ class SimpleGVREvaluate(io.ComfyNode):
         names = [name for name in GROUPS[metrics] if name not in skipped]
         if not names:
             reasons = "\n".join(f"{METRICS[name].label}: {why}" for name, why in skipped.items())
-            raise ValueError(f"SimpleGVR Evaluate: none of {metrics} can be measured:\n{reasons}")
+            raise refuse(cls, f"none of {metrics} can be measured:\n{reasons}")
         curves = clip.curves(names)
         values = {name: METRICS[name].pool(curve) for name, curve in curves.items()}
         picture = to_image(draw(clip, curves))[None]
@@ -102,19 +107,22 @@ class EvaluatedVideos:
         self.result, self.original, self.source = result, original, source
         self.frames, self.height, self.width = result.shape[:3]
         if original is not None and original.shape[:3] != result.shape[:3]:
-            raise ValueError(
-                f"SimpleGVR Evaluate: result has {measures(result)} and original {measures(original)}, wanted the same: cut the result "
-                "with SimpleGVR Trim (source: the original, scale 1, even off), which takes off what whole latent cells and frames add"
+            raise refuse(
+                SimpleGVREvaluate,
+                f"result has {measures(result)} and original {measures(original)}, wanted the same: cut the result "
+                "with SimpleGVR Trim (source: the original, scale 1, even off), which takes off what whole latent cells and frames add",
             )
         if source is not None and len(source) != len(result):
-            raise ValueError(
-                f"SimpleGVR Evaluate: result has {measures(result)} and source {measures(source)}, wanted as many frames: cut the "
-                "longer one with SimpleGVR Trim"
+            raise refuse(
+                SimpleGVREvaluate,
+                f"result has {measures(result)} and source {measures(source)}, wanted as many frames: cut the "
+                "longer one with SimpleGVR Trim",
             )
         if source is not None and (source.shape[1] > self.height or source.shape[2] > self.width):
-            raise ValueError(
-                f"SimpleGVR Evaluate: source has {measures(source)}, more than the result's {measures(result)}: connect the small video "
-                "that was upscaled to source, and the truth to original"
+            raise refuse(
+                SimpleGVREvaluate,
+                f"source has {measures(source)}, more than the result's {measures(result)}: connect the small video "
+                "that was upscaled to source, and the truth to original",
             )
 
     def obstacle(self, metric: Metric) -> str | None:

@@ -37,7 +37,7 @@ class SimpleGVRLoadModel(io.ComfyNode):
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="How weights are kept. default lets ComfyUI choose; fp8 needs the least memory.",
+                    tooltip="Data type of the weights. default lets ComfyUI choose; fp8 needs the least memory.",
                     advanced=True,
                 ),
             ],
@@ -81,8 +81,8 @@ class SimpleGVRLoadTinyVAE(io.ComfyNode):
             node_id="SimpleGVRLoadTinyVAE",
             display_name="Load TinyVAE (SimpleGVR)",
             category=CATEGORY,
-            description="Loads the small video autoencoder that belongs to gvr_tiny. Its latents have Wan 2.1's shape but are "
-            "not Wan's: use it with gvr_tiny only.",
+            description="Loads the small video autoencoder of gvr_tiny. Its latents have the shape of Wan 2.1's but are not "
+            "interchangeable with them: use it with gvr_tiny only.",
             search_aliases=["tiny vae", "video vae"],
             inputs=[
                 io.Combo.Input(

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR
 from ..simplegvr_core.planning.picture import draw_plan
-from .host.bridge import CATEGORY, latent_samples, size_input, target_size, to_image, upsampler_network
+from ..simplegvr_core.planning.plan import Job
+from .host.bridge import CATEGORY, latent_samples, refuse, target_size, to_image, upsampler_network
+from .host.inputs import settings_input, size_input
 from .host.planning import plan_run, seconds_per_operation
-from .sampler import sampling_config, settings_input, takes_no_condition
+from .host.sampling import sampling_config
 
 
 class SimpleGVRPlan(io.ComfyNode):
@@ -18,25 +21,31 @@ class SimpleGVRPlan(io.ComfyNode):
             node_id="SimpleGVRPlan",
             display_name="SimpleGVR Plan",
             category=CATEGORY,
-            description="Says before sampling what SimpleGVR Sampler will take: the segments and tiles that fit the memory with the "
-            "least work, the bytes of every part, operations, and on request the time. Bytes are counted from the networks.",
+            description="Predicts what SimpleGVR Sampler needs: the segments and tiles that fit the memory with the least work, the "
+            "bytes of each part, the operations and, on request, the time. Bytes are counted from the networks.",
             search_aliases=["out of memory", "VRAM", "memory estimate", "tile size", "how long"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that will sample: SimpleGVR, or a stock Wan 2.1 model."),
-                io.Latent.Input("latent", tooltip="The latent that will be super-resolved; only its size is read."),
+                io.Model.Input("model", tooltip="Model that will sample: SimpleGVR, or a stock Wan 2.1 model."),
+                io.Latent.Input("latent", tooltip="Latent that will be super-resolved; only its size is used."),
                 size_input(),
                 settings_input(),
                 io.DynamicCombo.Input(
                     "memory",
-                    tooltip="free: what ComfyUI could free on the model's device now. custom: of another machine, for example.",
+                    tooltip="free: the memory that ComfyUI can free on the model's device. custom: a number, for example of another "
+                    "machine.",
                     options=[
                         io.DynamicCombo.Option("free", []),
                         io.DynamicCombo.Option(
                             "custom",
                             [
                                 io.Float.Input(
-                                    "gigabytes", default=12.0, min=0.1, max=10000.0, step=0.1, tooltip="Memory for weights and all else."
+                                    "gigabytes",
+                                    default=12.0,
+                                    min=0.1,
+                                    max=10000.0,
+                                    step=0.1,
+                                    tooltip="Memory for weights and activations, in gigabytes.",
                                 )
                             ],
                         ),
@@ -45,37 +54,50 @@ class SimpleGVRPlan(io.ComfyNode):
                 io.Boolean.Input(
                     "trial",
                     default=False,
-                    tooltip="Also run the model on one small box, twice, and forecast the sampling time from it.",
+                    tooltip="Runs the model twice on one small box and predicts the sampling time from it.",
                 ),
                 io.LatentUpscaleModel.Input(
-                    "upsampler", optional=True, tooltip="From Load SimpleGVR Upsampler. Left open: one of default widths is counted."
+                    "upsampler",
+                    optional=True,
+                    tooltip="Upsampler from Load SimpleGVR Upsampler. Not connected: one of default width is counted.",
                 ),
             ],
             outputs=[
-                io.Int.Output(display_name="segment", tooltip="Latent frames at a time, for SimpleGVR Sampler's tiling; 0 is all."),
-                io.Int.Output(display_name="tile_width", tooltip="Pixels at a time, for SimpleGVR Sampler's tiling; 0 is the whole width."),
+                io.Int.Output(display_name="segment", tooltip="Latent frames per segment, for the tiling of SimpleGVR Sampler; 0 is all."),
                 io.Int.Output(
-                    display_name="tile_height", tooltip="Pixels at a time, for SimpleGVR Sampler's tiling; 0 is the whole height."
+                    display_name="tile_width", tooltip="Tile width in pixels, for the tiling of SimpleGVR Sampler; 0 is the whole width."
                 ),
-                io.String.Output(display_name="report", tooltip="The plan in words."),
+                io.Int.Output(
+                    display_name="tile_height", tooltip="Tile height in pixels, for the tiling of SimpleGVR Sampler; 0 is the whole height."
+                ),
+                io.String.Output(display_name="report", tooltip="The plan as text."),
                 io.Image.Output(
-                    display_name="picture", tooltip="The frame with its tiles, the clip with its segments, the memory by part."
+                    display_name="picture", tooltip="The frame with its tiles, the video with its segments, and the memory of each part."
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, model, latent, size, settings, memory, trial, upsampler=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: ModelPatcher,
+        latent: dict,
+        size: dict,
+        settings: dict,
+        memory: dict,
+        trial: bool,
+        upsampler: ModelPatcher | None = None,
+    ) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
-        sampling = sampling_config(model, settings, takes_no_condition(model, cls))
+        sampling = sampling_config(model, settings, cls)
         free_bytes = int(1e9 * memory["gigabytes"]) if memory["memory"] == "custom" else None
         target = target_size(size, samples, cls)
         if upsampler is not None:
             upsampler_network(upsampler, cls)
         try:
-            plan = plan_run(model, upsampler, samples.shape, target, sampling, free_bytes)
+            plan = plan_run(model, upsampler, Job((samples.shape[0], *samples.shape[2:]), target, sampling), free_bytes)
         except ValueError as error:
-            raise ValueError(f"SimpleGVR Plan: {error}") from error
+            raise refuse(cls, str(error)) from error
         if trial:
             plan = replace(plan, seconds_per_operation=seconds_per_operation(model, plan))
         segment, rows, columns = (cells or 0 for cells in plan.tiling.size)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..simplegvr_core.evaluation.seam_plot import draw_panels
 from ..simplegvr_core.evaluation.seams import LATENT, VIDEO, Borders, Seam, describe, measure
-from .host.bridge import CATEGORY, latent_samples, to_core, to_image
+from .host.bridge import CATEGORY, latent_samples, refuse, to_core, to_image
 
 
 class SimpleGVRSeamMeter(io.ComfyNode):
@@ -21,61 +21,64 @@ class SimpleGVRSeamMeter(io.ComfyNode):
             node_id="SimpleGVRSeamMeter",
             display_name="SimpleGVR Seam Meter",
             category=CATEGORY,
-            description="Measures whether a video shows where it was put together: flicker and seams between segments, seams between "
-            "tiles. What it does at their borders, where an overlap begins and where it has ended, is compared with what it does "
-            "nearby, so that the content cancels: 1 is none.",
+            description="Measures seams and flicker at the borders of segments, and seams at the borders of tiles. The change at a "
+            "border, where an overlap begins and where it ends, is divided by the change nearby, so that the content "
+            "cancels out: 1 is none.",
             search_aliases=["flicker", "seam detector", "tile seams", "chunk borders", "temporal consistency"],
             is_output_node=True,
             inputs=[
                 io.MultiType.Input("video", types=[io.Image, io.Latent], tooltip="The video, or its Wan 2.1 latent."),
                 border(
                     "period",
-                    "Frames from one segment's start to the next's: 4 x (segment - overlap) for SimpleGVR Sampler's, without the 4 for a "
-                    "latent. 0: no segments.",
+                    "Frames between the starts of two segments: 4 x (segment - overlap) for SimpleGVR Sampler, without the 4 for "
+                    "a latent. 0 is no segments.",
                 ),
                 border(
                     "tile_width",
-                    "Pixels from one tile's start to the next's along the width, so its width - overlap; cells of a latent. 0: no tiles.",
+                    "Pixels between the starts of two tiles along the width, the tile width minus the overlap; latent pixels for "
+                    "a latent. 0 is no tiles.",
                 ),
                 border(
                     "tile_height",
-                    "Pixels from one tile's start to the next's along the height, so its height - overlap; cells of a latent. 0: no tiles.",
+                    "Pixels between the starts of two tiles along the height, the tile height minus the overlap; latent pixels "
+                    "for a latent. 0 is no tiles.",
                 ),
-                border("first_border", "The second segment's first frame. 0: as SimpleGVR Sampler's segments have it.", advanced=True),
+                border("first_border", "First frame of the second segment. 0 is that of SimpleGVR Sampler's segments.", advanced=True),
                 border(
                     "overlap",
-                    "Frames that segments share: 20 for SimpleGVR Sampler's, which share 5 latent frames (5 for a latent). "
-                    "0: segments that are cut hard.",
+                    "Frames that two segments share: 20 for SimpleGVR Sampler, whose segments share 5 latent frames (5 for a "
+                    "latent). 0 is a hard cut.",
                 ),
                 border(
                     "tile_overlap_width",
-                    "Pixels that tiles share along the width: 144 for SimpleGVR Sampler's, one window of its attention (18 cells of a "
-                    "latent). 0: tiles that are cut hard.",
+                    "Pixels that two tiles share along the width: 144 for SimpleGVR Sampler, one window of its attention (18 "
+                    "latent pixels for a latent). 0 is a hard cut.",
                 ),
                 border(
                     "tile_overlap_height",
-                    "Pixels that tiles share along the height: 192 for SimpleGVR Sampler's, one window of its attention (24 cells of a "
-                    "latent). 0: tiles that are cut hard.",
+                    "Pixels that two tiles share along the height: 192 for SimpleGVR Sampler, one window of its attention (24 "
+                    "latent pixels for a latent). 0 is a hard cut.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="Brightness over time and the jumps over frames, columns and rows."),
-                io.String.Output(display_name="report", tooltip="The numbers in words."),
+                io.Image.Output(display_name="plot", tooltip="Brightness over time, and the changes across frames, columns and rows."),
+                io.String.Output(display_name="report", tooltip="The numbers as text."),
                 io.Float.Output(
                     display_name="segment_flicker",
-                    tooltip="Change of brightness at segment borders divided by that elsewhere: 1 is none. Not a number: no border.",
+                    tooltip="Change of brightness at segment borders divided by that elsewhere: 1 is none. NaN without a border.",
                 ),
                 io.Float.Output(
-                    display_name="periodicity", tooltip="Autocorrelation of these changes at the period less that at half of it; 0 is none."
+                    display_name="periodicity",
+                    tooltip="Autocorrelation of the brightness changes at the period minus that at half the period; 0 is none.",
                 ),
                 io.Float.Output(
-                    display_name="segment_seam", tooltip="Jumps from frame to frame at segment borders divided by those nearby: 1 is none."
+                    display_name="segment_seam", tooltip="Change between frames at segment borders divided by that nearby: 1 is none."
                 ),
                 io.Float.Output(
-                    display_name="tile_seam_width", tooltip="Jumps at tile borders along the width divided by those nearby: 1 is none."
+                    display_name="tile_seam_width", tooltip="Change at tile borders along the width divided by that nearby: 1 is none."
                 ),
                 io.Float.Output(
-                    display_name="tile_seam_height", tooltip="Jumps at tile borders along the height divided by those nearby: 1 is none."
+                    display_name="tile_seam_height", tooltip="Change at tile borders along the height divided by that nearby: 1 is none."
                 ),
             ],
         )
@@ -98,7 +101,7 @@ class SimpleGVRSeamMeter(io.ComfyNode):
             borders = Borders(period, (tile_width, tile_height), first_border or None, overlap, (tile_overlap_width, tile_overlap_height))
             seams, panels = measure(watched(clip), borders, LATENT if is_latent else VIDEO)
         except ValueError as error:
-            raise ValueError(f"SimpleGVR Seam Meter: {error}") from error
+            raise refuse(cls, str(error)) from error
         image = to_image(draw_panels(panels))[None]
         ratios = (found.ratio if isinstance(found, Seam) else found for found in vars(seams).values())
         numbers = (float("nan") if ratio is None else ratio for ratio in ratios)

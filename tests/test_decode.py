@@ -512,7 +512,7 @@ def test_memory_that_runs_out_sends_the_past_to_the_host_before_the_frame_is_cut
 def test_memory_that_is_not_enough_for_the_smallest_tile_is_an_error(tiny, save, scarce_memory, output):
     before = save(tiny, latent(1))[0]  # counts what it needs: below, only decoding can fail
     scarce_memory(0, 0)
-    with pytest.raises(ValueError, match="SimpleGVR Decode and Save: out of memory with the smallest tile: close"):
+    with pytest.raises(torch.OutOfMemoryError, match="SimpleGVR Decode and Save: out of memory with the smallest tile: close"):
         save(tiny, latent(1))
     assert files(output.parent) == [Path(before[0])]
 

@@ -83,6 +83,29 @@ def test_no_imports_go_in_a_circle():
     assert len(list(TopologicalSorter(graph).static_order())) >= len(CORE)  # raises CycleError that names the circle
 
 
+def relative_imports(path: Path) -> list[tuple[int, str]]:
+    """Returns (number of dots, module) of each relative import; "from . import x" is (1, "x")."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found += [(node.level, node.module)] if node.module else [(node.level, alias.name) for alias in node.names]
+    return found
+
+
+NODES = sorted(path for path in (REPO / "nodes").rglob("*.py") if path != REPO / "nodes" / "__init__.py")  # which lists the nodes
+
+
+@pytest.mark.parametrize("path", NODES, ids=lambda path: str(path.relative_to(REPO)))
+def test_nodes_import_the_host_and_the_core_up_to_evaluation_and_never_each_other(path):
+    in_host = path.parent.name == "host"
+    for level, module in relative_imports(path):
+        first, *rest = module.split(".")
+        if level == (3 if in_host else 2):
+            assert first == "simplegvr_core" and rest[0] not in {"training", "benchmark", "paper"}, module
+        else:
+            assert level == 1 and (in_host or first == "host"), module
+
+
 def test_nodes_need_no_package_that_comfyui_lacks_until_they_run():
     """OpenCV above all: what the nodes import of the core is imported in a fresh process without it."""
     needed = set()

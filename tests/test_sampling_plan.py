@@ -17,11 +17,12 @@ from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
 from simplegvr_core.networks.upsampler import LatentUpsampler
 from simplegvr_core.planning import command as plan_command
+from simplegvr_core.planning.boxes import Machine, Networks, least_work, segment_bytes, sizes
 from simplegvr_core.planning.command import PlanClip
 from simplegvr_core.planning.flops import dit_flops
 from simplegvr_core.planning.network_memory import TEXT_TOKENS, decode_bytes, dit_bytes, upsampler_bytes
 from simplegvr_core.planning.picture import draw_plan
-from simplegvr_core.planning.plan import least_work, longest_segment, plan_sampling, segment_bytes, sizes, trial, usable
+from simplegvr_core.planning.plan import Job, plan_sampling, trial
 from simplegvr_core.planning.tensor_memory import peak_bytes
 from simplegvr_core.sampling.refine import Refinement, TiledVelocity, refine
 from simplegvr_core.sampling.super_resolve import SamplingConfig, match_source
@@ -33,7 +34,7 @@ DENSE = AttentionConfig(kind="full", unit=None)
 
 
 def plan(free_bytes, dit=DIT, attention=ATTENTION, shape=SHAPE, size=SIZE, sampling=SamplingConfig(steps=4), **options):  # noqa: B008
-    return plan_sampling(dit, attention, UPSAMPLER, shape, size, sampling, free_bytes, torch.float32, **options)
+    return plan_sampling(Networks(dit, attention, UPSAMPLER), Job(shape, size, sampling), Machine(free_bytes, torch.float32, **options))
 
 
 @pytest.mark.parametrize("attention", [ATTENTION, DENSE], ids=lambda a: a.kind)
@@ -86,12 +87,12 @@ def test_sizes_are_the_smallest_for_each_number_of_boxes():
 
 @pytest.mark.parametrize("budget", [800, 3000, 20_000, 10**9])
 def test_no_tiling_that_fits_computes_fewer_cells(budget):
-    extent, overlap, align = (21, 70, 94), (5, 16, 18), (5, 8, 6)
+    extent, overlap, alignment = (21, 70, 94), (5, 16, 18), (5, 8, 6)
 
     def need(box: tuple[int, int, int]) -> int:
         return 100 + math.prod(box) // 100
 
-    tiling, needed = least_work(extent, overlap, align, None, need, lambda frames: budget)
+    tiling, needed = least_work(extent, alignment, None, need, lambda box: budget)
 
     def cells(tiling: Tiling) -> int:
         return sum(math.prod(box.size) for box in tiling.boxes(extent))
@@ -132,13 +133,13 @@ def test_weights_leave_half_of_the_memory_to_boxes():
 
 
 def test_stock_models_stay_within_the_frames_they_were_trained_on():
-    assert longest_segment(STOCK, DENSE) == 21
-    assert longest_segment(STOCK, ATTENTION) is None
-    assert longest_segment(DIT, DENSE) is None
-    long = plan(10**10, dit=STOCK, attention=DENSE, shape=(1, 43, 23, 31), max_frames=21)
+    assert Networks(STOCK, DENSE).longest_segment == 21
+    assert Networks(STOCK, ATTENTION).longest_segment is None
+    assert Networks(DIT, DENSE).longest_segment is None
+    long = plan(10**10, dit=STOCK, attention=DENSE, shape=(1, 43, 23, 31))
     assert long.counts == (3, 1, 1)  # 2 would do with 24 frames
     assert max(box.size[0] for box in long.boxes) <= 21
-    assert plan(10**10, dit=STOCK, attention=DENSE, max_frames=21).tiling.size == (None, None, None)
+    assert plan(10**10, dit=STOCK, attention=DENSE).tiling.size == (None, None, None)
 
 
 def test_what_the_plan_says():
@@ -180,7 +181,8 @@ def test_trial_times_the_second_call():
 
 def test_large_models_are_counted_without_being_built():
     wan_14b = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
-    p = plan_sampling(wan_14b, AttentionConfig(), UPSAMPLER, (1, 21, 60, 104), (135, 240), SamplingConfig(), 24 * 10**9, torch.bfloat16)
+    networks, job = Networks(wan_14b, AttentionConfig(), UPSAMPLER), Job((1, 21, 60, 104), (135, 240), SamplingConfig())
+    p = plan_sampling(networks, job, Machine(24 * 10**9, torch.bfloat16))
     assert 28e9 < p.weights_bytes < 30e9
     assert p.dit_bytes < 12e9
 
@@ -262,7 +264,8 @@ def test_segment_bytes_are_what_refinement_keeps_on_the_host(size, box, tmp_path
 def test_on_the_host_a_segment_takes_of_the_same_memory():
     free = 70_000_000
     there, beside = plan(free, on_host=True), plan(free)
-    assert there.dit_bytes + there.host_bytes <= usable(free) - there.resident_bytes < beside.dit_bytes + beside.host_bytes
+    usable = Machine(free, torch.float32).usable_bytes
+    assert there.dit_bytes + there.host_bytes <= usable - there.resident_bytes < beside.dit_bytes + beside.host_bytes
     assert "The host's: " in there.text()
     with pytest.raises(ValueError, match="the smallest box"):
         plan(beside.weights_bytes + 30_000_000, on_host=True)
@@ -271,10 +274,10 @@ def test_on_the_host_a_segment_takes_of_the_same_memory():
 def test_the_samplers_auto_plans_the_boxes_and_no_more(comfy, models, monkeypatch):
     planning = sys.modules[f"{comfy.pack.__name__}.nodes.host.planning"]
     monkeypatch.setattr(planning, "free_memory", lambda model: model.model_size() + 60_000_000)
-    shape, size = (1, 16, *SHAPE[1:]), SIZE
-    tiling = planning.plan_run(models.gvr, None, shape, size, SamplingConfig()).tiling
+    job = Job(SHAPE, SIZE, SamplingConfig())
+    tiling = planning.plan_run(models.gvr, None, job).tiling
     monkeypatch.delattr(sys.modules[planning.plan_sampling.__module__], "plan_upsampler")
-    assert planning.run_tiling(models.gvr, shape, size) == tiling != Tiling()
+    assert planning.run_tiling(models.gvr, job.target) == tiling != Tiling()
 
 
 def test_node_counts_free_memory_and_times_a_box(comfy, models):
@@ -286,14 +289,15 @@ def test_node_counts_free_memory_and_times_a_box(comfy, models):
 
 def test_node_reads_stock_models_and_what_a_node_put_on_them(comfy, models):
     planning = sys.modules[f"{comfy.pack.__name__}.nodes.host.planning"]
-    dit, attention = planning.describe_model(models.wan)
+    networks = planning.describe_model(models.wan)
+    dit, attention = networks.dit, networks.attention
     assert (dit.in_dim, dit.dim, dit.ffn_dim, dit.num_heads, dit.num_layers, dit.text_dim) == (16, 128, 160, 1, 3, 4096)
     assert (attention.kind, attention.unit) == ("full", None)
-    assert planning.longest_segment(dit, attention) == 21
+    assert networks.longest_segment == 21
     sparse, _ = comfy.run("SimpleGVRSparseAttention", model=models.wan, preset={"preset": "paper"})
-    assert planning.describe_model(sparse)[1].window == (1, 12, 9)
-    dit, attention = planning.describe_model(models.gvr)
-    assert (dit.in_dim, attention.window) == (32, (1, 4, 3))
+    assert planning.describe_model(sparse).attention.window == (1, 12, 9)
+    networks = planning.describe_model(models.gvr)
+    assert (networks.dit.in_dim, networks.attention.window) == (32, (1, 4, 3))
     assert planning.free_memory(models.gvr) > models.gvr.model_size() > 1_000_000
 
 
@@ -329,7 +333,7 @@ def test_documented_table_is_what_the_command_counts():
     size, source = plan_command.landscape(1080)
     for row, model in zip(rows, models, strict=True):
         for column, card in ((2, 8), (4, 16)):
-            p = plan_sampling(
-                *model[:2], UPSAMPLER, (1, 21, *source), size, model[2], card * 10**9, torch.bfloat16, implementation="triton"
-            )
+            dit, attention, sampling = model
+            job, machine = Job((1, 21, *source), size, sampling), Machine(card * 10**9, torch.bfloat16, "triton")
+            p = plan_sampling(Networks(dit, attention, UPSAMPLER), job, machine)
             assert row[column] == plan_command.cell(p)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_management
-import comfy.model_patcher
 import folder_paths
+import node_helpers
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from PIL import Image
 from server import PromptServer
@@ -21,15 +22,21 @@ from ...simplegvr_core.latent_space import pixel_size, pixels, scaled_size, shor
 from ...simplegvr_core.networks.upsampler import LatentUpsampler, smaller_tiles
 from ...simplegvr_core.planning.network_memory import upsampler_bytes
 from ...simplegvr_core.sampling.latent_file import LatentFrames
-from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES
+from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES, augment_condition
 from ...simplegvr_core.sampling.super_resolve_to_file import Append, parts
 from ...simplegvr_core.tiling import is_out_of_memory as is_out_of_memory_of_pytorch
 from ...simplegvr_core.tiling import with_less_memory
+from .inputs import SHORT_SIDES
 
 CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()
-SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}
+TEXT_DIM = 4096  # of Wan's text encoder
 TINY_VAE_FOLDER = "simplegvr_tiny_vae"
+
+
+def refuse(node: type[io.ComfyNode], text: str) -> ValueError:
+    """Returns the error of a node: its name and the text, which has what came, what is wanted and the cure."""
+    return ValueError(f"{node.define_schema().display_name}: {text}")
 
 
 def register_model_folders() -> None:
@@ -46,19 +53,21 @@ def latent_samples(latent: dict, node: type[io.ComfyNode]) -> Tensor:
 
     Raises ValueError that names the node, what came and the cure, unless it is a finite Wan 2.1 video latent.
     """
-    name, samples = node.define_schema().display_name, latent["samples"]
+    samples = latent["samples"]
     if samples.ndim != 5:
-        raise ValueError(
-            f"{name}: the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
-            "connect a video latent, from a Wan 2.1 sampler or VAE Encode with a Wan 2.1 VAE"
+        raise refuse(
+            node,
+            f"the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
+            "connect a video latent, from a Wan 2.1 sampler or VAE Encode with a Wan 2.1 VAE",
         )
     if samples.shape[1] != LATENT_FORMAT.latent_channels:
-        raise ValueError(
-            f"{name}: the latent has {samples.shape[1]} channels, wanted 16: SimpleGVR works on Wan 2.1 latents "
-            "(also Wan 2.2 14B); for another model, decode it and encode the video with the Wan 2.1 VAE"
+        raise refuse(
+            node,
+            f"the latent has {samples.shape[1]} channels, wanted 16: SimpleGVR works on Wan 2.1 latents "
+            "(also Wan 2.2 14B); for another model, decode it and encode the video with the Wan 2.1 VAE",
         )
     if not all(torch.isfinite(frame).all() for frame in samples.unbind(2)):
-        raise ValueError(f"{name}: the latent contains NaN or infinite values: look for the cause in the sampler before it")
+        raise refuse(node, "the latent contains NaN or infinite values: look for the cause in the sampler before it")
     return samples
 
 
@@ -87,82 +96,55 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).float() / 255
 
 
-def seed_input(tooltip: str = "Draws everything that is random here. The same seed gives the same result.") -> io.Int.Input:
-    """Returns the `seed` input."""
-    return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed, tooltip=tooltip
-    )
-
-
-def size_input() -> io.DynamicCombo.Input:
-    """Returns the `size` input: by scale, by width and height, or by the short side."""
-    return io.DynamicCombo.Input(
-        "size",
-        tooltip="How the target size is given. It is met exactly, in steps of 8 pixels (1080 is 135 latent rows).",
-        options=[
-            io.DynamicCombo.Option(
-                "scale",
-                [
-                    io.Float.Input(
-                        "scale", default=3.0, min=1.0, max=8.0, step=0.01, tooltip="Target width and height divided by the source's."
-                    )
-                ],
-            ),
-            io.DynamicCombo.Option(
-                "width x height",
-                [
-                    io.Int.Input("width", default=1920, min=16, max=16384, step=8, tooltip="Target width in pixels."),
-                    io.Int.Input("height", default=1080, min=16, max=16384, step=8, tooltip="Target height in pixels."),
-                ],
-            ),
-            io.DynamicCombo.Option(
-                "short side",
-                [
-                    io.Combo.Input(
-                        "preset",
-                        options=list(SHORT_SIDES),
-                        default="1080p",
-                        tooltip="Target height of a landscape video, width of a portrait one.",
-                    )
-                ],
-            ),
-        ],
-    )
-
-
 def target_size(size: dict, samples: Tensor, node: type[io.ComfyNode]) -> tuple[int, int]:
-    """Returns the target (H, W) in latent cells that a `size` value asks for.
+    """Returns the target (H, W) in latent pixels that a `size` value asks for.
 
-    Raises ValueError when it is smaller than the source, or no multiple of 8 pixels.
+    Raises:
+        ValueError: It is smaller than the source, or no multiple of 8 pixels.
     """
-    source = tuple(samples.shape[3:])
-    match size["size"]:
-        case "scale":
-            target = scaled_size(source, size["scale"])
-        case "width x height":
-            target = pixel_size(size["width"], size["height"])
-        case "short side":
-            target = short_side_size(source, SHORT_SIDES[size["preset"]])
+    source = samples.shape[3], samples.shape[4]
+    if size["size"] == "scale":
+        target = scaled_size(source, size["scale"])
+    elif size["size"] == "width x height":
+        target = pixel_size(size["width"], size["height"])
+    else:
+        target = short_side_size(source, SHORT_SIDES[size["preset"]])
     if target[0] < source[0] or target[1] < source[1]:
-        name = node.define_schema().display_name
-        raise ValueError(f"{name}: the target {pixels(target)} is smaller than the source {pixels(source)}: choose a larger size")
+        raise refuse(node, f"the target {pixels(target)} is smaller than the source {pixels(source)}: choose a larger size")
     return target
 
 
-def upsampler_network(upsampler: comfy.model_patcher.ModelPatcher, node: type[io.ComfyNode]) -> LatentUpsampler:
+def null_prompt() -> list:
+    """Returns a CONDITIONING of one zero token, the null prompt that SimpleGVR models are trained with."""
+    return [[torch.zeros(1, 1, TEXT_DIM), {}]]
+
+
+def add_condition(conditionings: tuple, z_up: Tensor, noise_augmentation: float, noise_seed: int) -> tuple:
+    """Returns the CONDITIONINGs with the noised condition, in VAE space, where ComfyUI's Wan models read it.
+
+    Args:
+        conditionings: CONDITIONINGs.
+        z_up: Upsampled latent (B, 16, T, H, W), normalised.
+        noise_augmentation: Noise level of the condition, in [0, 1].
+        noise_seed: Seed of its noise.
+    """
+    condition = LATENT_FORMAT.process_out(augment_condition(z_up, noise_augmentation, noise_seed))
+    return tuple(node_helpers.conditioning_set_values(c, {"concat_latent_image": condition}) for c in conditionings)
+
+
+def upsampler_network(upsampler: ModelPatcher, node: type[io.ComfyNode]) -> LatentUpsampler:
     """Returns the network of a LATENT_UPSCALE_MODEL. Raises ValueError when it is another pack's."""
     network = getattr(upsampler, "model", None)
     if not isinstance(network, LatentUpsampler):
-        raise ValueError(
-            f"{node.define_schema().display_name}: the latent upscale model is a {type(network or upsampler).__name__}, "
-            "wanted a SimpleGVR upsampler: load it with Load SimpleGVR Upsampler"
+        raise refuse(
+            node,
+            f"the latent upscale model is a {type(network or upsampler).__name__}, "
+            "wanted a SimpleGVR upsampler: load it with Load SimpleGVR Upsampler",
         )
     return network
 
 
-def upsample(
-    upsampler: comfy.model_patcher.ModelPatcher, z_lr: LatentFrames, size: tuple[int, int], append: Append, node: type[io.ComfyNode]
-) -> None:
+def upsample(upsampler: ModelPatcher, z_lr: LatentFrames, size: tuple[int, int], append: Append, node: type[io.ComfyNode]) -> None:
     """Calls append with the frames of the upsampled latent z, (B, 16, t, H, W) normalised float32, a few at a time, in order.
 
     Frames that do not fit ComfyUI's memory are upsampled in tiles, and in smaller ones when memory runs out.
@@ -212,7 +194,7 @@ def upsample(
     management.soft_empty_cache()
 
 
-def free_memory(model) -> int:
+def free_memory(model: ModelPatcher) -> int:
     """Returns the bytes that ComfyUI could give to a run of model, its weights included: what is free and what models hold."""
     device = model.load_device
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()

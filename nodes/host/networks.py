@@ -3,6 +3,7 @@
 import logging
 import math
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import comfy.ops
 import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...simplegvr_core.networks import checkpoint
@@ -119,40 +122,57 @@ class SimpleGVRModel(comfy.model_base.WAN21):
         return dit_bytes(network.config, network.attention, batch, tuple(box), dtype, run) + 4 * 4 * math.prod(input_shape)
 
 
-@contextmanager
-def detect_as_simplegvr(dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, colors: PreviewColors | None):
-    """While open, ComfyUI's loader builds our model for a text-to-video Wan state dict."""
+def model_config(dit: DiTConfig, shift: float, weights: dict[str, Tensor], model_options: dict) -> comfy.supported_models.WAN21_T2V:
+    """Returns ComfyUI's configuration of a SimpleGVR model, as it gives one to a stock Wan with these weights.
 
-    class SimpleGVRConfig(comfy.supported_models.WAN21_T2V):
-        sampling_settings = {"shift": sampling.shift}
-
-        def get_model(self, state_dict, prefix="", device=None):
-            return SimpleGVRModel(self, dit, attention, sampling, colors, device)
-
-    comfy.supported_models.models.insert(0, SimpleGVRConfig)
-    try:
-        yield
-    finally:
-        comfy.supported_models.models.remove(SimpleGVRConfig)
-
-
-def load_model(path: str, model_options: dict, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """Returns the MODEL of a GVR checkpoint, its configuration applied. model_options: ComfyUI's dtype options.
-
-    Raises ValueError that names the file when it is no complete GVR checkpoint or does not fit its configuration.
+    Args:
+        dit: Sizes of the network.
+        shift: Shift of the noise levels.
+        weights: State dict of the network.
+        model_options: ComfyUI's: dtype and fp8_optimizations are read.
     """
-    state_dict, config = checkpoint.read(Path(path), "dit")
+    management, utils = comfy.model_management, comfy.utils
+    config = comfy.supported_models.WAN21_T2V({"image_model": "wan2.1", "model_type": "t2v", **asdict(dit)})
+    supported = config.supported_inference_dtypes
+    dtype = model_options.get("dtype") or management.unet_dtype(
+        model_params=utils.calculate_parameters(weights), supported_dtypes=list(supported), weight_dtype=utils.weight_dtype(weights)
+    )
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, management.get_torch_device(), supported))
+    config.optimizations["fp8"] = model_options.get("fp8_optimizations", False)
+    config.sampling_settings["shift"] = shift
+    return config
+
+
+def load_model(path: str, model_options: dict, disable_dynamic: bool = False) -> ModelPatcher:
+    """Returns the MODEL of a GVR checkpoint, its configuration applied.
+
+    Args:
+        path: The checkpoint.
+        model_options: ComfyUI's: dtype and fp8_optimizations are read.
+        disable_dynamic: Whether ComfyUI wants the patcher that does not load weights on demand.
+
+    Raises:
+        ValueError: It is no complete GVR checkpoint, or does not fit its configuration. The message names the file.
+    """
+    weights, config = checkpoint.read(Path(path), "dit")
     dit, attention = parse_dit_config(config, Path(path))
-    checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), state_dict, Path(path))
+    checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), weights, Path(path))
     sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
     colors = checkpoint.parse_config(PreviewColors, config, "preview", Path(path)) if "preview" in config else None
-    with detect_as_simplegvr(dit, attention, sampling, colors):
-        model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, disable_dynamic=disable_dynamic)
+    network = SimpleGVRModel(model_config(dit, sampling.shift, weights, model_options), dit, attention, sampling, colors)
+    # looked up at each call: with dynamic VRAM ComfyUI puts another class there when it starts
+    patcher_class = ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    model = patcher_class(
+        network, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
+    )
+    if not comfy.model_management.is_device_cpu(model.offload_device):
+        network.to(model.offload_device)
+    network.load_model_weights(weights, assign=model.is_dynamic())
     model.cached_patcher_init = (load_model, (path, model_options))
     return model
 
 
-def load_upsampler(path: str) -> comfy.model_patcher.ModelPatcher:
+def load_upsampler(path: str) -> ModelPatcher:
     """Returns the LATENT_UPSCALE_MODEL of an upsampler checkpoint, under ComfyUI's memory management.
 
     Raises ValueError that names the file when it is no complete upsampler or does not fit its configuration.
@@ -186,6 +206,7 @@ class TinyVAESocket(comfy.sd.VAE):
     """A VAE for ComfyUI's stock encode and decode nodes. Videos of any size are padded, not cropped, to whole cells."""
 
     def __init__(self, path: str):
+        # ComfyUI sets a VAE's 20 or so defaults nowhere else, and each release adds some: a VAE without weights has them
         with without_empty_vae_warning():
             super().__init__(sd={})
         state_dict, config = checkpoint.read(Path(path), "tiny_vae")
@@ -211,7 +232,7 @@ class TinyVAESocket(comfy.sd.VAE):
 
 @contextmanager
 def without_empty_vae_warning():
-    """While open, silences ComfyUI's word that a VAE was built without weights: its defaults are all we ask of it."""
+    """While open, drops the one log record that a VAE has no weights: ComfyUI logs to the root logger, so the filter is there."""
 
     def other(record: logging.LogRecord) -> bool:
         return "No VAE weights detected" not in record.getMessage()

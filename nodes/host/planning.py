@@ -1,78 +1,90 @@
-"""The plan of a run inside ComfyUI: what a MODEL is, and what memory ComfyUI could free for it."""
+"""The plan of a run inside ComfyUI: what a MODEL is, what memory ComfyUI could free for it, and the boxes that a node runs in."""
+
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import node_helpers
 import torch
+from comfy.model_patcher import ModelPatcher
 
-from ...simplegvr_core.latent_space import token_grid
-from ...simplegvr_core.networks.attention import AttentionConfig
+from ...simplegvr_core.latent_space import SPATIAL_FACTOR, token_grid
 from ...simplegvr_core.networks.dit import DiTConfig
-from ...simplegvr_core.networks.upsampler import UpsamplerConfig
+from ...simplegvr_core.planning.boxes import Machine, Networks, plan_tiling
 from ...simplegvr_core.planning.flops import dit_flops
 from ...simplegvr_core.planning.network_memory import implementation
-from ...simplegvr_core.planning.plan import Plan, longest_segment, plan_sampling, plan_tiling, trial
-from ...simplegvr_core.sampling.super_resolve import SamplingConfig
-from ...simplegvr_core.tiling import Tiling
-from ..latent import null_prompt
-from ..sparse_attention import attention_of
-from .bridge import free_memory
+from ...simplegvr_core.planning.plan import Job, Plan, plan_sampling, trial
+from ...simplegvr_core.tiling import Tiling, aligned_tiling
+from .bridge import free_memory, null_prompt
 from .networks import SimpleGVRModel
+from .override import attention_of
 
 
-def plan_run(
-    model, upsampler, samples_shape: tuple[int, ...], size: tuple[int, int], sampling: SamplingConfig, free_bytes: int | None = None
-) -> Plan:
+def plan_run(model: ModelPatcher, upsampler: ModelPatcher | None, job: Job, free_bytes: int | None = None) -> Plan:
     """Returns the plan of a run of SimpleGVR Sampler on the model's device.
 
-    upsampler: a LATENT_UPSCALE_MODEL of ours; None stands for one of default widths. samples_shape: (B, 16, T, h, w);
-    size: (H, W). free_bytes: of another machine; by default what ComfyUI could free here. Raises ValueError when no box fits.
+    Args:
+        model: The MODEL.
+        upsampler: A LATENT_UPSCALE_MODEL of ours; None is one of default widths.
+        job: What is super-resolved.
+        free_bytes: Memory of another machine; None is what ComfyUI could free on this one.
+
+    Raises:
+        ValueError: No box fits.
     """
-    dit, attention = describe_model(model)
-    batch, _, *extent = samples_shape
-    facts = run_facts(model, free_bytes)
-    return plan_sampling(
-        dit,
-        attention,
-        UpsamplerConfig() if upsampler is None else upsampler.model.config,
-        (batch, *extent),
-        size,
-        sampling,
-        upsampler_dtype=facts["dtype"] if upsampler is None else upsampler.model.get_dtype(),
-        **facts,
+    networks, machine = describe_model(model), machine_of(model, free_bytes)
+    if upsampler is not None:
+        networks = replace(networks, upsampler=upsampler.model.config)
+        machine = replace(machine, upsampler_dtype=upsampler.model.get_dtype())
+    return plan_sampling(networks, job, machine)
+
+
+def run_tiling(model: ModelPatcher, shape: tuple[int, int, int, int]) -> Tiling:
+    """Returns the tiling of plan_run's plan and counts nothing else. shape: (B, T, H, W) of the target."""
+    return plan_tiling(describe_model(model), shape, machine_of(model))[0]
+
+
+def chosen_tiling(tiling: dict | None, model: ModelPatcher, shape: tuple[int, int, int, int]) -> Tiling:
+    """Returns the boxes that a `tiling` value asks for; with auto those that fit the memory with the least work.
+
+    Args:
+        tiling: The value; None is auto.
+        model: The MODEL.
+        shape: (B, T, H, W) of the target.
+
+    Raises:
+        ValueError: Not even the smallest box fits.
+    """
+    if tiling is None or tiling["tiling"] == "auto":
+        return run_tiling(model, shape)
+    alignment = attention_of(model).alignment
+    if tiling["tiling"] == "whole":
+        return aligned_tiling((None, None, None), alignment)
+    rows, columns = (-(-tiling[side] // SPATIAL_FACTOR) for side in ("tile_height", "tile_width"))
+    return aligned_tiling((tiling["segment"] or None, rows or None, columns or None), alignment)
+
+
+def machine_of(model: ModelPatcher, free_bytes: int | None = None) -> Machine:
+    """Returns the MODEL's device, with the memory that ComfyUI could free there, or with that of another machine."""
+    networks, dtype, device = describe_model(model), model.model.get_dtype_inference(), model.load_device
+    return Machine(
+        free_memory(model) if free_bytes is None else free_bytes,
+        dtype,
+        implementation(networks.dit, networks.attention, device, dtype),
+        model.model_size(),
+        on_host=free_bytes is None and comfy.model_management.is_device_cpu(device),
     )
 
 
-def run_tiling(model, samples_shape: tuple[int, ...], size: tuple[int, int]) -> Tiling:
-    """Returns the tiling of plan_run's plan, and makes no more of it."""
-    batch, _, frames, *_ = samples_shape
-    tiling, _ = plan_tiling(*describe_model(model), (batch, frames, *size), **run_facts(model))
-    return tiling
-
-
-def run_facts(model, free_bytes: int | None = None) -> dict:
-    """Returns what plan_tiling must know of a MODEL and its device. free_bytes: of another one."""
-    dit, attention = describe_model(model)
-    dtype, device = model.model.get_dtype_inference(), model.load_device
-    return {
-        "free_bytes": free_memory(model) if free_bytes is None else free_bytes,
-        "dtype": dtype,
-        "max_frames": longest_segment(dit, attention),
-        "implementation": implementation(dit, attention, device, dtype),
-        "weights_bytes": model.model_size(),
-        "on_host": free_bytes is None and comfy.model_management.is_device_cpu(device),
-    }
-
-
-def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:
+def describe_model(model: ModelPatcher) -> Networks:
     """Returns sizes and self-attention of a SimpleGVR MODEL, or of a stock Wan one, with SimpleGVR Sparse Attention or without.
 
-    A stock Wan's blocks need within 1 % of the memory of ours.
+    The blocks of a stock Wan need within 1 % of the memory of ours.
     """
     network = model.model.diffusion_model
     if isinstance(model.model, SimpleGVRModel):
-        return network.config, attention_of(model)
+        return Networks(network.config, attention_of(model))
     dit = DiTConfig(
         in_dim=network.in_dim,
         dim=network.dim,
@@ -81,17 +93,17 @@ def describe_model(model) -> tuple[DiTConfig, AttentionConfig]:
         num_layers=network.num_layers,
         text_dim=network.text_dim,
     )
-    return dit, attention_of(model)
+    return Networks(dit, attention_of(model))
 
 
-def seconds_per_operation(model, plan: Plan) -> float:
+def seconds_per_operation(model: ModelPatcher, plan: Plan) -> float:
     """Returns the seconds that an operation of a forward pass takes, timed on a small box, with the null prompt of one token."""
-    box, found = plan.trial_tile, []
+    box, networks, found = plan.trial_tile, describe_model(model), []
     empty = torch.zeros(1, 16, *box)
     prompt = node_helpers.conditioning_set_values(null_prompt(), {"concat_latent_image": empty})
 
     def time_it(denoise, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback, disable) -> torch.Tensor:
-        operations = dit_flops(*describe_model(model), token_grid(box), text_tokens=1).total
+        operations = dit_flops(networks.dit, networks.attention, token_grid(box), text_tokens=1).total
         found.append(trial(lambda: denoise(x, sigmas[:1], **extra_args), operations))
         return x
 

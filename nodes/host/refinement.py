@@ -10,6 +10,7 @@ import comfy.samplers
 import comfy.utils
 import node_helpers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 from tqdm import tqdm
@@ -19,8 +20,10 @@ from ...simplegvr_core.sampling.latent_file import LatentFile, LatentFrames
 from ...simplegvr_core.sampling.refine import STATE, Refinement, TiledVelocity, refine
 from ...simplegvr_core.sampling.super_resolve_to_file import Append, Runtime
 from ...simplegvr_core.tiling import Tiling, padded
-from .bridge import LATENT_FORMAT, is_out_of_memory, upsample
+from .bridge import LATENT_FORMAT, is_out_of_memory, upsample, upsampler_network
+from .override import attention_of
 from .preview import ClipPreview
+from .sampling import takes_condition
 
 
 @dataclass
@@ -34,24 +37,24 @@ class ComfyRun:
         prompts: Positive and negative CONDITIONING.
         cfg: Guidance scale.
         tiling: Boxes that the model is given one at a time.
-        alignment: AttentionConfig.alignment of the model's attention.
-        takes_condition: Whether the model is SimpleGVR's, which takes a condition.
         events: What happened on the way, for the report; it grows.
     """
 
     node: type[io.ComfyNode]
-    model: object
-    upsampler: object
+    model: ModelPatcher
+    upsampler: ModelPatcher
     prompts: tuple
     cfg: float
     tiling: Tiling
-    alignment: tuple[int, int, int]
-    takes_condition: bool
     events: list[str] = field(default_factory=list)
+
+    @property
+    def takes_condition(self) -> bool:
+        return takes_condition(self.model, self.node)
 
     def runtime(self) -> Runtime:
         """Returns what super_resolve_to_file needs of ComfyUI. The result is in VAE space."""
-        latents = self.upsampler.model.config.latents
+        latents = upsampler_network(self.upsampler, self.node).config.latents
         return Runtime(self.upsample, self.integrate, self.takes_condition, latents, LATENT_FORMAT.process_out)
 
     def upsample(self, z_lr: LatentFrames, size: tuple[int, int], append: Append) -> None:
@@ -70,7 +73,12 @@ class ComfyRun:
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
             velocity = TiledVelocity(
-                network_of(denoise, x.device, extra_args), self.tiling, self.alignment, progress.add, self.out_of_memory, is_out_of_memory
+                network_of(denoise, x.device, extra_args),
+                self.tiling,
+                attention_of(self.model).alignment,
+                progress.add,
+                self.out_of_memory,
+                is_out_of_memory,
             )
             with progress.shown(disable):
                 refine(velocity, refinement, progress.preview)

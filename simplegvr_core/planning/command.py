@@ -18,10 +18,11 @@ from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import UpsamplerConfig
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
+from .boxes import Machine, Networks
 from .flops import dit_flops
-from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
+from .network_memory import TEXT_TOKENS, amount, decode_bytes, upsampler_bytes
 from .picture import draw_plan
-from .plan import DECODER_FRAMES, Plan, amount, longest_segment, plan_sampling, trial
+from .plan import DECODER_FRAMES, Job, Plan, plan_sampling, trial
 
 SIZES = {"wan-1.3b": DiTConfig(), "wan-14b": DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)}
 CARDS = (8, 12, 16, 24, 80)  # GB, of 10^9: what they have above that is for the desktop and the driver
@@ -59,18 +60,9 @@ class PlanClip:
         """Returns the plan, after printing it."""
         dit, attention, sampling = describe(self.model)
         source, target = (pixel_size(*size) for size in (self.source, self.target))
-        plan = plan_sampling(
-            dit,
-            attention,
-            read_upsampler(self.upsampler),
-            (self.batch, self.latent_frames, *source),
-            target,
-            sampling,
-            int(1e9 * self.memory_gb),
-            getattr(torch, self.dtype),
-            longest_segment(dit, attention),
-            implementation=self.kernel,
-        )
+        networks = Networks(dit, attention, read_upsampler(self.upsampler))
+        job = Job((self.batch, self.latent_frames, *source), target, sampling)
+        plan = plan_sampling(networks, job, Machine(int(1e9 * self.memory_gb), getattr(torch, self.dtype), self.kernel))
         if self.trial:
             plan = replace(plan, seconds_per_operation=self.seconds_per_operation(plan))
         print(plan.text())
@@ -102,10 +94,14 @@ class Table:
     def run(self) -> None:
         """Writes the table."""
         models = {
-            "a SimpleGVR model of Wan 1.3B's size": (*describe("wan-1.3b"), UpsamplerConfig()),
-            "the bundled gvr_tiny": (*describe(str(GVR_TINY)), read_upsampler(GVR_TINY_UPSAMPLER)),
+            "a SimpleGVR model of Wan 1.3B's size": ("wan-1.3b", UpsamplerConfig()),
+            "the bundled gvr_tiny": (str(GVR_TINY), read_upsampler(GVR_TINY_UPSAMPLER)),
         }
-        write_text(self.out, "\n\n".join([INTRODUCTION, *(section(name, *model) for name, model in models.items())]) + "\n")
+        sections = []
+        for name, (model, upsampler) in models.items():
+            dit, attention, sampling = describe(model)
+            sections.append(section(name, Networks(dit, attention, upsampler), sampling))
+        write_text(self.out, "\n\n".join([INTRODUCTION, *sections]) + "\n")
 
 
 INTRODUCTION = f"""# What fits where
@@ -138,20 +134,20 @@ def read_upsampler(path: Path | None) -> UpsamplerConfig:
     return checkpoint.parse_config(UpsamplerConfig, checkpoint.read_config(path, "upsampler"), "model", path)
 
 
-def section(name: str, dit: DiTConfig, attention: AttentionConfig, sampling: SamplingConfig, upsampler: UpsamplerConfig) -> str:
+def section(name: str, networks: Networks, sampling: SamplingConfig) -> str:
     """Returns the tables of one model in Markdown."""
     lines = [f"| target | latent frames | {' | '.join(f'{card} GB' for card in CARDS)} |", "|---" * (2 + len(CARDS)) + "|"]
     for side, frames in tqdm(CLIPS, desc=name, leave=False):
         size, source = landscape(side)
         plans = []
         for card in CARDS:
-            shape, memory = (1, frames, *source), card * 10**9
-            plans.append(plan_sampling(dit, attention, upsampler, shape, size, sampling, memory, torch.bfloat16, implementation="triton"))
+            job, machine = Job((1, frames, *source), size, sampling), Machine(card * 10**9, torch.bfloat16, "triton")
+            plans.append(plan_sampling(networks, job, machine))
         lines.append(f"| {pixels(size)} | {frames} | {' | '.join(map(cell, plans))} |")
     around = ["| target | upsampler | TinyVAE |", "|---|---|---|"]
     for side in dict.fromkeys(side for side, _ in CLIPS):
         size, source = landscape(side)
-        up = upsampler_bytes(upsampler, 1, UPSAMPLER_FRAMES, source, size, None, torch.bfloat16)
+        up = upsampler_bytes(networks.upsampler, 1, UPSAMPLER_FRAMES, source, size, None, torch.bfloat16)
         decode = decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, torch.bfloat16)
         around.append(f"| {pixels(size)} | {amount(up)} | {amount(decode)} |")
     return "\n".join(

@@ -87,6 +87,11 @@ def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.dev
     return kernels.fastest(kernels.KernelCase(device, dtype, dit.dim // dit.num_heads, windows.size, windows.contiguous))
 
 
+def amount(count: float) -> str:
+    """Returns a number of bytes in MB or GB, of 10^6 and 10^9, to three digits."""
+    return f"{count / 1e9:.3g} GB" if count >= 0.9995e9 else f"{count / 1e6:.3g} MB"
+
+
 def weight_bytes(network: nn.Module) -> int:
     """Returns the bytes of a network's weights."""
     return sum(parameter.nbytes for parameter in network.parameters())

@@ -3,7 +3,8 @@
 from PIL import Image, ImageDraw
 
 from ..latent_space import pixels
-from .plan import Plan, amount
+from .network_memory import amount
+from .plan import Plan
 
 WIDTH, HEIGHT, MARGIN = 960, 720, 40  # pixels
 FRAME, CLIP, MEMORY = (72, 400), (470, 530), (590, 690)  # rows, from and to

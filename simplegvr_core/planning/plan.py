@@ -1,46 +1,73 @@
-"""The plan of a run before it starts: which boxes fit the memory at the least work, and what everything takes.
+"""The plan of a run before it starts: which boxes fit the memory with the least work, and what every part takes.
 
-Extents and sizes are latent cells along T, H, W; a token is (1, 2, 2) of them.
+Extents and sizes are latent pixels along T, H, W; a token is (1, 2, 2) of them.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from time import perf_counter
 
 import torch
 
 from ..latent_space import LATENT_CHANNELS, pixels, token_grid, video_frames
-from ..networks.attention import AttentionConfig
-from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, smaller_tiles
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
-from ..tiling import LEAST_OVERLAP, Box, Tiling, padded, round_up, spans
+from ..tiling import Box, Tiling, padded, spans
+from .boxes import CURE, Machine, Networks, plan_tiling, segment_bytes
 from .flops import dit_flops
-from .network_memory import decode_bytes, dit_bytes, upsampler_bytes, weight_bytes
+from .network_memory import amount, decode_bytes, upsampler_bytes, weight_bytes
 
-TRAINED_FRAMES = 21  # latent, of Wan 2.1: what its dense attention knows
 DECODER_FRAMES = 2  # latent, at a time
-UNCOUNTED = 0.1  # of the free memory: kernels' workspaces, and what an allocator cannot reuse
-SEGMENT_COPIES = 5.5  # float32, of a segment's whole frames: what refine keeps on the host at most
 WORKING_FILES = 4  # the upsampled latent, the condition of a model that has one, z, and the z of the next step
-SOON_COUNTED = 8  # a clip of fewer smallest boxes is counted whole before anything else; a long one's windows fill the host's memory
-CURE = "use a smaller target size, a smaller batch, or weights in a smaller dtype, or free memory"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is super-resolved, and how.
+
+    Attributes:
+        shape: (B, T, h, w) of the low-resolution latent.
+        size: (H, W), target size in latent pixels.
+        sampling: Steps and guidance are read.
+    """
+
+    shape: tuple[int, int, int, int]
+    size: tuple[int, int]
+    sampling: SamplingConfig
+
+    @property
+    def target(self) -> tuple[int, int, int, int]:
+        """Returns (B, T, H, W)."""
+        return *self.shape[:2], *self.size
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one run of the sampler takes. All bytes are counted, none is measured.
 
-    shape: (B, T, H, W) of the target latent. source: (h, w). tokens: of all boxes of a forward pass through the clip,
-    what boxes share counted in each; clip_tokens: without. weights_bytes: the DiT's; resident_bytes: the part of them that
-    stays on the device beside a box of dit_bytes. host_bytes: of a segment's frames, in the host's memory.
-    upsampler_tile: None is the whole frame. decode_bytes: TinyVAE's.
-    disk_bytes: the working files. forwards: passes through the clip. seconds_per_operation: measured by trial; None
-    is not measured. unit: frames of the attention's temporal units.
+    Attributes:
+        shape: (B, T, H, W) of the target latent.
+        source: (h, w) of the low-resolution latent.
+        unit: Latent frames of the attention's temporal units; None is the whole clip.
+        tiling: The boxes.
+        tokens: Tokens of all boxes of one pass through the clip; those of overlaps count in each box.
+        clip_tokens: Tokens of the clip.
+        forwards: Passes through the clip.
+        free_bytes: Memory for weights and everything else.
+        weights_bytes: The DiT's weights.
+        resident_bytes: The part of the weights that stays on the device.
+        dit_bytes: The largest box, beside the weights.
+        host_bytes: A segment's frames, in the host's memory.
+        upsampler_frames: Latent frames that the upsampler is given at a time.
+        upsampler_tile: (H, W) of its tiles; None is the whole frame.
+        upsampler_bytes: The upsampler's activations.
+        decode_bytes: TinyVAE's activations.
+        disk_bytes: The working files.
+        flops: Operations of all passes.
+        seconds_per_operation: Measured by trial; None is not measured.
     """
 
     shape: tuple[int, int, int, int]
@@ -129,166 +156,46 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_sampling(
-    dit: DiTConfig,
-    attention: AttentionConfig,
-    upsampler: UpsamplerConfig,
-    shape: tuple[int, int, int, int],
-    size: tuple[int, int],
-    sampling: SamplingConfig,
-    free_bytes: int,
-    dtype: torch.dtype,
-    max_frames: int | None = None,
-    *,
-    implementation: str = "sdpa",
-    weights_bytes: int | None = None,
-    upsampler_dtype: torch.dtype | None = None,
-    on_host: bool = False,
-) -> Plan:
-    """Returns the plan of a run in plan_tiling' boxes, whose arguments have the same names here.
+def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
+    """Returns the plan of a run, in the boxes of plan_tiling.
 
-    shape: (B, T, h, w) of the latent to upsample; size: (H, W) to make of it. weights_bytes: the DiT's, by default in dtype.
-    upsampler_dtype: dtype by default. Raises ValueError with the cure when not even the smallest box fits.
+    Raises:
+        ValueError: Not even the smallest box, or the upsampler's smallest tile, fits. The message has the cure.
     """
-    batch, frames, *source = shape
-    target = (batch, frames, *size)
-    if weights_bytes is None:
-        weights_bytes = weight_bytes(SimpleGVRDiT(dit, attention, device="meta", dtype=dtype))
-    tiling, needed = plan_tiling(dit, attention, target, free_bytes, dtype, max_frames, implementation, weights_bytes, on_host)
-    extent = padded(target[1:])
+    batch, frames, *source = job.shape
+    tiling, box_bytes = plan_tiling(networks, job.target, machine)
+    extent, dtype = padded(job.target[1:]), machine.upsampler_dtype or machine.dtype
     boxes = Counter(box.size for box in tiling.boxes(extent))
-    forwards = sampling.steps * (1 if sampling.cfg == 1 else 2)
+    forwards = job.sampling.steps * (1 if job.sampling.cfg == 1 else 2)
+    files = WORKING_FILES - (networks.dit.in_dim == LATENT_CHANNELS)
+    flops = sum(count * dit_flops(networks.dit, networks.attention, token_grid(box)).total for box, count in boxes.items())
     return Plan(
-        shape=target,
+        shape=job.target,
         source=tuple(source),
-        unit=attention.unit,
+        unit=networks.attention.unit,
         tiling=tiling,
         tokens=sum(count * tokens(box) for box, count in boxes.items()),
         clip_tokens=tokens(extent),
         forwards=forwards,
-        free_bytes=free_bytes,
-        weights_bytes=weights_bytes,
-        resident_bytes=resident_bytes(weights_bytes, free_bytes),
-        dit_bytes=needed,
-        host_bytes=segment_bytes(target, tiling.tile_size(extent)[0]),
-        **plan_upsampler(upsampler, batch, tuple(source), size, upsampler_dtype or dtype, usable(free_bytes)),
-        decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, upsampler_dtype or dtype),
-        disk_bytes=(WORKING_FILES - (dit.in_dim == LATENT_CHANNELS)) * 4 * batch * 16 * frames * size[0] * size[1],
-        flops=batch * forwards * sum(count * dit_flops(dit, attention, token_grid(box)).total for box, count in boxes.items()),
+        free_bytes=machine.free_bytes,
+        weights_bytes=machine.weights_bytes(networks),
+        resident_bytes=machine.resident_bytes(networks),
+        dit_bytes=box_bytes,
+        host_bytes=segment_bytes(job.target, tiling.tile_size(extent)[0]),
+        **plan_upsampler(networks.upsampler, job, dtype, machine.usable_bytes),
+        decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, job.size, dtype),
+        disk_bytes=files * 4 * batch * LATENT_CHANNELS * frames * job.size[0] * job.size[1],
+        flops=batch * forwards * flops,
     )
 
 
-def plan_tiling(
-    dit: DiTConfig,
-    attention: AttentionConfig,
-    shape: tuple[int, int, int, int],
-    free_bytes: int,
-    dtype: torch.dtype,
-    max_frames: int | None,
-    implementation: str,
-    weights_bytes: int,
-    on_host: bool,
-) -> tuple[Tiling, int]:
-    """Returns the tiling with the least tokens whose boxes fit, and of those the one with the fewest boxes; and a box's bytes.
-
-    shape: (B, T, H, W) of the target. free_bytes: for weights and everything else. dtype: of the DiT's activations. max_frames:
-    longest segment; see longest_segment. implementation: of window attention, "triton" or "sdpa". weights_bytes: where they
-    are more than half of free_bytes, half of it is left to boxes and the rest of the weights comes and goes, as ComfyUI does
-    it. on_host: the model runs on the CPU, so a segment's frames take of the same memory. Raises ValueError with the cure
-    when not even the smallest box fits.
-    """
-    extent, align = padded(shape[1:]), attention.alignment
-    overlap = tuple(round_up(cells, a) for cells, a in zip(LEAST_OVERLAP, align, strict=True))
-    budget = usable(free_bytes) - resident_bytes(weights_bytes, free_bytes)
-
-    def need(box: tuple[int, int, int]) -> int:
-        return dit_bytes(dit, attention, shape[0], box, dtype, implementation)
-
-    def left(frames: int) -> int:
-        return budget - on_host * segment_bytes(shape, frames)
-
-    return least_work(extent, overlap, align, max_frames, need, left)
-
-
-def usable(free_bytes: int) -> int:
-    return int(free_bytes * (1 - UNCOUNTED))
-
-
-def resident_bytes(weights_bytes: int, free_bytes: int) -> int:
-    """Returns the part of the weights that stays on the device: all, or what half the memory holds."""
-    return min(weights_bytes, usable(free_bytes) // 2)
-
-
-def segment_bytes(shape: tuple[int, int, int, int], frames: int) -> int:
-    """Returns the bytes that a segment of so many latent frames takes on the host while a clip of shape (B, T, H, W) is refined."""
-    batch, _, height, width = shape
-    return int(SEGMENT_COPIES * 4 * batch * LATENT_CHANNELS * frames * height * width)
-
-
-def least_work(
-    extent: tuple[int, int, int],
-    overlap: tuple[int, int, int],
-    align: tuple[int, int, int],
-    max_frames: int | None,
-    need: Callable[[tuple[int, int, int]], int],
-    left: Callable[[int], int],
-) -> tuple[Tiling, int]:
-    """Returns the tiling with the least tokens, then the fewest boxes, of those whose box needs no more than is left; and its need.
-
-    left(frames of the box) -> bytes. need(box) -> bytes; it grows with the box as a straight line, nearly: two small boxes tell
-    which larger ones are worth counting. Raises ValueError when none fits.
-    """
-    limits = max_frames, None, None
-    axes = [list(sizes(*axis)) for axis in zip(extent, overlap, align, limits, strict=True)]
-    tilings = sorted((Tiling(size, overlap) for size in product(*axes)), key=lambda tiling: work(tiling, extent))
-    whole, small, larger = (
-        tiling.tile_size(extent)
-        for tiling in (tilings[0], *(Tiling(tuple(axis[max(index, -len(axis))] for axis in axes), overlap) for index in (-1, -2)))
-    )
-    if math.prod(whole) <= SOON_COUNTED * math.prod(small) and need(whole) <= left(whole[0]):
-        return tilings[0], need(whole)
-    least = need(small)
-    if least > left(small[0]):
-        raise ValueError(
-            f"the smallest box, {small[0]} latent frames of {pixels(small[1:])} pixels, takes {amount(least)} "
-            f"and {amount(max(0, left(small[0])))} are left for it: {CURE}"
-        )
-    per_cell = least / math.prod(small)
-    if larger != small:
-        per_cell = (need(larger) - least) / (math.prod(larger) - math.prod(small))
-    for tiling in tilings:
-        box = tiling.tile_size(extent)
-        if least + 0.97 * per_cell * (math.prod(box) - math.prod(small)) <= left(box[0]) and need(box) <= left(box[0]):
-            return tiling, need(box)
-    raise AssertionError("the smallest box fits")
-
-
-def sizes(extent: int, overlap: int, align: int, limit: int | None) -> Iterator[int | None]:
-    """Yields sizes of a box along one axis, largest first: for each number of boxes the smallest aligned one, None for the whole.
-
-    So many boxes compute extent + (boxes - 1) overlap cells, whatever their size: a larger one would only need more memory.
-    """
-    smallest = {len(spans(extent, size, overlap)): size for size in reversed(range(2 * overlap, extent, align))}
-    if limit is None or extent <= limit:
-        yield None
-    yield from (size for _, size in sorted(smallest.items()) if limit is None or size <= limit)
-
-
-def work(tiling: Tiling, extent: tuple[int, int, int]) -> tuple[int, int]:
-    """Returns the cells that a tiling computes, and its number of boxes."""
-    counts = [len(spans(*axis)) for axis in zip(extent, tiling.size, tiling.overlap, strict=True)]
-    cells = math.prod(e + (count - 1) * shared for e, count, shared in zip(extent, counts, tiling.overlap, strict=True))
-    return cells, math.prod(counts)
-
-
-def plan_upsampler(
-    upsampler: UpsamplerConfig, batch: int, source: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, budget: int
-) -> dict:
+def plan_upsampler(upsampler: UpsamplerConfig, job: Job, dtype: torch.dtype, budget: int) -> dict:
     """Returns frames, tile and bytes, as Plan names them, of the upsampler: tiles are halved until one fits budget."""
     budget -= weight_bytes(LatentUpsampler(upsampler, device="meta", dtype=dtype))
-    for tile in smaller_tiles(size):
-        whole = None if tile == size else tile
-        needed = upsampler_bytes(upsampler, batch, UPSAMPLER_FRAMES, source, size, whole, dtype)
+    batch, _, *source = job.shape
+    for tile in smaller_tiles(job.size):
+        whole = None if tile == job.size else tile
+        needed = upsampler_bytes(upsampler, batch, UPSAMPLER_FRAMES, tuple(source), job.size, whole, dtype)
         if needed <= budget:
             return {"upsampler_frames": UPSAMPLER_FRAMES, "upsampler_tile": whole, "upsampler_bytes": needed}
     raise ValueError(f"the upsampler takes {amount(needed)} in its smallest tiles, {amount(budget)} are free: {CURE}")
@@ -309,18 +216,8 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def longest_segment(dit: DiTConfig, attention: AttentionConfig) -> int | None:
-    """Returns TRAINED_FRAMES for a stock model whose attention spans the whole clip, else None, no limit."""
-    return TRAINED_FRAMES if attention.unit is None and dit.in_dim == 16 else None
-
-
 def tokens(box: tuple[int, int, int]) -> int:
     return math.prod(token_grid(box))
-
-
-def amount(count: float) -> str:
-    """Returns a number of bytes in MB or GB, of 10^6 and 10^9, to three digits."""
-    return f"{count / 1e9:.3g} GB" if count >= 0.9995e9 else f"{count / 1e6:.3g} MB"
 
 
 def duration(seconds: float) -> str:

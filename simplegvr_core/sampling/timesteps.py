@@ -49,4 +49,4 @@ def load_curve(path: Path) -> Curve:
         values = json.loads(Path(path).read_text())
         return Curve(tuple(values["sigma"]), tuple(values["energy"]), values["clips"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no curve ({error!r}): measure one with `-m simplegvr_core curve`") from error
+        raise ValueError(f"{path} is no curve ({error!r}): measure one with `simplegvr curve`") from error

@@ -8,7 +8,7 @@ and 4t for the others. Latent frame t > 0 is frames 4t - 3 to 4t of the clip.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..files import atomic_write
 from ..latent_space import SPATIAL_FACTOR, first_frame, latent_frames
-from ..tiling import Box, blend_weights
+from ..tiling import Box, blend_weights, with_less_memory
 from .frames import to_images
 from .write import Encoding, write_frames
 
@@ -149,53 +149,57 @@ class StreamDecoder:
             z: (1, 16, t, H, W), on any device that decode accepts.
 
         Raises:
-            Exception: What decode raises, also when memory runs out with the smallest tile. The states are then those before the chunk.
+            tiling.OutOfMemory: There is not enough memory for the smallest tile. The states are then those before the chunk.
         """
-        todo, done, video = list(self.tiles), [], None
         extent = (1, SPATIAL_FACTOR * z.shape[3], SPATIAL_FACTOR * z.shape[4])
-        while todo:
-            decoded = self.attempt(z, todo[0])
-            if decoded is None:
-                todo = self.smaller(todo[0]) + todo[1:]
-                continue
-            picture, tile = decoded
-            done.append(tile)
-            if len(todo) == len(done) == 1:
-                video = picture
-                break
-            if video is None:
-                video = torch.zeros(*picture.shape[:3], *extent[1:])
-            box = in_pixels(tile.box)
-            video[spatial_index(box)] += blend_weights(box, extent, (0, SPATIAL_FACTOR * OVERLAP, SPATIAL_FACTOR * OVERLAP)) * picture.to(
-                video
-            )
-            todo = todo[1:]
+        overlap = (0, SPATIAL_FACTOR * OVERLAP, SPATIAL_FACTOR * OVERLAP)
+        done, video = [], None
+        for whole in self.tiles:
+            for picture, tile in self.decoded(z, whole):
+                done.append(tile)
+                box = in_pixels(tile.box)
+                if box.size == extent:
+                    video = picture
+                    continue
+                if video is None:
+                    video = torch.zeros(*picture.shape[:3], *extent[1:])
+                video[spatial_index(box)] += blend_weights(box, extent, overlap) * picture.to(video)
         self.tiles, self.most_tiles = done, max(self.most_tiles, len(done))
         assert video is not None  # a frame has at least one tile
         return video.float()
 
-    def attempt(self, z: Tensor, tile: StatefulTile) -> tuple[Tensor, StatefulTile] | None:
-        """Returns the video of a tile, and the tile with its next state; None when memory ran out and a smaller plan remains."""
-        try:
-            video, state = self.decode(z[spatial_index(tile.box)], tile.state)
-            return self.store(video), StatefulTile(tile.box, {name: self.store(values) for name, values in state.items()})
-        except Exception as error:
-            if not self.is_out_of_memory(error) or not (self.keeps_state or tile.halves()):
-                raise
-        return None
+    def decoded(self, z: Tensor, tile: StatefulTile) -> Iterator[tuple[Tensor, StatefulTile]]:
+        """Yields the video of a tile and the tile with its next state, or those of its halves where memory runs out."""
+        pieces = with_less_memory(
+            lambda tiles: [self.attempt(z, tiles[0])] if len(tiles) == 1 else tiles,
+            [tile],
+            smaller=self.smaller,
+            on_out_of_memory=lambda tiles, smaller: self.on_out_of_memory(tiles[0].box, smaller),
+            give_up=lambda tiles: "out of memory with the smallest tile: close other programs, or unload other models",
+            is_out_of_memory=self.is_out_of_memory,
+        )
+        for piece in pieces:
+            if isinstance(piece, StatefulTile):
+                yield from self.decoded(z, piece)
+            else:
+                yield piece
+
+    def attempt(self, z: Tensor, tile: StatefulTile) -> tuple[Tensor, StatefulTile]:
+        """Returns the video of a tile, and the tile with its next state."""
+        video, state = self.decode(z[spatial_index(tile.box)], tile.state)
+        return self.store(video), StatefulTile(tile.box, {name: self.store(values) for name, values in state.items()})
 
     def store(self, values: Tensor) -> Tensor:
         return values if self.keeps_state else values.to(self.host)
 
-    def smaller(self, tile: StatefulTile) -> list[StatefulTile]:
-        """Returns the tiles to try in place of one for which memory ran out."""
+    def smaller(self, tiles: list[StatefulTile]) -> list[StatefulTile] | None:
+        """Returns the tiles to try in place of one for which memory ran out: the same after its state is on the host, then its halves."""
         if self.keeps_state:
             self.keeps_state = False
-            self.tiles = tiles = [StatefulTile(tile.box, {name: self.store(values) for name, values in tile.state.items()})]
-        else:
-            tiles = tile.halves()
-        self.on_out_of_memory(tile.box, tiles)
-        return tiles
+            for tile in self.tiles:  # in place, so that no reference keeps a state on the device
+                tile.state.update({name: self.store(values) for name, values in tile.state.items()})
+            return tiles
+        return tiles[0].halves() or None
 
 
 def chunks(latent_frames: int) -> list[tuple[int, int]]:
