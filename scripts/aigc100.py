@@ -13,7 +13,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from comfyui import HOME, REPO, SetupError, enter, say, server
 
 WORKFLOWS = REPO / "workflows" / "api"
@@ -142,7 +141,6 @@ def file_name(number: int, prompt: str) -> str:
 if __name__ == "__main__":
     arguments = parse_arguments()
     enter()
-    sys.path.append(str(REPO))
     try:
         sys.exit(main(arguments))
     except (SetupError, OSError) as error:

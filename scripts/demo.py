@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from comfyui import HOME, REPO, SetupError, enter, is_open, say, server
 
 UI_PORT = 8188
@@ -226,7 +225,6 @@ def print_report(report: dict, stages: dict[str, float], peak: float) -> None:
 if __name__ == "__main__":
     arguments = parse_arguments()
     enter()
-    sys.path.append(str(REPO))
     from client import WorkflowError
 
     try:

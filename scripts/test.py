@@ -2,9 +2,7 @@
 
 import os
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from comfyui import REPO, SetupError, become, enter
 
 TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")  # each a ComfyUI and a server of its own, some 4 GB together

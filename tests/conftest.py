@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != REPO]
 os.environ["DO_NOT_TRACK"] = "1"  # comfy-cli's
-sys.path += [str(REPO), str(REPO / "scripts"), str(REPO / "tools"), str(REPO / "tests")]
+sys.path += map(str, (REPO, REPO / "scripts", REPO / "tools", REPO / "tests"))
 
 import comfyui as setup  # noqa: E402
 

@@ -37,7 +37,7 @@ def kind(key: str) -> str:
 
 
 def test_english_is_what_the_nodes_say(get):
-    assert read("en") == english(get("/object_info")), "run python3 tools/author_locales.py, and translate what it names"
+    assert read("en") == english(get("/object_info")), "run python3 scripts/run.py tools/author_locales.py, and translate what it names"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

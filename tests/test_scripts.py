@@ -45,7 +45,7 @@ def test_comfy_clis_workspace_comes_before_the_download(monkeypatch, tmp_path):
 
 def test_without_network_first_set_up_says_so(monkeypatch, tmp_path):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    monkeypatch.setattr(setup, "comfy_cli_workspace", lambda: None)
+    monkeypatch.setenv("PATH", "")  # no comfy-cli
     for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(setup.SetupError, match="Check the network and run again, or set COMFYUI_PATH"):
@@ -66,8 +66,7 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     (tmp_path / "comfy").mkdir()
     (tmp_path / "main.py").write_text("raise SystemExit('no module named what it needs')")
-    monkeypatch.setattr(setup, "link_pack", lambda *arguments: None)
-    with pytest.raises(setup.SetupError, match="no module named what it needs"), setup.server(tmp_path):
+    with pytest.raises(setup.SetupError, match="no module named what it needs"), setup.server(tmp_path / "base"):
         pass
 
 

@@ -1,6 +1,6 @@
 """Writes subgraphs/*.json, the pack's subgraph blueprints, from parts of workflows/api/*.json, through ComfyUI's own front end.
 
-`python3 tools/author_blueprints.py`, after a change to one of those workflows or to a node's inputs.
+`python3 scripts/run.py tools/author_blueprints.py`, after a change to one of those workflows or to a node's inputs.
 """
 
 import json
@@ -8,7 +8,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 
 from author_workflows import authoring
-from comfyui import REPO, enter, say
+from comfyui import REPO, say
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    enter()
     main()

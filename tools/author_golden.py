@@ -1,6 +1,6 @@
 """Writes tests/golden/object_info.json: the ids, inputs and outputs of the nodes, which saved workflows hold on to.
 
-`python3 tools/author_golden.py`, after a change to them that is meant.
+`python3 scripts/run.py tools/author_golden.py`, after a change to them that is meant.
 """
 
 import json
@@ -9,7 +9,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from comfyui import REPO, SetupError, enter, server
+from comfyui import REPO, SetupError, server
 
 GOLDEN = REPO / "tests" / "golden" / "object_info.json"
 HELD = ("default", "min", "max", "step", "round", "options", "multiselect", "multiline", "forceInput", "control_after_generate")
@@ -52,7 +52,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    enter()
     try:
         main()
     except SetupError as error:

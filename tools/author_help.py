@@ -1,6 +1,6 @@
 """Takes the pictures of the help pages: nodes in ComfyUI's own front end, after a run. Writes web/docs/*.webp.
 
-`python3 tools/author_help.py [NAME ...]`, after a change to a node's looks.
+`python3 scripts/run.py tools/author_help.py [NAME ...]`, after a change to a node's looks.
 """
 
 import io
@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 
-from comfyui import HOME, REPO, enter, say, server
+from comfyui import HOME, REPO, say, server
 
 DOCS = REPO / "web" / "docs"
 STOCK = {  # SimpleGVR by stock nodes, and its helpers
@@ -168,5 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    enter()
     main()

@@ -1,13 +1,13 @@
 """Writes locales/en/nodeDefs.json from the nodes' schemas, and says what the other languages lack.
 
-`python3 tools/author_locales.py`, after a change to a node's names or tooltips.
+`python3 scripts/run.py tools/author_locales.py`, after a change to a node's names or tooltips.
 """
 
 import json
 import urllib.request
 from collections.abc import Iterator
 
-from comfyui import HOME, PACK_NAME, REPO, enter, say, server
+from comfyui import HOME, PACK_NAME, REPO, say, server
 
 LOCALES = REPO / "locales"
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de")
@@ -76,5 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    enter()
     main()

@@ -1,7 +1,7 @@
 """Writes workflows/*.jpg, the pictures of the Templates browser, from real runs: what went in, enlarged, above what came out.
 
-`python3 tools/author_thumbnails.py [NAME ...]`, after a change to a workflow or to gvr_tiny. The Wan workflows run with gvr_tiny in
-place of Wan's files, and their pictures say so.
+`python3 scripts/run.py tools/author_thumbnails.py [NAME ...]`, after a change to a workflow or to gvr_tiny.
+The Wan workflows run with gvr_tiny in place of Wan's files, and their pictures say so.
 """
 
 import sys
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from author_workflows import authoring
-from comfyui import REPO, enter, say
+from comfyui import REPO, say
 
 WIDTH = 720  # pixels
 BEFORE = "thumbnail"  # how the files begin that hold what went in
@@ -95,7 +95,6 @@ def picture(panels: list, captions: tuple[str, ...], columns: int, size: tuple[i
 
 
 def main() -> None:
-    sys.path.append(str(REPO))
     with authoring() as (page, base):
         for name in sys.argv[1:] or THUMBNAILS:
             say(f"running {name} for its picture")
@@ -113,5 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    enter()
     main()

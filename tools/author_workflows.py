@@ -1,6 +1,6 @@
 """Writes workflows/*.json from workflows/api/*.json, through ComfyUI's own front end.
 
-`python3 tools/author_workflows.py [NAME ...]`, after a change to an API workflow or to a node's inputs.
+`python3 scripts/run.py tools/author_workflows.py [NAME ...]`, after a change to an API workflow or to a node's inputs.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from comfyui import REPO, enter, say, server
+from comfyui import REPO, say, server
 
 WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 DOWNLOADS = {
@@ -120,5 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    enter()
     main()

