@@ -1,5 +1,6 @@
 """The documentation builds without a warning, its relative links resolve, and its commands exist."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from test_repository import tracked
 
 from simplegvr_core.__main__ import COMMANDS
 from simplegvr_core.training.presets import PRESETS
+from simplegvr_core.video import read_video
 
 PAGES = [name for name in tracked() if name.endswith(".md")]
 README = (REPO / "README.md").read_text("utf-8")
@@ -85,6 +87,21 @@ def help_text(command: str, subcommand: str) -> str:
     with redirect_stdout(shown), suppress(SystemExit):
         import_module(f"simplegvr_core.{COMMANDS[command][0]}").main([*filter(None, [subcommand]), "--help"])
     return shown.getvalue()
+
+
+def test_the_readmes_python_writes_the_video_that_it_names(tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    assert len(code.splitlines()) <= 12
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    (path,) = tmp_path.iterdir()
+    images, rate = read_video(path)
+    source, source_rate = read_video(REPO / "assets" / "demo.mp4", len(images))
+    assert images.shape == (9, 324, 576, 3) and rate == source_rate
+    assert f'"{path.name}"' in code
+    error = images[:, 1::3, 1::3].float() - source.float()
+    assert error.square().mean().sqrt() < 25  # levels of 255; a gray video has 50
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -9,7 +9,7 @@ from author_golden import GOLDEN, interface
 
 CURE = """
 People's workflows would no longer load or run. Append optional inputs and new nodes instead, or keep the old id by a node
-replacement: CONTRIBUTING.md, "Names that stay". Where no release has what changed: python3 scripts/run.py tools/author_golden.py"""
+replacement: CONTRIBUTING.md, "Stable names". Where no release has what changed: python3 scripts/run.py tools/author_golden.py"""
 
 
 def breaks(old: dict, new: dict) -> list[str]:

@@ -106,17 +106,16 @@ class Table:
 
 INTRODUCTION = f"""# What fits where
 
-Written by `python3 scripts/run.py plan table`. **All of it is counted, nothing is measured on a GPU**: the
-bytes of tensors that are alive at once, from running the networks on PyTorch's "meta" device, where a tensor has a size but
-no memory. On a CPU such counts are within 10 % of what a process grows by (`tests/test_memory.py`). bfloat16, batch 1, a target three
-times the source, windows by Triton's kernels, a prompt of {TEXT_TOKENS} tokens. A card's gigabytes are 10^9 bytes: what it has above that
-is left to the desktop and the driver. A tenth of them is left to what is not counted, workspaces of kernels and what the
-allocator cannot reuse. Where that is too little, the sampler halves its boxes and goes on. That memory does not grow with the clip's
-length is measured, on a CPU too, by `python3 scripts/run.py benchmark memory --latent-frames 20 200`.
+Written by `python3 scripts/run.py plan table`. **All figures are counted; none was measured on a GPU.** They are the peak bytes of live tensors, counted by running the networks on PyTorch's
+"meta" device, which allocates nothing. On a CPU these counts are within 10 % of the growth of a process ([test_memory.py](../tests/test_memory.py)).
 
-A cell says what the model sees at a time, latent frames and pixels; the bytes of that box above the weights; and how many
-times the clip's own tokens are computed, because neighbouring boxes overlap. For another size, model or memory:
-`python3 scripts/run.py plan clip --help`, or the node *SimpleGVR Plan*."""
+- **Assumptions**: bfloat16, batch 1, a target three times the source, Triton's window kernels, a prompt of {TEXT_TOKENS} tokens.
+- **Cards**: a card's gigabytes are 10^9 bytes; the rest is reserved for the desktop and the driver. A tenth is reserved for what is not counted: workspaces of kernels and fragmentation of the
+  allocator. When that is not enough, the sampler halves its boxes and continues.
+- **Length**: memory does not grow with the length of a clip; [long_video.md](long_video.md#memory-over-the-length-of-a-clip) has the measurement, on a CPU.
+- **Cells**: latent frames and pixels of one box; bytes of that box above the weights; number of tokens computed, relative to the tokens of the clip, because neighbouring boxes overlap.
+
+For another size, model or memory: `python3 scripts/run.py plan clip --help`, or the node *SimpleGVR Plan* ([nodes](nodes.md))."""
 
 
 def describe(model: str) -> tuple[DiTConfig, AttentionConfig, SamplingConfig]:
@@ -155,7 +154,7 @@ def section(name: str, networks: Networks, sampling: SamplingConfig) -> str:
             f"## {name[0].upper()}{name[1:]}",
             f"Weights: {amount(plans[0].weights_bytes)}.\n",
             *lines,
-            "\nBefore and after it, whole frames, two latent frames at a time, for a clip of any length:\n",
+            "\nUpsampler and decoder, whole frames, two latent frames at a time, for a clip of any length:\n",
             *around,
         ]
     )
