@@ -106,14 +106,18 @@ class Table:
 
 INTRODUCTION = f"""# What fits where
 
-Written by `python3 scripts/run.py plan table`. **All figures are counted; none was measured on a GPU.** They are the peak bytes of live tensors, counted by running the networks on PyTorch's
-"meta" device, which allocates nothing. On a CPU these counts are within 10 % of the growth of a process ([test_memory.py](../tests/test_memory.py)).
+Written by `python3 scripts/run.py plan table`. **All figures are counted; none was measured on a GPU.** They are the peak bytes of
+live tensors, counted by running the networks on PyTorch's "meta" device, which allocates nothing. On a CPU these counts are within 10
+% of the growth of a process ([test_memory.py](../tests/test_memory.py)).
 
 - **Assumptions**: bfloat16, batch 1, a target three times the source, Triton's window kernels, a prompt of {TEXT_TOKENS} tokens.
-- **Cards**: a card's gigabytes are 10^9 bytes; the rest is reserved for the desktop and the driver. A tenth is reserved for what is not counted: workspaces of kernels and fragmentation of the
-  allocator. When that is not enough, the sampler halves its boxes and continues.
-- **Length**: memory does not grow with the length of a clip; [long_video.md](long_video.md#memory-over-the-length-of-a-clip) has the measurement, on a CPU.
-- **Cells**: latent frames and pixels of one box; bytes of that box above the weights; number of tokens computed, relative to the tokens of the clip, because neighbouring boxes overlap.
+- **Cards**: a card's gigabytes are 10^9 bytes; the rest is reserved for the desktop and the driver. A tenth is reserved for what is
+  not counted: workspaces of kernels and fragmentation of the allocator. When that is not enough, the sampler halves its boxes and
+  continues.
+- **Length**: memory does not grow with the length of a clip; [long_video.md](long_video.md#memory-over-the-length-of-a-clip) has the
+  measurement, on a CPU.
+- **Cells**: latent frames and pixels of one box; bytes of that box above the weights; number of tokens computed, relative to the
+  tokens of the clip, because neighbouring boxes overlap.
 
 For another size, model or memory: `python3 scripts/run.py plan clip --help`, or the node *SimpleGVR Plan* ([nodes](nodes.md))."""
 
