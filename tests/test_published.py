@@ -38,7 +38,8 @@ def test_the_zip_holds_what_nodes_need(published):
     kept = re.compile(r"(nodes|models|workflows|web|locales|subgraphs|assets)/.+|[^/.][^/]*")
     wanted = {name for name in tracked() if kept.fullmatch(name)} - {"CONTRIBUTING.md", "workflows/aigc100.txt"}
     assert {name for name in names if not name.startswith("simplegvr_core/")} == wanted
-    assert names & core == {path.as_posix() for path in CORE if module_name(path) in modules_that_nodes_need()}
+    needed = modules_that_nodes_need()
+    assert names & core == {path.as_posix() for path in CORE if module_name(path) in needed}
     assert {name for name in names - core if name.startswith("simplegvr_core/")} == {"simplegvr_core/evaluation/niqe_pristine.npz"}
     templates = [name for name in names if re.fullmatch(r"workflows/\w+\.json", name)]
     assert templates and {name.removesuffix(".json") + ".jpg" for name in templates} <= names
