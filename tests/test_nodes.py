@@ -57,7 +57,7 @@ def test_training_free_mode_says_so(comfy, sample, wan):
 
 def test_recommended_settings_are_the_checkpoints(comfy, model, sample):
     out, report = sample(settings="recommended")
-    assert "noise share 0.40" in report
+    assert "noise augmentation level 0.40" in report
     assert "50 steps, cfg 1, shift 3" in report
     torch.testing.assert_close(out, sample(steps=50)[0])
 
@@ -89,7 +89,7 @@ def test_batches_single_frames_and_odd_sizes(sample, shape):
 
 def test_report_names_mode_and_sizes(sample):
     _, report = sample()
-    assert "SimpleGVR: condition with noise share 0.40" in report
+    assert "SimpleGVR: condition at noise augmentation level 0.40" in report
     assert "56 x 40 -> 112 x 80" in report
 
 
