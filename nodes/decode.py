@@ -162,8 +162,8 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
         return vae.memory_used_decode((1, samples.shape[1], min(samples.shape[2], 5), height, width), vae.vae_dtype)
 
     def on_out_of_memory(box: Box, tiles: list[StatefulTile]) -> None:
-        remedy = "decoded that in two tiles" if len(tiles) == 2 else "kept the past of its frames in host memory"
-        report.append(f"Memory ran out with {pixels(box.size[1:])}: {remedy} from there on.")
+        remedy = "decoded in two tiles" if len(tiles) == 2 else "stored the state of the decoder in host memory"
+        report.append(f"Out of memory with {pixels(box.size[1:])}: {remedy} from then on.")
         comfy.model_management.soft_empty_cache()
 
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed(*size))
@@ -175,7 +175,7 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     tiles = tiles_of_frame(size, fits)
     if len(tiles) > 1:
         report.append(
-            f"A frame of {pixels(size)} takes {amount(WITHOUT_PAST * needed(*size))}, {amount(free)} are free: it is cut into tiles."
+            f"A frame of {pixels(size)} needs {amount(WITHOUT_PAST * needed(*size))}, {amount(free)} are free: it is decoded in tiles."
         )
     return StreamDecoder(
         lambda z, past: decode_chunk(network, z.to(vae.device, vae.vae_dtype), past),
@@ -210,7 +210,7 @@ def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[
     def on_chunk(start: int, stop: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if start and not seen:
-            report.append(f"Went on at frame {first_frame(start)}, where an earlier run had stopped.")
+            report.append(f"Resumed at frame {first_frame(start)} of an earlier run.")
         seen.append(start)
         bar.update_absolute(item * total + stop)
 

@@ -68,7 +68,7 @@ def test_out_of_memory_halves_the_boxes_and_the_report_says_so(sample, one_block
 
     monkeypatch.setattr(network, "forward", small_machine)
     out, report = sample(model=one_block, latent=source, tiling={"tiling": "whole"})
-    assert "Out of memory with 12 latent frames of 112 x 80: went on with 10 latent frames of 112 x 80 at a time." in report
+    assert "Out of memory with 12 latent frames of 112 x 80: continued with 10 latent frames of 112 x 80 at a time." in report
     assert report.count("Out of memory") == 1
     assert (out - whole).square().mean() < 0.02 * whole.square().mean()
 

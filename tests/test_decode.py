@@ -300,7 +300,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_frames(vae, save, stop, output
     assert not list((output / "video").glob("again*"))
     frames_seen.pop()  # of the chunk that was stopped
     (path,), report = save(vae, latent(7), **LOSSLESS, filename_prefix="video/again")
-    assert (f"Went on at frame {4 * frame - 11}," in report) == (frame > 1)
+    assert (f"Resumed at frame {4 * frame - 11} " in report) == (frame > 1)
     assert torch.equal(as_images(vae, frames_seen), expected)
     assert torch.equal(read_video(path)[0], whole)
     assert not (output / "simplegvr_resume").exists()
@@ -314,7 +314,7 @@ def test_a_run_that_goes_on_reports_the_tiles_that_it_really_used(tiny, save, st
         save(tiny, latent(7, WIDE), **LOSSLESS)
     little_memory(tiny, 2)
     _, report = save(tiny, latent(7, WIDE), **LOSSLESS)
-    assert "Went on at frame" in report
+    assert "Resumed at frame" in report
     assert "are free" not in report
     assert "Decoded in 4 tiles." in report
 
@@ -328,7 +328,7 @@ def test_what_was_finished_of_a_batch_is_not_decoded_again(tiny, save, stop, sho
     frames_seen.clear()
     paths, report = save(tiny, latent(5, batch=2), **LOSSLESS, filename_prefix="again")
     assert len(frames_seen) == 2  # of the second clip's three chunks
-    assert report.count("Went on at frame 1,") == 1
+    assert report.count("Resumed at frame 1 ") == 1
     assert all(torch.equal(read_video(path)[0], frames) for path, frames in zip(paths, whole, strict=True))
 
 
@@ -405,7 +405,7 @@ def test_another_latent_or_setting_does_not_go_on(tiny, save, stop, output, shor
     with pytest.raises(type(interrupted())):
         save(tiny, latent(5), resume=True)
     _, report = save(tiny, **{"latent": latent(5), **changes}, resume=True)
-    assert "Went on" not in report
+    assert "Resumed" not in report
     assert len(list((output / "simplegvr_resume").iterdir())) == 1
 
 
@@ -413,7 +413,7 @@ def test_another_vae_does_not_go_on(tiny, wan, save, stop, short_parts):
     stop(3, interrupted())
     with pytest.raises(type(interrupted())):
         save(tiny, latent(5), resume=True)
-    assert "Went on" not in save(wan, latent(5), resume=True)[1]
+    assert "Resumed" not in save(wan, latent(5), resume=True)[1]
 
 
 # Tiles and memory
@@ -437,7 +437,7 @@ def test_tiles_are_close_to_the_whole(tiny, save, frames_seen, little_memory, sh
     expected = stock(tiny, latent(3, WIDE))[0]
     little_memory(tiny, share)
     _, report = save(tiny, latent(3, WIDE))
-    assert "are free: it is cut into tiles." in report
+    assert "are free: it is decoded in tiles." in report
     assert f"Decoded in {tiles} tiles." in report
     assert psnr(as_images(tiny, frames_seen), expected) > 60
 
@@ -474,7 +474,7 @@ def test_memory_that_runs_out_halves_the_tile_and_goes_on(tiny, save, frames_see
     expected = stock(tiny, latent(5, WIDE))[0]
     scarce_memory(WIDE[1] * 4 - 1, 3)
     _, report = save(tiny, latent(5, WIDE))
-    assert report.count("Memory ran out") == report.count("Memory ran out with 328 x 24: decoded that in two tiles") == 1
+    assert report.count("Out of memory") == report.count("Out of memory with 328 x 24: decoded in two tiles") == 1
     assert psnr(as_images(tiny, frames_seen), expected) > 60
 
 
@@ -483,7 +483,7 @@ def test_memory_that_runs_out_in_wans_vae_halves_tiles_until_they_fit(wan, save,
     scarce_memory(WIDE[1] * 4 - 1, 12)
     _, report = save(wan, latent(4, WIDE))
     assert [line for line in report.splitlines() if "two tiles" in line] == [
-        f"Memory ran out with {width} x 24: decoded that in two tiles from there on." for width in (328, 192, 200)
+        f"Out of memory with {width} x 24: decoded in two tiles from then on." for width in (328, 192, 200)
     ]
     assert torch.equal(as_images(wan, frames_seen)[:1], expected[:1])  # decoded before
     assert psnr(as_images(wan, frames_seen), expected) > 20

@@ -44,7 +44,7 @@ def fresh(tmp_path_factory):
 
 def test_out_of_memory_at_step_7_of_20_in_tile_3_goes_on_in_smaller_tiles(fresh):
     latent, report = fresh.server.run(workflow(WIDE), out_of_memory_at=[6 * TILES + 2])
-    assert "Out of memory with 2 latent frames of 432 x 64: went on with 2 latent frames of 288 x 64 at a time." in report
+    assert "Out of memory with 2 latent frames of 432 x 64: continued with 2 latent frames of 288 x 64 at a time." in report
     assert not torch.equal(latent, fresh.latent)
     compare(latent, fresh.latent, 0.1)
     assert fresh.server.files() == []
@@ -75,7 +75,7 @@ def test_a_killed_server_resumes_to_the_latent_of_an_unbroken_run(fresh):
     fresh.server.stop()
     fresh.server.start()
     latent, report = fresh.server.run(workflow(case), kill_at=kill_at)
-    assert "Went on after step 11, where an earlier run had stopped." in report
+    assert "Resumed after step 11 of an earlier run." in report
     assert torch.equal(latent, fresh.latent)
     assert fresh.server.files() == []
 

@@ -68,7 +68,7 @@ class ComfyRun:
         if self.takes_condition:
             prompts = tuple(node_helpers.conditioning_set_values(prompt, {"concat_latent_image": empty}) for prompt in prompts)
         if refinement.finished_steps:
-            self.events.append(f"Went on after step {refinement.finished_steps}, where an earlier run had stopped.")
+            self.events.append(f"Resumed after step {refinement.finished_steps} of an earlier run.")
         progress = Progress(ClipPreview(self.model, extent[0]), refinement.steps, refinement.finished_steps, boxes)
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
@@ -99,7 +99,7 @@ class ComfyRun:
     def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
         """Frees what ComfyUI caches, and notes what happened."""
         comfy.model_management.soft_empty_cache()
-        self.events.append(f"Out of memory with {describe_box(size)}: went on with {describe_box(tiling.tile_size(size))} at a time.")
+        self.events.append(f"Out of memory with {describe_box(size)}: continued with {describe_box(tiling.tile_size(size))} at a time.")
 
 
 def network_of(denoise, device: torch.device, extra_args: dict) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:

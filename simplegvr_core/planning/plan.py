@@ -137,10 +137,10 @@ class Plan:
         in_tiles = f" in tiles of {pixels(self.upsampler_tile)} pixels" if self.upsampler_tile else ""
         lines = [
             f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({video_frames(frames)} frames), batch {batch}.",
-            f"Segments: {along} of {segment} latent frames; neighbours share {shared}."
+            f"Segments: {along} of {segment} latent frames; adjacent segments overlap by {shared}."
             if along > 1
             else "Segments: the whole clip is one.",
-            f"Tiles: {across} x {down} of {pixels(tile)} pixels; neighbours share {pixels(shared_cells)}."
+            f"Tiles: {across} x {down} of {pixels(tile)} pixels; adjacent tiles overlap by {pixels(shared_cells)}."
             if across * down > 1
             else "Tiles: the whole frame is one.",
             f"Boxes: {len(self.boxes)} in each of {self.forwards} passes, with {self.overhead:.2f} times the clip's tokens; "
