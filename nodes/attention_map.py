@@ -109,7 +109,7 @@ class SimpleGVRAttentionMap(io.ComfyNode):
         side = TOKEN / SPATIAL_FACTOR * height / samples.shape[3], TOKEN / SPATIAL_FACTOR * width / samples.shape[4]
         drawn = [draw_map(found, picture, number, side) for picture, number in zip(pictures, numbers, strict=True)]
         mask = torch.stack([share_map(found, number, (height, width), side) for number in numbers])
-        size = tuple(SPATIAL_FACTOR * extent for extent in samples.shape[3:])
+        size = SPATIAL_FACTOR * samples.shape[3], SPATIAL_FACTOR * samples.shape[4]
         report = f"Block {block}, noise level {sigma:.2f}.\n{found.describe(size)}"
         shown = {**ui.PreviewText(report).as_dict(), **preview(drawn, cls).as_dict()}
         return io.NodeOutput(torch.stack([to_image(picture) for picture in drawn]), report, mask, ui=shown)

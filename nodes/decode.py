@@ -1,5 +1,6 @@
 """SimpleGVR Decode and Save: LATENT in, video file out, with never more than a few frames in memory."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -25,7 +26,7 @@ from .host.inputs import trim_input
 from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
-WITHOUT_PAST = 0.65  # of ComfyUI's estimate is what decoding a chunk takes (measured) when the past is on the host: both VAEs
+STATE_ON_HOST = 0.65  # of ComfyUI's estimate, measured with both VAEs: memory for a chunk while the decoder's state is on the host
 
 
 class SimpleGVRDecodeSave(io.ComfyNode):
@@ -104,7 +105,7 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                 report.append(f"Decoded in {decoder.most_tiles} tiles.")
             saved = save_all(filename_prefix, encoding, parts, sounds, workflow(cls.hidden))
         videos = [InputImpl.VideoFromFile(str(path)) for path, _ in saved]
-        results = [result for _, result in saved]
+        results: list[ui.SavedResult | dict] = [result for _, result in saved]
         report += [f"{path.name}: {frames} frames of {encoding.width} x {encoding.height}, {fps:g} a second." for path, _ in saved]
         return io.NodeOutput(videos, "\n".join(report), ui=ui.PreviewVideo(results))
 
@@ -126,19 +127,19 @@ def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
 
     Raises ValueError when the latent holds less than is asked for, or a side is no picture's.
     """
-    there = (first_frame(shape[2]), SPATIAL_FACTOR * shape[3], SPATIAL_FACTOR * shape[4])
-    wanted = tuple(trim.get(key) or all_of_it for key, all_of_it in zip(("frames", "height", "width"), there, strict=True))
-    if 1 in wanted[1:] or any(want > have for want, have in zip(wanted, there, strict=True)):
+    there = F, H, W = first_frame(shape[2]), SPATIAL_FACTOR * shape[3], SPATIAL_FACTOR * shape[4]
+    wanted = frames, height, width = trim.get("frames") or F, trim.get("height") or H, trim.get("width") or W
+    if 1 in (height, width) or any(want > have for want, have in zip(wanted, there, strict=True)):
         raise refuse(
             SimpleGVRDecodeSave,
-            f"trim asks for {wanted[0]} frames of {wanted[2]} x {wanted[1]}, but the latent holds {there[0]} of "
-            f"{there[2]} x {there[1]}: set those of the source times the sampler's scale, or 0 for all",
+            f"trim asks for {frames} frames of {width} x {height}, but the latent holds {F} of {W} x {H}: "
+            "set those of the source times the sampler's scale, or 0 for all",
         )
     return wanted
 
 
 def chunk_decoder(vae) -> Callable:
-    """Returns the function (network, z, past) -> (video, past) that decodes a chunk by a VAE. Raises ValueError if there is none."""
+    """Returns the function (network, z, state) -> (video, state) that decodes a chunk by a VAE. Raises ValueError if there is none."""
     network = vae.first_stage_model
     if isinstance(network, TinyVAE):
         return TinyVAE.decode_chunk
@@ -156,7 +157,7 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
 
     report: gets a line when there is little memory, and for each time when it runs out.
     """
-    network, size = vae.first_stage_model, tuple(samples.shape[3:])
+    network, size = vae.first_stage_model, (samples.shape[3], samples.shape[4])
 
     def needed(height: int, width: int) -> float:
         return vae.memory_used_decode((1, samples.shape[1], min(samples.shape[2], 5), height, width), vae.vae_dtype)
@@ -166,19 +167,19 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
         report.append(f"Out of memory with {pixels(box.size[1:])}: {remedy} from then on.")
         comfy.model_management.soft_empty_cache()
 
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed(*size))
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=math.ceil(needed(*size)))
     free = vae.patcher.get_free_memory(vae.device)
 
     def fits(height: int, width: int) -> bool:
-        return WITHOUT_PAST * needed(height, width) <= free
+        return STATE_ON_HOST * needed(height, width) <= free
 
     tiles = tiles_of_frame(size, fits)
     if len(tiles) > 1:
         report.append(
-            f"A frame of {pixels(size)} needs {amount(WITHOUT_PAST * needed(*size))}, {amount(free)} are free: it is decoded in tiles."
+            f"A frame of {pixels(size)} needs {amount(STATE_ON_HOST * needed(*size))}, {amount(free)} are free: it is decoded in tiles."
         )
     return StreamDecoder(
-        lambda z, past: decode_chunk(network, z.to(vae.device, vae.vae_dtype), past),
+        lambda z, state: decode_chunk(network, z.to(vae.device, vae.vae_dtype), state),
         tiles,
         is_out_of_memory,
         vae.output_device,
@@ -188,12 +189,12 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     )
 
 
-def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, past: CausalState) -> tuple[Tensor, CausalState]:
-    """Returns the video of a chunk by Wan 2.1's VAE, and the past of the next: what its decoder keeps from frame to frame.
+def wan_chunk(network: comfy.ldm.wan.vae.WanVAE, z: Tensor, state: CausalState) -> tuple[Tensor, CausalState]:
+    """Returns the video of a chunk by Wan 2.1's VAE, and the next state: the frames that its decoder caches, by layer.
 
-    A layer that has seen nothing but the first frame notes "Rep"; in a past that is an empty tensor.
+    The cache of a layer that was given only the first frame is "Rep"; in a state that is an empty tensor.
     """
-    cache = [past.get(str(i)) for i in range(comfy.ldm.wan.vae.count_cache_layers(network.decoder))]
+    cache = [state.get(str(i)) for i in range(comfy.ldm.wan.vae.count_cache_layers(network.decoder))]
     cache = ["Rep" if values is not None and not values.numel() else values for values in cache]
     video = torch.cat(network.decoder(network.conv2(z), feat_cache=cache, feat_idx=[0]), dim=2)
     kept = {str(i): values for i, values in enumerate(cache) if values is not None}

@@ -198,8 +198,8 @@ class SimpleGVRModelDegrade(io.ComfyNode):
                 f"the latent has shape {tuple(samples.shape)}, the model works on {wanted[0]} channels and "
                 f"{wanted[1]} axes: encode the video with the model's own VAE",
             )
-        rectified_flow = isinstance(model_sampling, comfy.model_sampling.CONST) and hasattr(model_sampling, "shift")
-        if not rectified_flow or latent_format.latent_dimensions != 3:
+        shift = getattr(model_sampling, "shift", None)
+        if not isinstance(model_sampling, comfy.model_sampling.CONST) or shift is None or latent_format.latent_dimensions != 3:
             raise refuse(cls, f"the model is a {type(model.model).__name__}, wanted a rectified flow of videos with a shift, as Wan 2.1")
         prompt = positive or null_prompt()
         out = comfy.sample.sample_custom(
@@ -207,7 +207,7 @@ class SimpleGVRModelDegrade(io.ComfyNode):
             positional_noise(samples.shape, seed),
             1.0,
             comfy.samplers.KSAMPLER(euler),
-            shifted_sigmas(steps, model_sampling.shift, alpha),
+            shifted_sigmas(steps, shift, alpha),
             prompt,
             prompt,
             samples,

@@ -91,16 +91,16 @@ class SimpleGVRPlan(io.ComfyNode):
         samples = latent_samples(latent, cls)
         sampling = sampling_config(model, settings, cls)
         free_bytes = int(1e9 * memory["gigabytes"]) if memory["memory"] == "custom" else None
-        target = target_size(size, samples, cls)
+        job = Job((len(samples), samples.shape[2], samples.shape[3], samples.shape[4]), target_size(size, samples, cls), sampling)
         if upsampler is not None:
             upsampler_network(upsampler, cls)
         try:
-            plan = plan_run(model, upsampler, Job((samples.shape[0], *samples.shape[2:]), target, sampling), free_bytes)
+            plan = plan_run(model, upsampler, job, free_bytes)
         except ValueError as error:
             raise refuse(cls, str(error)) from error
         if trial:
             plan = replace(plan, seconds_per_operation=seconds_per_operation(model, plan))
-        segment, rows, columns = (cells or 0 for cells in plan.tiling.size)
+        segment, rows, columns = (side or 0 for side in plan.tiling.size)
         report, picture = plan.text(), to_image(draw_plan(plan))[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
         return io.NodeOutput(segment, columns * SPATIAL_FACTOR, rows * SPATIAL_FACTOR, report, picture, ui=shown)

@@ -61,6 +61,12 @@ def plain_errors(extra: str) -> Iterator[None]:
         sys.exit(f'{error.name} is not installed: run `python -m pip install ".[{extra}]"` in the repository')
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(str(error))
+    except RuntimeError as error:
+        from .tiling import OutOfMemory  # here, where the command has imported torch: without a command nothing needs it
+
+        if not isinstance(error, OutOfMemory):
+            raise
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

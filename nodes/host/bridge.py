@@ -5,6 +5,7 @@ ComfyUI's LATENT holds the VAE's own values ("VAE space"); the core only ever se
 
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import comfy.latent_formats
 import comfy.model_management
@@ -197,9 +198,9 @@ def upsample(upsampler: ModelPatcher, z_lr: LatentFrames, size: tuple[int, int],
 def free_memory(model: ModelPatcher) -> int:
     """Returns the bytes that ComfyUI could give to a run of model, its weights included: what is free and what models hold."""
     device = model.load_device
-    free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
+    free = cast("float", comfy.model_management.get_free_memory(device)) - comfy.model_management.extra_reserved_memory()
     if comfy.model_management.is_device_cpu(device):
-        return int(free) + model.model_size()  # they are there already; other models stay where they are
+        return int(free) + model.model_size()  # in memory already; other models are not moved
     loaded = (other for other in comfy.model_management.current_loaded_models if other.device == device)
     return int(free) + sum(other.model_loaded_memory() for other in loaded)
 

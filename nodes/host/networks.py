@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import comfy.latent_formats
 import comfy.model_base
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ...simplegvr_core.networks import checkpoint
 from ...simplegvr_core.networks.attention import AttentionConfig
-from ...simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config
+from ...simplegvr_core.networks.dit import DiTConfig, SelfAttention, SimpleGVRDiT, TokenOrder, parse_dit_config
 from ...simplegvr_core.networks.layers import CausalState
 from ...simplegvr_core.networks.tiny_vae import PreviewColors, TinyVAE, TinyVAEConfig
 from ...simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
@@ -50,7 +51,8 @@ class ComfyDiT(SimpleGVRDiT):
     def _forward(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options):
         transformer_options["total_blocks"] = len(self.blocks)
         options = {"transformer_options": transformer_options}
-        self_attention, token_order = partial(self.self_attention, **options), partial(self.token_order, **options)
+        self_attention = cast(SelfAttention, partial(self.self_attention, **options))
+        token_order = cast(TokenOrder, partial(self.token_order, **options))
         return super().forward(x, timestep, context, self_attention, partial(dense_attention, **options), token_order)
 
     @torch.compiler.disable  # a compiled model would keep the options it was compiled with
@@ -71,17 +73,24 @@ class ComfyDiT(SimpleGVRDiT):
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-    """Returns ComfyUI's own attention, (B, L, n, d), by the kernel the user chose; k and v may have another length."""
+    """Returns ComfyUI's own attention (B, L, n, d), by the kernel that the user chose; k and v may have another length."""
     heads = q.shape[2]
     q, k, v = (y.flatten(2) for y in (q, k, v))
     return optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options).unflatten(2, (heads, -1))
 
 
 class SimpleGVRModel(comfy.model_base.WAN21):
-    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT. sampling: what its checkpoint recommends.
+    """ComfyUI's Wan 2.1 model (latents, conditions, sampling) around our DiT.
 
-    colors: of previews of its latents, where they are not those of Wan's.
+    Args:
+        model_config: ComfyUI's configuration.
+        dit: Sizes of the network.
+        attention: The checkpoint's self-attention.
+        sampling: Settings that the checkpoint recommends.
+        colors: Of previews of its latents; None is Wan's.
     """
+
+    diffusion_model: ComfyDiT
 
     def __init__(
         self,
@@ -92,14 +101,13 @@ class SimpleGVRModel(comfy.model_base.WAN21):
         colors: PreviewColors | None = None,
         device=None,
     ):
-        comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=partial(ComfyDiT, dit, attention)
-        )
+        network = cast("Any", partial(ComfyDiT, dit, attention))
+        comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=network)
         self.image_to_video, self.sampling = False, sampling
         if colors is not None:
             self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = colors.factors, colors.bias
 
-    def concat_cond(self, **kwargs) -> Tensor:
+    def concat_cond(self, **kwargs) -> Tensor | None:
         """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
         condition, latent = kwargs.get("concat_latent_image"), kwargs["noise"]
         if condition is None:

@@ -18,7 +18,7 @@ from .networks import SimpleGVRModel
 UNREACHED = "another node put its own in this one's place"
 
 
-def with_attention(model: ModelPatcher, attention: RunAttention):
+def with_attention(model: ModelPatcher, attention: RunAttention) -> ModelPatcher:
     """Returns a clone of MODEL, a stock Wan or a SimpleGVR model, with that self-attention."""
     model = model.clone()
     options = model.model_options["transformer_options"]
@@ -66,15 +66,15 @@ class SparseOverride:
             return dense(q.flatten(2), k.flatten(2), v.flatten(2)).unflatten(2, (heads, -1))
 
         block, grid = options.get("block_index"), options.get("grid_sizes")
-        if block is not None and options.get("simplegvr_last_block") != block:
+        if block is not None and grid is not None and options.get("simplegvr_last_block") != block:
             options["simplegvr_last_block"] = block
             obstacle = self.obstacle(q, k, grid, (*args[:1], kwargs.get("mask"), kwargs.get("scale")))
             if obstacle is None:
                 self.why_dense = None if self.why_dense is UNREACHED else self.why_dense
                 q, k, v = (x.unflatten(2, (heads, -1)) for x in (q, k, v))
                 layout = TokenLayout(tuple(grid), num_condition_tokens=q.shape[1] - math.prod(grid))
-                self.layout = self.layout if self.layout == layout else layout
-                return self.attention(q, k, v, self.layout, block, dense_heads).flatten(2)
+                layout = self.layout = layout if self.layout is None or self.layout != layout else self.layout
+                return self.attention(q, k, v, layout, block, dense_heads).flatten(2)
             self.why_dense = obstacle
         return dense(q, k, v)
 

@@ -2,6 +2,7 @@
 
 import time
 from io import BytesIO
+from typing import cast
 
 import latent_preview
 from PIL import Image
@@ -39,10 +40,13 @@ class ClipPreview:
         self.side, self.due = 0, 0.0
 
     def add(self, first: int, z_0: Tensor) -> None:
-        """Takes frames first and on of the clean latent (B, 16, t, H, W) that is predicted now."""
+        """Decodes the frames to show. z_0: (B, 16, t, H, W), predicted clean latent of the clip's frames from first on."""
+        if self.previewer is None:
+            return
         for frame in self.frames:
             if first <= frame < first + z_0.shape[2]:
-                preview = self.previewer.decode_latent_to_preview_image("JPEG", z_0[:, :, frame - first : frame - first + 1])
+                z = z_0[:, :, frame - first : frame - first + 1]
+                preview = cast("tuple[str, Image.Image, int] | None", self.previewer.decode_latent_to_preview_image("JPEG", z))
                 if preview is not None:  # another pack's previewer may have shown it itself
                     _, self.pictures[frame], self.side = preview
 

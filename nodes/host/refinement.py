@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.model_management
 import comfy.sample
@@ -43,7 +44,7 @@ class ComfyRun:
     node: type[io.ComfyNode]
     model: ModelPatcher
     upsampler: ModelPatcher
-    prompts: tuple
+    prompts: tuple[list, list]
     cfg: float
     tiling: Tiling
     events: list[str] = field(default_factory=list)
@@ -62,14 +63,16 @@ class ComfyRun:
 
     def integrate(self, refinement: Refinement) -> LatentFile:
         """Returns the refined latent's file. ComfyUI prepares itself for one empty box; the clip stays in files."""
-        batch, channels, *extent = refinement.upsampled.shape
-        boxes = [box.size for box in self.tiling.boxes(padded(tuple(extent)))]
-        empty, prompts = torch.zeros(batch, channels, *self.largest_box(tuple(extent))), self.prompts
+        B, C, T, H, W = refinement.upsampled.shape
+        boxes = [box.size for box in self.tiling.boxes(padded((T, H, W)))]
+        empty = torch.zeros(B, C, *self.largest_box((T, H, W)))
+        positive, negative = self.prompts
         if self.takes_condition:
-            prompts = tuple(node_helpers.conditioning_set_values(prompt, {"concat_latent_image": empty}) for prompt in prompts)
+            with_empty = partial(node_helpers.conditioning_set_values, values={"concat_latent_image": empty})
+            positive, negative = with_empty(positive), with_empty(negative)
         if refinement.finished_steps:
             self.events.append(f"Resumed after step {refinement.finished_steps} of an earlier run.")
-        progress = Progress(ClipPreview(self.model, extent[0]), refinement.steps, refinement.finished_steps, boxes)
+        progress = Progress(ClipPreview(self.model, T), refinement.steps, refinement.finished_steps, boxes)
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
             velocity = TiledVelocity(
@@ -85,7 +88,7 @@ class ComfyRun:
             return x
 
         sampler = comfy.samplers.KSAMPLER(euler)
-        comfy.sample.sample_custom(self.model, empty, self.cfg, sampler, refinement.sigmas, *prompts, empty, seed=refinement.seed)
+        comfy.sample.sample_custom(self.model, empty, self.cfg, sampler, refinement.sigmas, positive, negative, empty, seed=refinement.seed)
         return LatentFile(refinement.folder / STATE)
 
     def largest_box(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:

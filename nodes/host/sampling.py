@@ -1,6 +1,7 @@
 """How a MODEL is sampled: the settings of its checkpoint or of the user, and whether it takes a condition."""
 
 from dataclasses import replace
+from typing import cast
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -17,7 +18,7 @@ def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode
 
     Raises what takes_condition raises.
     """
-    shift = model.get_model_object("model_sampling").shift
+    shift = cast("float", model.get_model_object("model_sampling").shift)
     if settings["settings"] == "custom":
         custom = {key: value for key, value in settings.items() if key != "settings"}
         return SamplingConfig(**custom, shift=shift)

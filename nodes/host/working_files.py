@@ -62,13 +62,13 @@ def fingerprint(*parts) -> str:
             tensors, description = [], part
         digest.update(json.dumps(description, sort_keys=True).encode() + b"\n")
         for values in tensors:
-            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def save_path(prefix: str, encoding: Encoding, folder_type: io.FolderType) -> tuple[Path, ui.SavedResult]:
     """Returns the next free path for a video, as Save Video names its files, and what shows it on the node."""
-    root = folder_paths.get_directory_by_type(folder_type.value)
+    root = {io.FolderType.output: folder_paths.get_output_directory, io.FolderType.temp: folder_paths.get_temp_directory}[folder_type]()
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, encoding.width, encoding.height)
     file = f"{name}_{counter:05}_.mp4"
     return Path(folder) / file, ui.SavedResult(file, subfolder, folder_type)

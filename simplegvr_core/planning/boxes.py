@@ -14,7 +14,7 @@ from ..latent_space import LATENT_CHANNELS, pixels
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.upsampler import UpsamplerConfig
-from ..tiling import LEAST_OVERLAP, Tiling, padded, round_up, spans
+from ..tiling import Tiling, aligned_tiling, padded, spans
 from .network_memory import amount, dit_bytes, weight_bytes
 
 TRAINED_FRAMES = 21  # latent, of Wan 2.1's dense attention
@@ -85,7 +85,7 @@ def plan_tiling(networks: Networks, shape: tuple[int, int, int, int], machine: M
     Raises:
         ValueError: Not even the smallest box fits. The message has the cure.
     """
-    batch, *extent = shape
+    batch, *_ = shape
     budget = machine.usable_bytes - machine.resident_bytes(networks)
 
     def need(box: Extent) -> int:
@@ -94,7 +94,7 @@ def plan_tiling(networks: Networks, shape: tuple[int, int, int, int], machine: M
     def left(box: Extent) -> int:
         return budget - segment_bytes(shape, box[0]) if machine.on_host else budget
 
-    return least_work(padded(tuple(extent)), networks.attention.alignment, networks.longest_segment, need, left)
+    return least_work(padded(shape[1:]), networks.attention.alignment, networks.longest_segment, need, left)
 
 
 def segment_bytes(shape: tuple[int, int, int, int], frames: int) -> int:
@@ -118,11 +118,11 @@ def least_work(
     Raises:
         ValueError: None fits.
     """
-    overlap = tuple(round_up(latent_pixels, a) for latent_pixels, a in zip(LEAST_OVERLAP, alignment, strict=True))
-    axes = [list(sizes(*axis)) for axis in zip(extent, overlap, alignment, (longest, None, None), strict=True)]
-    smallest, larger = (Tiling(tuple(axis[max(i, -len(axis))] for axis in axes), overlap).tile_size(extent) for i in (-1, -2))
+    overlap = aligned_tiling((None, None, None), alignment).overlap
+    T, H, W = (list(sizes(*axis)) for axis in zip(extent, overlap, alignment, (longest, None, None), strict=True))
+    smallest, larger = (Tiling((T[i:][0], H[i:][0], W[i:][0]), overlap).tile_size(extent) for i in (-1, -2))
     at_least = lower_bound(need, smallest, larger)
-    for tiling in sorted((Tiling(size, overlap) for size in product(*axes)), key=lambda tiling: work(tiling, extent)):
+    for tiling in sorted((Tiling(size, overlap) for size in product(T, H, W)), key=lambda tiling: work(tiling, extent)):
         box = tiling.tile_size(extent)
         if at_least(box) <= left(box) and need(box) <= left(box):
             return tiling, need(box)

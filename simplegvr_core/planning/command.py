@@ -1,7 +1,7 @@
 """Plans a run, or tabulates what fits where: `python3 scripts/run.py plan {clip,table} --help`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -165,9 +165,9 @@ def section(name: str, networks: Networks, sampling: SamplingConfig) -> str:
 
 
 def landscape(side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the size in cells of 16:9 frames with a short side of so many pixels, and of the source of a third of it."""
-    size = short_side_size((9, 16), side)
-    return size, tuple(-(-cells // 3) for cells in size)
+    """Returns (H, W) in latent pixels of 16:9 frames with a short side of so many pixels, and of the source of a third of it."""
+    H, W = short_side_size((9, 16), side)
+    return (H, W), (-(-H // 3), -(-W // 3))
 
 
 def cell(plan: Plan) -> str:
@@ -178,6 +178,7 @@ def cell(plan: Plan) -> str:
     return f"{clip} {frames}, {amount(plan.dit_bytes)}, {plan.overhead:.2f} x"
 
 
-def main(arguments: Sequence[str]) -> dict:
-    """Runs `plan`. arguments: of the command line. Returns its results."""
-    return tyro.extras.subcommand_cli_from_dict({"clip": PlanClip, "table": Table}, prog="simplegvr plan", args=arguments).run()
+def main(arguments: Sequence[str]) -> dict | None:
+    """Runs `plan` with the arguments of the command line; returns its results."""
+    plan = tyro.extras.subcommand_cli_from_dict({"clip": PlanClip, "table": Table}, prog="simplegvr plan", args=arguments).run()
+    return plan and asdict(plan)

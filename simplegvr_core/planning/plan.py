@@ -108,7 +108,8 @@ class Plan:
     @property
     def trial_tile(self) -> tuple[int, int, int]:
         """Returns the extent of the small box that a trial runs."""
-        return tuple(min(2 * shared, size) for shared, size in zip(self.tiling.overlap, self.tile_size, strict=True))
+        T, H, W = (min(2 * shared, size) for shared, size in zip(self.tiling.overlap, self.tile_size, strict=True))
+        return T, H, W
 
     @property
     def overhead(self) -> float:
@@ -123,13 +124,14 @@ class Plan:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Returns how many boxes there are along T, H, W."""
-        return tuple(len(spans(*axis)) for axis in zip(self.extent, self.tiling.size, self.tiling.overlap, strict=True))
+        T, H, W = (len(spans(*axis)) for axis in zip(self.extent, self.tiling.size, self.tiling.overlap, strict=True))
+        return T, H, W
 
     def text(self) -> str:
         """Returns the plan in plain words."""
-        batch, frames, *size = self.shape
-        segment, *tile = self.tile_size
-        shared, *shared_cells = self.tiling.overlap
+        batch, frames, *_ = self.shape
+        size, segment, tile = self.shape[2:], self.tile_size[0], self.tile_size[1:]
+        overlap = self.tiling.overlap
         along, down, across = self.counts
         stay = ""
         if self.resident_bytes < self.weights_bytes:
@@ -137,10 +139,10 @@ class Plan:
         in_tiles = f" in tiles of {pixels(self.upsampler_tile)} pixels" if self.upsampler_tile else ""
         lines = [
             f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({video_frames(frames)} frames), batch {batch}.",
-            f"Segments: {along} of {segment} latent frames; adjacent segments overlap by {shared}."
+            f"Segments: {along} of {segment} latent frames; adjacent segments overlap by {overlap[0]}."
             if along > 1
             else "Segments: the whole clip is one.",
-            f"Tiles: {across} x {down} of {pixels(tile)} pixels; adjacent tiles overlap by {pixels(shared_cells)}."
+            f"Tiles: {across} x {down} of {pixels(tile)} pixels; adjacent tiles overlap by {pixels(overlap[1:])}."
             if across * down > 1
             else "Tiles: the whole frame is one.",
             f"Boxes: {len(self.boxes)} in each of {self.forwards} passes, with {self.overhead:.2f} times the clip's tokens; "
@@ -162,7 +164,7 @@ def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
     Raises:
         ValueError: Not even the smallest box, or the upsampler's smallest tile, fits. The message has the cure.
     """
-    batch, frames, *source = job.shape
+    batch, frames, *_ = job.shape
     tiling, box_bytes = plan_tiling(networks, job.target, machine)
     extent, dtype = padded(job.target[1:]), machine.upsampler_dtype or machine.dtype
     boxes = Counter(box.size for box in tiling.boxes(extent))
@@ -171,7 +173,7 @@ def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
     flops = sum(count * dit_flops(networks.dit, networks.attention, token_grid(box)).total for box, count in boxes.items())
     return Plan(
         shape=job.target,
-        source=tuple(source),
+        source=job.shape[2:],
         unit=networks.attention.unit,
         tiling=tiling,
         tokens=sum(count * tokens(box) for box, count in boxes.items()),
@@ -192,10 +194,9 @@ def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
 def plan_upsampler(upsampler: UpsamplerConfig, job: Job, dtype: torch.dtype, budget: int) -> dict:
     """Returns frames, tile and bytes, as Plan names them, of the upsampler: tiles are halved until one fits budget."""
     budget -= weight_bytes(LatentUpsampler(upsampler, device="meta", dtype=dtype))
-    batch, _, *source = job.shape
     for tile in smaller_tiles(job.size):
         whole = None if tile == job.size else tile
-        needed = upsampler_bytes(upsampler, batch, UPSAMPLER_FRAMES, tuple(source), job.size, whole, dtype)
+        needed = upsampler_bytes(upsampler, job.shape[0], UPSAMPLER_FRAMES, job.shape[2:], job.size, whole, dtype)
         if needed <= budget:
             return {"upsampler_frames": UPSAMPLER_FRAMES, "upsampler_tile": whole, "upsampler_bytes": needed}
     raise ValueError(f"the upsampler takes {amount(needed)} in its smallest tiles, {amount(budget)} are free: {CURE}")

@@ -170,5 +170,6 @@ def padded_velocity(velocity: TiledVelocity, z: Tensor, condition: Tensor | None
     height, width = z.shape[3:]
     pad = (0, width % 2, 0, height % 2, 0, 0)
     if any(pad):
-        z, condition = (x if x is None else F.pad(x, pad, mode="circular") for x in (z, condition))
+        z = F.pad(z, pad, mode="circular")
+        condition = None if condition is None else F.pad(condition, pad, mode="circular")
     return velocity(z, condition, sigma)[..., :height, :width]
