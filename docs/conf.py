@@ -22,6 +22,7 @@ templates_path = ["templates"]
 exclude_patterns = ["templates", "help/*/*.md"]  # the latter are translations
 myst_heading_anchors = 3
 
+napoleon_use_ivar = True  # a field per attribute: autodoc describes some of them itself
 default_role = "code"  # docstrings are plain English; their backticks mean what Markdown's do
 autosummary_generate = True
 autodoc_mock_imports = [] if find_spec("triton") else ["triton"]
@@ -76,6 +77,13 @@ def take_plainly(app, what, name, obj, options, lines: list[str]) -> None:
         lines[i] = "`".join(parts)
 
 
+def spare_attribute(app, what, name, obj, options, lines: list[str]) -> None:
+    """Begins an attribute's docstring with an empty comment: napoleon takes the words before a colon in its first line for a type."""
+    if what == "attribute":
+        lines[:0] = ["..", ""]
+
+
 def setup(app) -> None:
     app.connect("source-read", expand)
+    app.connect("autodoc-process-docstring", spare_attribute, priority=400)
     app.connect("autodoc-process-docstring", take_plainly)
