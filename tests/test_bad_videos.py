@@ -70,7 +70,7 @@ def test_files_that_are_no_use_are_skipped_and_listed(build):  # noqa: F811
 def test_a_folder_of_useless_files_is_an_error_with_a_report(build):  # noqa: F811
     for path in (build.videos / "a.mp4", build.videos / "below" / "b.mp4"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"no clip of .* became a pair: .*report\.json says why.*'unreadable': 2"):
+    with pytest.raises(ValueError, match=r"no clip of .* became a pair: .*report\.json has the reason of each.*'unreadable': 2"):
         build.run()
     assert set(json.loads((build.out / "report.json").read_text())["skipped_files"]) == {"a.mp4", "below/b.mp4"}
 

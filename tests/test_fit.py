@@ -125,7 +125,7 @@ def test_running_out_of_memory_says_what_to_do_and_keeps_the_state(tmp_path):
     def exhaust(batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RuntimeError, match=r"out of memory at step 7.*state\.pt keeps.*gradient checkpointing"):
+    with pytest.raises(RuntimeError, match=r"out of memory at step 7.*state\.pt has.*gradient checkpointing"):
         fit(Regression(), draw_until(7, exhaust), LOOP, tmp_path)
     assert saved_step(tmp_path) == 5
 

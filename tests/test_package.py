@@ -15,7 +15,7 @@ from test_repository import CORE, copy_of_the_repository, imported_modules, modu
 import simplegvr_core
 from simplegvr_core.__main__ import COMMANDS
 
-IMPORTED_AS = {"cv2": "opencv-python", "PIL": "Pillow", "markupsafe": "jinja2"}  # the rest under their own names
+IMPORTED_AS = {"cv2": "opencv-python-headless", "PIL": "Pillow", "markupsafe": "jinja2"}  # the rest under their own names
 
 
 @pytest.fixture(scope="module")

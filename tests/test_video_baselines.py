@@ -82,7 +82,7 @@ def test_an_unknown_baseline_is_named_before_anything_is_fetched(home, wheel):
 def test_evaluation_downloads_nothing_and_says_what_fetches_a_missing_baseline(home, tmp_path):
     (tmp_path / "clips").mkdir()
     with pytest.raises(FileNotFoundError, match=r"run.py baselines span"):
-        Evaluate(tmp_path / "clips", tmp_path / "out", "bicubic,span").run()
+        Evaluate(tmp_path / "clips", tmp_path / "out", ["bicubic", "span"]).run()
     assert not home.exists()
 
 

@@ -40,7 +40,7 @@ def describe(
 ) -> str:
     """Returns in words which attention runs on a grid of tokens, how many windows it has, and its share of dense attention."""
     percent = 100 * share_of_dense(config, grid)
-    bound = "at most " if config.radius else ""
+    bound = "" if config.radius is None else "at most "
     share = f"{bound}{percent:.0f} % of dense attention" if percent > 10 else f"{bound}{percent:.2g} % of dense attention"
     if config.kind == "full":
         return f"ComfyUI: full attention in units of {config.unit} latent frames: {share}"

@@ -1,6 +1,6 @@
 """The border between ComfyUI and the core: latents, target sizes, the upsampler's run, model folders.
 
-ComfyUI's LATENT holds the VAE's own values ("VAE space"); the core only ever sees normalised latents z.
+ComfyUI's LATENT contains the VAE's own values ("VAE space"); the core only ever sees normalised latents z.
 """
 
 from itertools import pairwise

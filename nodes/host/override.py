@@ -15,7 +15,7 @@ from ...simplegvr_core.networks.windows import TokenLayout
 from .attention import ATTENTION_OPTION, RunAttention
 from .networks import SimpleGVRModel
 
-UNREACHED = "another node put its own in this one's place"
+UNREACHED = "another node replaced this node's attention"
 
 
 def with_attention(model: ModelPatcher, attention: RunAttention) -> ModelPatcher:

@@ -63,7 +63,7 @@ def attend(
         layout: of the L tokens.
         config: which tokens attend to which.
         block: number of the block, from 0. Odd blocks shift the temporal units, and the windows of "swin".
-        kernel: computes window attention; by default the fastest of kernels.KERNELS.
+        kernel: computes window attention; by default the one that kernels.fastest names.
         dense: computes full attention, and the attention of the condition tokens.
 
     Raises:

@@ -47,7 +47,7 @@ class Machine:
         free_bytes: Memory for weights and everything else.
         dtype: Of the DiT's activations.
         implementation: Of window attention, "triton" or "sdpa".
-        weights: Bytes of the DiT's weights; None counts them in dtype. Where they are more than half of free_bytes, ComfyUI
+        weights: Bytes of the DiT's weights; None counts them in dtype. Where they are more than half of usable_bytes, ComfyUI
             loads the rest of them layer by layer, and half is left to boxes.
         upsampler_dtype: Of the upsampler and the decoder; None is dtype.
         on_host: Whether the DiT runs on the CPU, so that a segment's frames are in the same memory.

@@ -82,7 +82,7 @@ class TiledVelocity:
 
 @dataclass(frozen=True)
 class Refinement:
-    """An upsampled latent that waits for its velocity.
+    """Inputs of one refinement.
 
     Attributes:
         upsampled: Upsampled latent (B, 16, T, H, W).

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FLOOR = 0.1  # share of training that is even over all noise levels, whatever the curve says
+FLOOR = 0.1  # share of training that is even over all noise levels, for any curve
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..files import atomic_write, write_text
+from ..tiling import OutOfMemory
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 Batch = dict[str, Tensor]
 SampleBatch = Callable[[torch.Generator], Batch]
@@ -107,7 +108,7 @@ class TrainingState:
 
     def save(self, path: Path, is_main: bool) -> None:
         """Writes the state; called on all processes, of which the main one writes. Raises OSError with the cure."""
-        weights, moments = get_state_dict(self.model, self.optimizer, options=WHOLE)
+        weights, moments = get_state_dict(self.model, self.optimizer, options=FULL_STATE)
         state = {"model": weights, "optimizer": moments, "progress": self.progress.state_dict(), "options": self.options}
         if not is_main:
             return
@@ -134,7 +135,7 @@ class TrainingState:
                 f"{path} is the state of another network ({len(differing)} tensors differ, {min(differing)!r} for one): "
                 "run with the options it was begun with, or choose another --out"
             )
-        set_state_dict(self.model, self.optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=WHOLE)
+        set_state_dict(self.model, self.optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=FULL_STATE)
         self.progress.load_state_dict(state["progress"])
 
 
@@ -166,7 +167,7 @@ def fit(
 
     Raises:
         FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
-        RuntimeError: Memory ran out.
+        tiling.OutOfMemory: Memory ran out.
         OSError: The state cannot be written.
         ValueError: The folder has the state of another network or of other options.
     """
@@ -264,18 +265,18 @@ def part_of_process(batch: Tensor, accelerator: Accelerator) -> Tensor:
 
 @contextmanager
 def explained_memory(step: int, state_path: Path) -> Iterator[None]:
-    """Raises RuntimeError with the cure when memory runs out."""
+    """Raises tiling.OutOfMemory with the cure when memory runs out."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RuntimeError(
+        raise OutOfMemory(
             f"out of memory at step {step}: {saved_state(state_path)}. Halve the batch and double loop.accumulate, "
             "make the crops smaller, or use gradient checkpointing; then run again"
         ) from error
 
 
 def saved_state(state_path: Path) -> str:
-    return f"{state_path} keeps the last saved state" if state_path.exists() else "nothing was saved yet"
+    return f"{state_path} has the last saved state" if state_path.exists() else "nothing was saved yet"
 
 
 def make_folder(folder: Path) -> None:

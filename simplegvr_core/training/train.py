@@ -87,7 +87,7 @@ class Train:
         Raises:
             ValueError: Options do not go together or do not fit the pairs or the state.
             FloatingPointError: A loss is not finite.
-            RuntimeError: Memory ran out.
+            tiling.OutOfMemory: Memory ran out.
             OSError: A file cannot be read or written.
         """
         self.check()

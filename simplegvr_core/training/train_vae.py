@@ -64,7 +64,7 @@ class TrainVAE:
         Raises:
             ValueError: The videos or the state do not fit.
             FloatingPointError: A loss is not finite.
-            RuntimeError: Memory ran out.
+            tiling.OutOfMemory: Memory ran out.
             OSError: A file cannot be read or written.
         """
         clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
