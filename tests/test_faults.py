@@ -17,6 +17,7 @@ from soak_cases import Case, workflow
 from soak_runs import Server, Unexplained, check, compare
 
 STEPS, TILES = 20, 3
+UNLOADED = "Got an OOM, unloading all loaded models."  # ComfyUI's log when it recovers from an error of memory
 WIDE = Case(
     fault="none",
     source=(1, 2, 4, 63),
@@ -56,8 +57,13 @@ def test_an_interrupt_and_an_error_inside_a_tile_leave_nothing_behind(fresh):
         fresh.server.run(workflow(WIDE), interrupt_after=2, seconds=0.5)
     assert time.monotonic() - started < 6
     assert fresh.server.files() == []
-    with pytest.raises(WorkflowError, match=r"SimpleGVRSampler: out of memory with the smallest box of \(2, 8, 36\) latent frames"):
+    log = fresh.server.base / "server.log"
+    before = log.read_text().count(UNLOADED)
+    message = r"SimpleGVRSampler: out of memory with the smallest box of \(2, 8, 36\) latent frames"
+    with pytest.raises(WorkflowError, match=message) as raised:
         fresh.server.run(workflow(WIDE), most_cells=500)
+    assert "you ran out of memory" in str(raised.value)  # ComfyUI's own tip
+    assert log.read_text().count(UNLOADED) == before + 1
     assert fresh.server.files() == []
     latent, report = fresh.server.run(workflow(WIDE))
     assert "Out of memory" not in report

@@ -12,10 +12,14 @@ from ..networks.windows import TokenLayout
 
 
 def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: int = 0) -> float:
-    """Returns how many (query, key) pairs one head of one block multiplies. N^2 is dense.
+    """Returns the number of (query, key) pairs that one head of one block multiplies; N^2 is dense.
 
-    Windows that are selected count with the mean length of the others in their unit. A radius that leaves fewer than
-    top_k others is not counted.
+    A selected window counts with the mean length of the other windows in its unit. A radius that leaves fewer than top_k is not counted.
+
+    Args:
+        config: The self-attention.
+        grid: (T, H, W) in tokens.
+        block: Index of the block: the temporal units of odd ones are shifted.
     """
     if config.kind == "full":
         frame = grid[1] * grid[2]
@@ -31,18 +35,30 @@ def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: 
 
 
 def share_of_dense(config: AttentionConfig, grid: tuple[int, int, int], block: int = 0) -> float:
-    """Returns the part of dense attention's pairs that is multiplied, in (0, 1]."""
+    """Returns attention_pairs over dense attention's, in (0, 1]."""
     return attention_pairs(config, grid, block) / (grid[0] * grid[1] * grid[2]) ** 2
 
 
 def attention_flops(config: AttentionConfig, grid: tuple[int, int, int], width: int, block: int = 0) -> float:
-    """Returns the FLOPs of one block's q k^T and of its product with v. Choosing the windows is not counted."""
+    """Returns the FLOPs of one block's q k^T and of its product with v. The selection of windows is not counted.
+
+    Args:
+        config: The self-attention.
+        grid: (T, H, W) in tokens.
+        width: D.
+        block: Index of the block.
+    """
     return 4 * width * attention_pairs(config, grid, block)
 
 
 @dataclass(frozen=True)
 class DiTFlops:
-    """FLOPs of one forward pass. linear: all but self-attention, whose projections it has."""
+    """FLOPs of one forward pass.
+
+    Attributes:
+        self_attention: Products of q, k and v.
+        linear: Everything else, with the projections.
+    """
 
     self_attention: float
     linear: float
@@ -53,7 +69,14 @@ class DiTFlops:
 
 
 def dit_flops(dit: DiTConfig, attention: AttentionConfig, grid: tuple[int, int, int], text_tokens: int = 512) -> DiTFlops:
-    """Returns the FLOPs of one forward pass of a batch of one."""
+    """Returns the FLOPs of one forward pass of a batch of one.
+
+    Args:
+        dit: Sizes of the network.
+        attention: Its self-attention.
+        grid: (T, H, W) in tokens.
+        text_tokens: Length of the prompt.
+    """
     tokens, D = grid[0] * grid[1] * grid[2], dit.dim
     per_token = 2 * (4 * D * D + 2 * D * D + 2 * D * dit.ffn_dim) + 4 * text_tokens * D  # self, cross, feed-forward; text
     per_text_token = 2 * 2 * D * D

@@ -1,6 +1,6 @@
 """Bytes that the networks need at any size: counted by running them on PyTorch's "meta" device.
 
-Counted are tensors alive at once above the weights. Sizes are latent cells; B batch, T frames, H, W rows and columns.
+A count has the tensors that are alive at once, without the weights. Sizes are latent pixels; B batch, T frames, H, W rows, columns.
 """
 
 from dataclasses import replace
@@ -26,9 +26,15 @@ meta = partial(torch.empty, device="meta")
 def dit_bytes(
     dit: DiTConfig, attention: AttentionConfig, batch: int, box: tuple[int, int, int], dtype: torch.dtype, implementation: str
 ) -> int:
-    """Returns the bytes of one forward pass over a box (T, H, W). implementation: "triton" or "sdpa", of window attention.
+    """Returns the bytes of one forward pass over a box. Dense attention is counted as a fused kernel, which stores no scores.
 
-    Dense attention is a fused kernel's, which keeps no scores; "sdpa" gathers as on a GPU.
+    Args:
+        dit: Sizes of the network.
+        attention: Its self-attention.
+        batch: B.
+        box: (T, H, W).
+        dtype: Of the activations.
+        implementation: Of window attention: "triton", or "sdpa", which gathers windows as on a GPU.
     """
     config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
     model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
@@ -51,7 +57,17 @@ def upsampler_bytes(
     tile: tuple[int, int] | None,
     dtype: torch.dtype,
 ) -> int:
-    """Returns the bytes of LatentUpsampler.stream from source to size, (h, w) and (H, W), in chunks of so many frames."""
+    """Returns the bytes of LatentUpsampler.stream.
+
+    Args:
+        upsampler: Widths of the network.
+        batch: B.
+        frames: Latent frames of a chunk.
+        source: (h, w) of the low-resolution latent.
+        size: (H, W), target size.
+        tile: (H, W) of a tile; None is the whole frame.
+        dtype: Of weights and activations.
+    """
     model = LatentUpsampler(upsampler, device="meta", dtype=dtype)
 
     def run() -> None:
@@ -63,7 +79,14 @@ def upsampler_bytes(
 
 @lru_cache
 def decode_bytes(vae: TinyVAEConfig, frames: int, size: tuple[int, int], dtype: torch.dtype) -> int:
-    """Returns the bytes of TinyVAE.decode_stream at (H, W), in chunks of so many frames."""
+    """Returns the bytes of TinyVAE.decode_stream.
+
+    Args:
+        vae: Widths of the network.
+        frames: Latent frames of a chunk.
+        size: (H, W) of the latent.
+        dtype: Of weights and activations.
+    """
     model = TinyVAE(vae, device="meta", dtype=dtype)
 
     def run() -> None:
@@ -75,7 +98,14 @@ def decode_bytes(vae: TinyVAEConfig, frames: int, size: tuple[int, int], dtype: 
 
 @lru_cache
 def coding_bytes(vae: TinyVAEConfig, method: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Returns the bytes of TinyVAE's "encode" or "decode" of a whole video or latent of that shape."""
+    """Returns the bytes of TinyVAE on a whole clip.
+
+    Args:
+        vae: Widths of the network.
+        method: "encode" or "decode".
+        shape: Of the video or the latent.
+        dtype: Of weights and activations.
+    """
     run = getattr(TinyVAE(vae, device="meta", dtype=dtype), method)
     return peak_bytes(lambda: run(meta(shape, dtype=dtype)), "meta")
 
