@@ -165,7 +165,7 @@ def test_an_override_that_takes_the_slot_is_noticed(comfy, wan, monkeypatch, cap
     taken.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: func(*args, **kwargs)
     monkeypatch.setattr(torch.compiler, "reset", lambda: pytest.fail("nothing was compiled"))
     assert torch.equal(sample(comfy, taken), sample(comfy, wan))
-    assert shown == ["dense, not sparse attention: another node put its own in this one's place"] * 2
+    assert shown == ["dense, not sparse attention: another node replaced this node's attention"] * 2
     assert warnings(caplog) == [f"SimpleGVR Sparse Attention: {shown[0]}"]
 
 
