@@ -30,7 +30,6 @@ SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching trio for ComfyUI's open requirements
 OLDEST = (0, 24)  # ComfyUI that the pack works with
 EXTRAS = ("train", "evaluate", "benchmark", "test", "docs")
-HEADLESS = "opencv-python-headless>=4.10"  # in place of opencv-python, which needs a desktop's libGL
 
 
 class SetupError(Exception):
@@ -144,21 +143,8 @@ def install(home: Path, python: Path, comfyui: Path) -> None:
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], cure)
     constraints = home / "constraints.txt"
     constraints.write_text("\n".join(TORCH))
-    overrides = home / "overrides.txt"
-    overrides.write_text("opencv-python; sys_platform == 'none'")  # never
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-    wanted = [
-        "-r",
-        comfyui / "requirements.txt",
-        "-r",
-        REPO / "pyproject.toml",
-        *extras,
-        HEADLESS[0],
-        "-c",
-        constraints,
-        "--overrides",
-        overrides,
-    ]
+    wanted = ["-r", comfyui / "requirements.txt", "-r", REPO / "pyproject.toml", *extras, "-c", constraints]
     command = [python, "-m", "uv", "pip", "install", "--python", python, *wanted]
     try:
         run([*command, "--torch-backend", "auto"], cure)

@@ -27,6 +27,7 @@ def test_the_readme_is_short_and_linked():
     assert len(re.findall(r"\]\((?!assets/)", README)) >= 15
 
 
+@pytest.mark.slow  # CI has a job for it
 def test_the_documentation_builds_without_a_warning(tmp_path):
     command = [
         sys.executable,
@@ -107,7 +108,7 @@ def test_the_readmes_python_writes_the_video_that_it_names(tmp_path):
 @pytest.mark.parametrize("name", PAGES)
 def test_scripts_and_presets_exist(name):
     text = "\n".join(code_lines((REPO / name).read_text("utf-8")))
-    for script, arguments in re.findall(r"python3? ((?:scripts|tools)/\w+\.py)(.*)", text):
+    for script, arguments in re.findall(r"python3? (?:scripts/run\.py )?((?:scripts|tools)/\w+\.py)(.*)", text):
         source = (REPO / script).read_text("utf-8")
         options = re.findall(r"(?<= )--(?!help)[\w-]+", arguments)
         hands_on = script in ("scripts/run.py", "scripts/test.py")

@@ -1,6 +1,7 @@
 """The repository's own rules: imports point one way, files stay small, the README tells the truth."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -78,6 +79,17 @@ def test_a_room_imports_only_from_rooms_before_it(path):
     assert {room(module) for module in imported_modules(path)} <= allowed, imported_modules(path)
 
 
+@pytest.mark.parametrize("path", sorted((REPO / "nodes").glob("[a-z]*.py")), ids=lambda path: path.name)
+def test_nodes_import_the_host_and_the_core_and_not_each_other(path):
+    imported = {
+        node.module.split(".")[0] if node.module else alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert imported <= {"host"}
+
+
 def test_no_imports_go_in_a_circle():
     graph = {module_name(path): imported_modules(path) for path in CORE}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(CORE)  # raises CycleError that names the circle
@@ -153,6 +165,14 @@ def test_ruff_is_clean():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=REPO, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif("COMFYUI_PATH" in os.environ, reason="the checker reads the types of the pinned ComfyUI")
+def test_types_are_right():
+    """Pyright, in the mode of pyproject.toml; basedpyright is its build with Node from PyPI."""
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_the_oldest_comfyui_is_the_same_everywhere():

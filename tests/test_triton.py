@@ -111,7 +111,7 @@ def test_what_the_kernels_do_not_do_is_said(monkeypatch):
         triton.check(KernelCase(DEVICE, torch.float32, 64, 108, contiguous=True))
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), pytest.param(90, marks=pytest.mark.slow), 120])
 def test_kernels_compile_for_gpus_that_are_not_here(capability):
     command = [sys.executable, REPO / "tests" / "compile_kernels.py", str(capability)]
     environment = {**os.environ, "PYTHONPATH": str(REPO), "TRITON_INTERPRET": "0"}
