@@ -7,6 +7,7 @@ import urllib.request
 
 import comfyui as setup
 import pytest
+import tomlkit
 from conftest import REPO
 
 NAMES = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
@@ -78,6 +79,28 @@ def test_models_carry_download_links(page):
     assert linked.keys() == {"wan2.1_t2v_1.3B_fp16.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"}
     assert all(model["url"].startswith("https://huggingface.co/") for model in linked.values())
     assert {model["directory"] for model in linked.values()} == {"diffusion_models", "text_encoders", "vae"}
+
+
+SHIPPED = sorted([*(REPO / "workflows").glob("*.json"), *(REPO / "subgraphs").glob("*.json")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_missing_nodes_can_be_installed_from_the_workflow(path):
+    """ComfyUI's manager finds a pack by cnr_id and ver in the registry, or by aux_id on GitHub; a person by the note."""
+    project = tomlkit.parse((REPO / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"]
+    graph = json.loads(path.read_text())
+    parts = [graph, *(graph["definitions"] or {}).get("subgraphs", [])]
+    ours = [node["properties"] for part in parts for node in part["nodes"] if node["type"].startswith("SimpleGVR")]
+    assert ours
+    for properties in ours:
+        assert (properties["cnr_id"], properties["ver"]) == (project["name"], project["version"])
+        assert f"https://github.com/{properties['aux_id']}" == address
+    core = [node["properties"] for part in parts for node in part["nodes"] if node["type"] in ("UNETLoader", "LoadVideo")]
+    assert all(properties["cnr_id"] == "comfy-core" for properties in core)
+    if path.parent.name == "workflows":
+        (note,) = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+        assert address in note
 
 
 def test_server_offers_the_workflows_as_templates(server):

@@ -7,7 +7,7 @@ import json
 import urllib.parse
 from dataclasses import dataclass, field
 
-from author_workflows import authoring
+from author_workflows import authoring, identify
 from comfyui import REPO, say
 
 
@@ -100,7 +100,7 @@ def main() -> None:
             say(f"authoring {name}")
             published = json.loads(author(page, name, blueprint))
             published["definitions"]["subgraphs"][0]["category"] = "SimpleGVR"  # which publishing leaves out
-            (REPO / "subgraphs" / f"{name}.json").write_text(json.dumps(published, indent=1, ensure_ascii=False) + "\n")
+            (REPO / "subgraphs" / f"{name}.json").write_text(json.dumps(identify(published), indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from comfyui import REPO, say, server
+from comfyui import HOME, REPO, find_comfyui, say, server, version
 
 WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 DOWNLOADS = {
@@ -57,6 +58,32 @@ Works today with stock Wan 2.1 1.3B: the upsampled latent is noised to **denoise
 same model with sparse attention. This is not the trained SimpleGVR; expect less detail and more change.""",
 }
 
+ADDRESS = re.search(r'^Repository = "(.*)"$', (REPO / "pyproject.toml").read_text(), re.MULTILINE)[1]
+INSTALL = f"""
+
+Nodes of [ComfyUI-SimpleGVR]({ADDRESS}). Missing nodes: install *SimpleGVR* in ComfyUI's manager, or clone {ADDRESS} into `custom_nodes`."""
+FRONT_END_ONLY = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
+
+
+def identify(graph: dict) -> dict:
+    """Returns the UI workflow or blueprint with the pack that each node comes from, by which ComfyUI offers to install missing nodes.
+
+    cnr_id: its name in the registry. ver: its version. aux_id: its repository.
+    """
+    pack = {"cnr_id": pack_setting("name"), "ver": pack_setting("version"), "aux_id": ADDRESS.removeprefix("https://github.com/")}
+    major, minor = version(find_comfyui(HOME))
+    core = {"cnr_id": "comfy-core", "ver": f"{major}.{minor}.0"}
+    subgraphs = (graph["definitions"] or {}).get("subgraphs", [])
+    for node in [node for part in (graph, *subgraphs) for node in part["nodes"]]:
+        if node["type"] not in FRONT_END_ONLY | {subgraph["id"] for subgraph in subgraphs}:
+            node.setdefault("properties", {}).update(pack if node["type"].startswith("SimpleGVR") else core)
+    return graph
+
+
+def pack_setting(name: str) -> str:
+    """Returns a text of [project] in pyproject.toml."""
+    return re.search(rf'^{name} = "(.*)"$', (REPO / "pyproject.toml").read_text(), re.MULTILINE)[1]
+
 
 def author(page, name: str) -> dict:
     """Returns the UI workflow of one API workflow: arranged, seeds fixed, model links and a note added."""
@@ -89,7 +116,7 @@ def author(page, name: str) -> dict:
             markdown.pos = [left, top - 260]
             return app.graph.serialize()
         }""",
-        [api, name, downloads, NOTES[name]],
+        [api, name, downloads, NOTES[name] + INSTALL],
     )
 
 
@@ -116,7 +143,7 @@ def main() -> None:
             graph = author(page, name)
             for key in ("id", "revision"):
                 graph.pop(key, None)
-            (REPO / "workflows" / f"{name}.json").write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n")
+            (REPO / "workflows" / f"{name}.json").write_text(json.dumps(identify(graph), indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
