@@ -11,8 +11,13 @@ from .host.bridge import CATEGORY, NormalizedFrames, latent_samples, null_prompt
 from .host.inputs import noise_seed_input, seed_input, settings_input, size_input, tiling_input
 from .host.planning import chosen_tiling
 from .host.refinement import ComfyRun, ancestry
-from .host.sampling import sampling_config, takes_condition
+from .host.sampling import check_prompts, has_lora, sampling_config, takes_condition
 from .host.working_files import fingerprint, working_folder
+
+UNDISTILLED = (
+    "The settings are distilled, but no LoRA is on the model: the result is right only for a checkpoint that is distilled to few steps. "
+    "Put LoraLoaderModelOnly with a few-step LoRA before this node."
+)
 
 
 class SimpleGVRSampler(io.ComfyNode):
@@ -102,7 +107,8 @@ class SimpleGVRSampler(io.ComfyNode):
         with working_folder(fingerprint(prompt, samples, model, upsampler) if resume else None) as folder:
             options = {"sampling": sampling, "seed": seed, "noise_seed": noise_seed, "color_match": color_match}
             out = super_resolve_to_file(folder, NormalizedFrames(samples), (H, W), run.runtime(), **options)[:]
-        report = "\n".join([*describe(samples, (H, W), sampling, run), *run.events])
+        hints = [UNDISTILLED] if settings["settings"] == "distilled" and not has_lora(model) else []
+        report = "\n".join([*describe(samples, (H, W), sampling, run), *hints, *run.events])
         return io.NodeOutput(to_latent(out), report, ui=ui.PreviewText(report))
 
 
@@ -122,6 +128,7 @@ def check(model: ModelPatcher, sampling: SamplingConfig, positive: list | None, 
                 "a stock Wan model is not trained with the null prompt: "
                 "connect the positive and negative prompt of the video's own sampler",
             )
+        check_prompts(model, [positive, negative], node)
     if "context_handler" in model.model_options:
         raise refuse(
             node,

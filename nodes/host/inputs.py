@@ -49,11 +49,11 @@ def size_input() -> io.DynamicCombo.Input:
 
 
 def settings_input() -> io.DynamicCombo.Input:
-    """Returns the `settings` input: what the checkpoint recommends, or one's own."""
+    """Returns the `settings` input: what the checkpoint recommends, one's own, or those of a few-step LoRA."""
     return io.DynamicCombo.Input(
         "settings",
         tooltip="recommended: the settings of the model's checkpoint; for a stock Wan model, those of training-free mode. "
-        "custom: your own.",
+        "custom: your own. distilled: 4 steps at cfg 1, for a stock Wan model with a LoRA that distills steps and guidance.",
         options=[
             io.DynamicCombo.Option("recommended", []),
             io.DynamicCombo.Option(
@@ -82,6 +82,7 @@ def settings_input() -> io.DynamicCombo.Input:
                     ),
                 ],
             ),
+            io.DynamicCombo.Option("distilled", []),
         ],
     )
 
