@@ -16,6 +16,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "report": ("evaluation.report", "evaluate", "write the report of an evaluation again"),
     "seams": ("evaluation.measure_seams", "core", "measure seams and flicker of a video or latent"),
     "baselines": ("evaluation.baselines", "evaluate", "fetch other people's super-resolution by name"),
+    "convert": ("networks.convert", "core", "convert another model's weights to a SimpleGVR checkpoint"),
     "plan": ("planning.command", "core", "plan a run: segments, tiles, memory"),
     "benchmark": ("benchmark.command", "benchmark", "time attention, network and cascade"),
     "ablate": ("paper.ablate", "train,evaluate", "run the paper's ablations at toy scale"),

@@ -77,7 +77,7 @@ class Tiling:
         cuttable = [axis for axis in range(3) if halves[axis] < extent[axis]]
         if not cuttable:
             return None
-        longest = max(cuttable, key=lambda axis: extent[axis] / max(1, self.overlap[axis]))
+        longest = max(cuttable, key=lambda axis: extent[axis] / (self.overlap[axis] or alignment[axis]))
         return replace(self, size=tuple(halves[axis] if axis == longest else self.size[axis] for axis in range(3)))
 
 

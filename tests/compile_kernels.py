@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for a GPU that need not be here: `compile_kernels.py 90` for compute capability 9.0.
 
 Prints registers and spilled bytes per thread of each kernel, with the tiles that it would run with, for windows of 108 and
-of 64 tokens. Exits with 1 when attention spills, or a kernel whose registers are limited.
+of 64 tokens and blocks of 128. Exits with 1 when attention spills, or a kernel whose registers are limited.
 """
 
 import re
@@ -15,12 +15,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from simplegvr_core.networks.kernels import block_triton
 from simplegvr_core.networks.kernels import sparse_local_triton as ours
 
 CUOBJDUMP = next((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("cuobjdump*"))
 TYPES = dict.fromkeys(("q", "k", "v", "x", "out", "grad", "q_grad", "k_grad", "v_grad"), "*bf16")
 TYPES |= dict.fromkeys(("log_sum", "delta", "mean"), "*fp32") | {"scale": "fp32"}
 TYPES |= dict.fromkeys(("table", "length", "selection", "selectors", "first_selector"), "*i64")
+TYPES |= dict.fromkeys(("q_table", "q_length", "k_table", "k_length", "order", "block", "start", "count", "nulls"), "*i64")
 
 
 def registers_and_spills(kernel, capability: int, settings: dict) -> tuple[int, int]:
@@ -45,12 +47,13 @@ def registers_and_spills(kernel, capability: int, settings: dict) -> tuple[int, 
 if __name__ == "__main__":
     capability, failed = int(sys.argv[1]), False
     limited_kernels = (ours.attention_kernel, ours.q_grad_kernel)
-    cases = product((ours.mean_kernel, *limited_kernels, ours.kv_grad_kernel), (108, 64), ours.HEAD_DIMS, (True, False))
-    for kernel, size, head_dim, contiguous in cases:
+    windows = product((ours.mean_kernel, *limited_kernels, ours.kv_grad_kernel), (108, 64), ours.HEAD_DIMS, (True, False))
+    blocks = product((ours.mean_kernel, block_triton.block_kernel), (128,), ours.HEAD_DIMS, (True, False))
+    for kernel, size, head_dim, contiguous in (*windows, *blocks):
         limit = ours.occupancy(size, contiguous, divmod(capability, 10)) if kernel in limited_kernels else {}
         settings = {"M": ours.tile_size(size)} | ours.constants(size, head_dim, contiguous) | limit
         registers, spilled = registers_and_spills(kernel, capability, settings)
-        failed |= spilled > 0 and (kernel is ours.attention_kernel or bool(limit))
+        failed |= spilled > 0 and (kernel in (ours.attention_kernel, block_triton.block_kernel) or bool(limit))
         case = f"{kernel.fn.__name__:18} P {size:3} D {head_dim:3} contiguous {contiguous!s:5}"
         print(f"{case} {registers} of {limit.get('maxnreg', 255)} registers, {spilled} bytes spilled")
     sys.exit(failed)

@@ -92,7 +92,7 @@ def test_no_tiling_that_fits_computes_fewer_cells(budget):
     def need(box: tuple[int, int, int]) -> int:
         return 100 + math.prod(box) // 100
 
-    tiling, needed = least_work(extent, alignment, None, need, lambda box: budget)
+    tiling, needed = least_work(extent, alignment, overlap, None, need, lambda box: budget)
 
     def cells(tiling: Tiling) -> int:
         return sum(math.prod(box.size) for box in tiling.boxes(extent))

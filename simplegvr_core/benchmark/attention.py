@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from ..networks import kernels
 from ..networks.attention import AttentionConfig, attend, full_attention, select_windows
-from ..networks.kernels import reference
+from ..networks.block_causal import choose_blocks
+from ..networks.block_causal_config import BlockCausalConfig
+from ..networks.kernels import block_reference, reference
 from ..networks.windows import TokenLayout, Windows
 from ..planning import flops
 from . import baselines
@@ -24,7 +26,8 @@ ATTENTIONS = {
     "swin": AttentionConfig(kind="swin", window=(1, 36, 21), unit=5),
     "sparse local": AttentionConfig(),
 }
-CHECKED_WINDOWS, CHECKED_TOKENS = 64, 16  # compared with float64: the whole would take longer than the benchmark
+BLOCK_CAUSAL = BlockCausalConfig()
+CHECKED_WINDOWS, CHECKED_BLOCKS, CHECKED_TOKENS = 64, 4, 16  # compared with float64: the whole would take longer than the benchmark
 
 Error = Callable[[Tensor], float]
 
@@ -71,10 +74,12 @@ class AttentionBenchmark(Options):
             rows += self.dense(machine, tokens)
             for config in configs:
                 rows += self.sparse(machine, tokens, config)
+            rows += self.block_causal(machine, tokens)
         first = self.grids[0]
         dense = fastest(rows, first, "dense: ")
         sparse = fastest(rows, first, f"ours, k {self.top_k[0]}: ")
         units = fastest(rows, first, "dense units: ")
+        causal = fastest(rows, first, "block causal: ")
         if sparse is None:
             raise ValueError(f"--limit-s is {self.limit_s:g}, by which nothing of ours can run: raise it, or choose a smaller grid")
         summary = {
@@ -84,6 +89,8 @@ class AttentionBenchmark(Options):
             "sparse_over_dense_units": units and units[0] / sparse[0],
             "scaling_4x_tokens": self.scaling(machine, first, sparse[1].split(": ")[1]),
             "share_of_dense": flops.share_of_dense(configs[0], first),
+            "block_causal_over_dense": dense and causal and dense[0] / causal[0],
+            "block_causal_share_of_dense": flops.share_of_dense(BLOCK_CAUSAL, first),
         }
         bars(self.out / "attention.png", [row for row in rows if row.grid == first], f"attention at {' x '.join(map(str, first))} tokens")
         return report(self.out / "attention", machine, rows, summary)
@@ -154,6 +161,33 @@ class AttentionBenchmark(Options):
         for name, factory in baselines.SPARSE.items() if machine.device.type == "cuda" else ():
             work = self.work(f"{name}, {label}, windows given", tokens, config)
             rows.append(baseline_row(machine, work, partial(factory, q, k, v, windows, selection)))
+        return rows
+
+    def block_causal(self, machine: Machine, tokens: Tokens) -> list[Row]:
+        """Returns timings of block-causal attention of a clip: of the whole operator, and in parts."""
+        grid, q, k, v = tokens
+        layout = TokenLayout(grid, ordered=True)
+        _, blocks, selection = choose_blocks(q, k, layout, BLOCK_CAUSAL, kernels.load_block("sdpa"))
+        some = selection._replace(**{name: getattr(selection, name)[:, :, :CHECKED_BLOCKS] for name in ("start", "count")})
+        exact = block_reference.block_attention(q.double(), k.double(), v.double(), blocks, some)
+        checked = blocks.queries.table[:CHECKED_BLOCKS].flatten()
+        checked = checked[checked >= 0]
+
+        def error(out: Tensor) -> float:
+            return max_error(out[:, checked], exact[:, checked])
+
+        case = kernels.KernelCase(machine.device, machine.dtype, self.head_dim, blocks.keys.size, blocks.keys.contiguous)
+        rows = []
+        for name in dict.fromkeys(("sdpa", kernels.fastest_block(case))):
+            kernel = kernels.load_block(name)
+            whole = partial(attend, q, k, v, layout, BLOCK_CAUSAL, 0, kernel=kernel)
+            finding = Work(f"block causal, finding blocks: {name}", grid, bytes=2 * nbytes(q))
+            given = self.work(f"block causal, blocks given: {name}", tokens, BLOCK_CAUSAL)
+            rows += [
+                machine.row(self.work(f"block causal: {name}", tokens, BLOCK_CAUSAL), whole, error),
+                machine.row(finding, lambda kernel=kernel: choose_blocks(q, k, layout, BLOCK_CAUSAL, kernel).selection.block),
+                machine.row(given, partial(kernel.block_attention, q, k, v, blocks, selection), error),
+            ]
         return rows
 
     def operator(self, machine: Machine, tokens: Tokens, config: AttentionConfig, implementation: str, error: Error | None = None) -> Row:

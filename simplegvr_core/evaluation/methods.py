@@ -15,7 +15,7 @@ from torch import Tensor
 from ..latent_space import scaled_size
 from ..networks.dit import SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE
-from ..networks.upsampler import LatentUpsampler, resize
+from ..networks.upsampler import Upsampler, resize
 from ..networks.wan_vae import WanVAE
 from ..sampling.latent_file import TensorFrames
 from ..sampling.super_resolve import SamplingConfig
@@ -39,7 +39,7 @@ class Models:
     """
 
     vae: TinyVAE | WanVAE
-    upsampler: LatentUpsampler
+    upsampler: Upsampler
     dit: SimpleGVRDiT
     sampling: SamplingConfig
     seed: int

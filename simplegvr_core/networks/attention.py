@@ -3,7 +3,7 @@
 B batch, L tokens, n heads, d head dim. q, k, v: (B, L, n, d), rotary positions already applied.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from . import kernels
 from .attention_config import AttentionConfig
-from .kernels import KernelCase, WindowKernel
+from .block_causal import attend_blocks
+from .block_causal_config import BlockCausalConfig
+from .kernels import BlockKernel, KernelCase, WindowKernel
 from .layers import exact_float32, uncompiled
 from .windows import TokenLayout, Windows
 
@@ -53,7 +55,7 @@ def attend(
     config: AttentionConfig,
     block: int,
     *,
-    kernel: WindowKernel | None = None,
+    kernel: WindowKernel | BlockKernel | None = None,
     dense: DenseAttention = full_attention,
 ) -> Tensor:
     """Returns the attention of one block, (B, L, n, d), with scores scaled by 1 / sqrt(d).
@@ -63,12 +65,14 @@ def attend(
         layout: of the L tokens.
         config: which tokens attend to which.
         block: number of the block, from 0. Odd blocks shift the temporal units, and the windows of "swin".
-        kernel: computes window attention; by default the one that kernels.fastest names.
+        kernel: computes window attention; by default the one that kernels.fastest names. A BlockKernel where config is block-causal.
         dense: computes full attention, and the attention of the condition tokens.
 
     Raises:
         ValueError: L is not the number of tokens of the layout.
     """
+    if isinstance(config, BlockCausalConfig):
+        return attend_blocks(q, k, v, layout, config, kernel=cast("BlockKernel | None", kernel))
     length = layout.num_grid_tokens
     if q.shape[1] != length + layout.num_condition_tokens:
         raise ValueError(f"attention got {q.shape[1]} tokens, wanted those of {layout}")
@@ -77,7 +81,7 @@ def attend(
     if config.kind == "full":
         attended = attend_in_units(q[:, :length], k, v, layout, config, block, dense)
     else:
-        attended = attend_in_windows(q[:, :length], k, v, layout, config, block, kernel)
+        attended = attend_in_windows(q[:, :length], k, v, layout, config, block, cast("WindowKernel | None", kernel))
     if layout.num_condition_tokens:
         attended = torch.cat((attended, dense(q[:, length:], k, v)), dim=1)
     return attended

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..tiling import Tiling, aligned_tiling
 from .layers import uncompiled
 from .windows import TokenLayout, Windows, cut_lengths, cut_windows, token_order
 
@@ -48,6 +49,10 @@ class AttentionConfig:
         """Latent pixels along T, H, W at whose multiples a box begins, so that its units and windows are the whole latent's."""
         frames, rows, columns = (1, 1, 1) if self.kind == "full" else self.window
         return self.unit or frames, 2 * rows, 2 * columns
+
+    def tiling(self, wanted: tuple[int | None, int | None, int | None]) -> Tiling:
+        """Returns the tiling whose boxes are at least as large as wanted, in latent pixels along T, H, W; see aligned_tiling."""
+        return aligned_tiling(wanted, self.alignment)
 
     def unit_lengths(self, frames: int, block: int) -> list[int]:
         """Returns the latent frames of each temporal unit in one block. Odd blocks shift the units."""

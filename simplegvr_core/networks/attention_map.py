@@ -6,6 +6,7 @@ Boxes are tokens along T, H, W of the grid; a token is 16 x 16 pixels of one lat
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -14,8 +15,10 @@ from torch import Tensor
 from ..latent_space import first_frame
 from ..tiling import Box
 from .attention import AttentionConfig, select
+from .block_causal import choose_blocks, padded_mean
+from .block_causal_config import BlockCausalConfig
 from .layers import exact_float32
-from .windows import TokenLayout
+from .windows import TokenLayout, Windows
 
 TOKEN = 16  # pixels
 CHOSEN, SELECTED = (255, 255, 255), (255, 140, 0)
@@ -46,8 +49,9 @@ class AttentionMap:
         box: its tokens.
         selected: windows it attends to, those that most heads select first.
         heads: number of heads asked.
-        others: number of windows of its temporal unit that it could select.
-        scope: the unit's first latent frame, and the one after its last.
+        others: number of windows that it could select: of its temporal unit, or in sight of a causal block.
+        scope: first latent frame of the windows it could select, and the one after their last.
+        itself: share of the heads that attend to the window itself; below 1 only in block-causal attention.
     """
 
     box: Box
@@ -55,11 +59,13 @@ class AttentionMap:
     heads: int
     others: int
     scope: tuple[int, int]
+    itself: float = 1.0
 
     def describe(self, size: tuple[int, int]) -> str:
         """Returns it in words, a line for each window. size: height and width of the video in pixels."""
+        own = f" in {round(self.itself * self.heads)} of {self.heads} heads" if self.itself < 1 else ""
         lines = [
-            f"The window at {place(self.box, size)} attends to itself and, of {self.others} others in latent frames "
+            f"The window at {place(self.box, size)} attends to itself{own} and, of {self.others} others in latent frames "
             f"{self.scope[0]} to {self.scope[1] - 1}, to:"
         ]
         for number, window in enumerate(self.selected, 1):
@@ -85,44 +91,100 @@ def map_attention(
     Args:
         q, k: (B, L, n, d) of the same dtype.
         layout: of the L tokens.
-        config: of kind "sparse_local".
+        config: of kind "sparse_local" or "block_causal".
         block: number of the block, from 0.
         token: its place along T, H, W.
         head: the only one to ask, from 0. None asks all.
     """
-    kernel, windows, selection = select(q, k, layout, config, block)
-    grid, raster = layout.grid, windows.table[: windows.num_windows]
-    order = config.token_order(grid, q.device) if layout.ordered else None
-    if order is not None:
-        raster = torch.where(raster >= 0, order[raster.clamp(min=0)], -1)
-    number = (token[0] * grid[1] + token[1]) * grid[2] + token[2]
-    chosen = int((raster == number).any(1).nonzero())
-    q_mean, k_mean = (kernel.window_mean(x, windows)[0] for x in (q, k))
-    with exact_float32(q.device):
-        scores = torch.einsum("n d, M n d -> n M", q_mean[chosen], k_mean) / math.sqrt(q.shape[-1])
-
-    choices = defaultdict(list)  # window -> (rank, score) in each head that selects it
+    if isinstance(config, BlockCausalConfig):
+        choices = block_choices(q, k, layout, config, token)
+    else:
+        choices = window_choices(q, k, layout, config, block, token)
+    found = defaultdict(list)  # window -> (rank, score) in each head that selects it
     heads = range(q.shape[2]) if head is None else (head,)
     for asked in heads:
-        others = [window for window in selection[0, asked, chosen, 1:].tolist() if 0 <= window < windows.num_windows]
+        others = [window for window in choices.selected[asked] if window != choices.chosen]
         for rank, window in enumerate(others, 1):
-            choices[window].append((rank, float(scores[asked, window])))
+            found[window].append((rank, float(choices.scores[asked, window])))
 
-    boxes = {window: box_of(raster[window], grid) for window in (chosen, *choices)}
-    selected = [
-        SelectedWindow(boxes[window], len(found) / len(heads), *(sum(values) / len(found) for values in zip(*found, strict=True)))
-        for window, found in choices.items()
-    ]
-    unit = windows.unit[(windows.unit == chosen).any(1)][0]
-    unit = unit[unit >= 0]
-    scope = box_of(raster[unit].flatten(), grid)
+    boxes = {window: box_of(choices.raster[window], layout.grid) for window in (choices.chosen, *found)}
+    selected = []
+    for window, ranked in found.items():
+        ranks, scores = zip(*ranked, strict=True)
+        selected.append(SelectedWindow(boxes[window], len(ranked) / len(heads), sum(ranks) / len(ranked), sum(scores) / len(ranked)))
+    scope = box_of(choices.raster[choices.scope].flatten(), layout.grid)
     return AttentionMap(
-        boxes[chosen],
+        boxes[choices.chosen],
         tuple(sorted(selected, key=lambda window: (-window.share, -window.score))),
         len(heads),
-        len(unit) - 1,
+        len(choices.scope) - 1,
         (scope.start[0], scope.stop[0]),
+        sum(choices.chosen in choices.selected[asked] for asked in heads) / len(heads),
     )
+
+
+class Choices(NamedTuple):
+    """What the window around a token selects, in each head.
+
+    Args:
+        chosen: the window's number.
+        raster: (windows, P) raster numbers of each window's tokens, -1 for none.
+        selected: of each head, the windows it attends to, most similar first.
+        scores: (n, windows) q k / sqrt(d) of means.
+        scope: (windows,) numbers of the windows it could select, itself included.
+    """
+
+    chosen: int
+    raster: Tensor
+    selected: list[list[int]]
+    scores: Tensor
+    scope: Tensor
+
+
+def window_choices(q: Tensor, k: Tensor, layout: TokenLayout, config: AttentionConfig, block: int, token: tuple[int, int, int]) -> Choices:
+    """Returns what the window around a token selects in sparse local attention."""
+    kernel, windows, selection = select(q, k, layout, config, block)
+    raster = raster_numbers(windows, layout, config)
+    chosen = window_of(raster, layout.grid, token)
+    selected = [[window for window in row if 0 <= window < windows.num_windows] for row in selection[0, :, chosen].tolist()]
+    unit = windows.unit[(windows.unit == chosen).any(1)][0]
+    scores = scores_of(kernel.window_mean(q, windows)[0, chosen], kernel.window_mean(k, windows)[0])
+    return Choices(chosen, raster, selected, scores, unit[unit >= 0])
+
+
+def block_choices(q: Tensor, k: Tensor, layout: TokenLayout, config: BlockCausalConfig, token: tuple[int, int, int]) -> Choices:
+    """Returns what the block around a token selects in block-causal attention of a whole clip."""
+    kernel, blocks, selection = choose_blocks(q, k, layout, config)
+    raster = raster_numbers(blocks.keys, layout, config)
+    chosen = window_of(raster, layout.grid, token)
+    scores = scores_of(padded_mean(q, blocks.queries, kernel)[0, chosen], padded_mean(k, blocks.keys, kernel)[0])
+    selected = []
+    for head, (start, count) in enumerate(zip(selection.start[0, :, chosen].tolist(), selection.count[0, :, chosen].tolist(), strict=True)):
+        picked = selection.block[start : start + count]
+        selected.append(picked[scores[head, picked].argsort(descending=True)].tolist())
+    slab = chosen // blocks.blocks
+    group, allowed = next(pair for pair in zip(blocks.groups, blocks.allowed, strict=True) if pair[0].start <= slab < pair[0].stop)
+    scope = allowed[chosen - group.start * blocks.blocks].nonzero()[:, 0] + group.origin * blocks.blocks
+    return Choices(chosen, raster, selected, scores, scope)
+
+
+def raster_numbers(windows: Windows, layout: TokenLayout, config: AttentionConfig) -> Tensor:
+    """Returns (num_windows, P) raster numbers of the windows' tokens, -1 for none."""
+    table = windows.table[: windows.num_windows]
+    order = config.token_order(layout.grid, table.device) if layout.ordered else None
+    return table if order is None else torch.where(table >= 0, order[table.clamp(min=0)], -1)
+
+
+def window_of(raster: Tensor, grid: tuple[int, int, int], token: tuple[int, int, int]) -> int:
+    """Returns the number of the window that a token belongs to. token: its place along T, H, W."""
+    number = (token[0] * grid[1] + token[1]) * grid[2] + token[2]
+    return int((raster == number).any(1).nonzero())
+
+
+def scores_of(q_mean: Tensor, k_mean: Tensor) -> Tensor:
+    """Returns (n, windows) q k / sqrt(d). q_mean: (n, d); k_mean: (windows, n, d)."""
+    with exact_float32(q_mean.device):
+        return torch.einsum("n d, M n d -> n M", q_mean, k_mean) / math.sqrt(q_mean.shape[-1])
 
 
 def box_of(tokens: Tensor, grid: tuple[int, int, int]) -> Box:

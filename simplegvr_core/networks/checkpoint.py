@@ -57,16 +57,7 @@ def read_config(path: Path, kind: str) -> dict:
         ValueError: the file is not safetensors, truncated, or of another kind.
         FileNotFoundError: there is none.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the name, or download or train the checkpoint first")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}): download it again. "
-            "Pickled checkpoints (.pt, .pth, .ckpt) are not read, because loading one can run any code"
-        ) from error
+    metadata = read_metadata(path)
     if METADATA_KEY not in metadata:
         raise ValueError(
             f"{path} carries no {METADATA_KEY!r} in its metadata: it is no SimpleGVR checkpoint; load stock models with ComfyUI's own nodes"
@@ -78,12 +69,24 @@ def read_config(path: Path, kind: str) -> dict:
 
 
 def is_ours(path: Path) -> bool:
-    """Returns whether a safetensors file carries our configuration; stock models do not. Raises ValueError if it is no such file."""
+    """Returns whether a safetensors file carries our configuration; stock models do not. Raises what read_metadata raises."""
+    return METADATA_KEY in read_metadata(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of a safetensors file; no tensor is read.
+
+    Raises ValueError that names the file and the cure when it is not complete; FileNotFoundError when it is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: check the name, or download or train the checkpoint first")
     try:
         with safe_open(path, framework="pt") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}): check the name, or download it again") from error
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}): download it again; a pickled checkpoint's name ends with .pth or .pt"
+        ) from error
 
 
 def parse_config(config_class: type, config: dict, section: str, path: Path):

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
 from .attention import AttentionConfig, DenseAttention, attend, full_attention
+from .block_causal_config import BlockCausalConfig
+from .foreign import read_any
 from .layers import apply_rotary, rotary_table, sinusoidal_embedding
 from .windows import TokenLayout
 
@@ -44,6 +46,8 @@ class DiTConfig:
         eps: of the norms.
         condition: "channel", the condition's channels beside the noised latent's; or "token", its tokens behind the
             noised latent's (the paper's ablation).
+        exact_time: whether the timestep's sinusoid is float64, and its layers, modulation, gates, residual sums and the head are
+            float32 in any dtype (Ultra Flash).
     """
 
     in_dim: int = 32
@@ -55,6 +59,7 @@ class DiTConfig:
     freq_dim: int = 256
     eps: float = 1e-6
     condition: str = "channel"
+    exact_time: bool = False
 
     def __post_init__(self):
         if self.condition not in CONDITIONS:
@@ -64,6 +69,10 @@ class DiTConfig:
     def patch_channels(self) -> int:
         """Channels of the latent pixels in a token."""
         return LATENT_CHANNELS if self.condition == "token" else self.in_dim
+
+    def time_dtype(self, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Returns the dtype of the timestep's layers and of the head in a network of that dtype."""
+        return torch.float32 if self.exact_time else dtype
 
 
 class SelfAttention(Protocol):
@@ -119,10 +128,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, e: Tensor, rotary: Tensor, context: Tensor, self_attention: DenseAttention, cross_attention: DenseAttention
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.to(x) + e).chunk(6, dim=1)
-        x = x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1), self_attention, rotary=rotary)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.modulation, x, e)
+        x = (x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1), self_attention, rotary=rotary)).to(x.dtype)
         x = x + self.cross_attn(self.norm3(x), cross_attention, context=context)
-        return x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2))
+        return (x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2))).to(x.dtype)
 
 
 class Head(nn.Module):
@@ -131,12 +140,12 @@ class Head(nn.Module):
     def __init__(self, config: DiTConfig, device, dtype, operations):
         super().__init__()
         self.norm = operations.LayerNorm(config.dim, config.eps, elementwise_affine=False, device=device, dtype=dtype)
-        self.head = operations.Linear(config.dim, 4 * LATENT_CHANNELS, device=device, dtype=dtype)
+        self.head = operations.Linear(config.dim, 4 * LATENT_CHANNELS, device=device, dtype=config.time_dtype(dtype))
         self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        shift, scale = (self.modulation.to(x) + e).chunk(2, dim=1)
-        return self.head(modulate(self.norm(x), shift, scale))
+        shift, scale = modulation(self.modulation, x, e)
+        return self.head(modulate(self.norm(x).to(shift.dtype), shift, scale))
 
 
 class SimpleGVRDiT(nn.Module):
@@ -163,10 +172,9 @@ class SimpleGVRDiT(nn.Module):
         self.text_embedding = nn.Sequential(
             operations.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), operations.Linear(dim, dim, **factory)
         )
-        self.time_embedding = nn.Sequential(
-            operations.Linear(config.freq_dim, dim, **factory), nn.SiLU(), operations.Linear(dim, dim, **factory)
-        )
-        self.time_projection = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, **factory))
+        time = {"device": device, "dtype": config.time_dtype(dtype)}
+        self.time_embedding = nn.Sequential(operations.Linear(config.freq_dim, dim, **time), nn.SiLU(), operations.Linear(dim, dim, **time))
+        self.time_projection = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, **time))
         self.blocks = nn.ModuleList(Block(config, **factory, operations=operations) for _ in range(config.num_layers))
         self.head = Head(config, **factory, operations=operations)
 
@@ -211,6 +219,7 @@ class SimpleGVRDiT(nn.Module):
         self_attention: SelfAttention | None = None,
         cross_attention: DenseAttention = full_attention,
         token_order: TokenOrder | None = None,
+        first_frame: int = 0,
     ) -> Tensor:
         """Returns the velocity (B, 16, T, H, W). Odd sizes are padded circularly, then cropped.
 
@@ -221,6 +230,7 @@ class SimpleGVRDiT(nn.Module):
             self_attention: in place of the configured one.
             cross_attention: of the tokens to the text.
             token_order: of the tokens that self_attention gets, by default raster order.
+            first_frame: number of z's first latent frame in its clip.
         """
         if self_attention is None:
             self_attention, token_order = partial(attend, config=self.attention), self.attention.token_order
@@ -229,16 +239,16 @@ class SimpleGVRDiT(nn.Module):
         grid = z.shape[2], z.shape[3] // 2, z.shape[4] // 2
         noised, *condition = z.split(self.config.patch_channels, dim=1)
         x = self.tokens(noised)
-        e = self.time_embedding(sinusoidal_embedding(self.config.freq_dim, timestep).to(x.dtype))[:, None]
+        e = self.time_embedding(self.timestep_features(timestep, x))[:, None]
         e_blocks = self.time_projection(e).unflatten(2, (6, -1)).squeeze(1)
         context = self.text_embedding(context)
-        rotary = raster = rotary_table(grid, self.config.dim // self.config.num_heads, x.device)
+        rotary = raster = rotary_table(grid, self.config.dim // self.config.num_heads, x.device, first_frame)
         order = token_order(grid, x.device) if token_order else None
         if order is not None:
             x, rotary = x[:, order], rotary[order]
         for part in condition:
             x, rotary = torch.cat((x, self.tokens(part) + self.condition_embedding), dim=1), torch.cat((rotary, raster))
-        layout = TokenLayout(grid, ordered=order is not None, num_condition_tokens=len(condition) * len(raster))
+        layout = TokenLayout(grid, order is not None, len(condition) * len(raster), first_frame)
         for index, block in enumerate(self.blocks):
             inputs = e_blocks, rotary, context, partial(self_attention, layout=layout, block=index), cross_attention
             x = recompute(block, x, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(x, *inputs)
@@ -249,14 +259,25 @@ class SimpleGVRDiT(nn.Module):
         velocity = rearrange(x, "B (T H W) (h w C) -> B C T (H h) (W w)", T=T, H=H, W=W, h=2, w=2)
         return velocity[..., :height, :width]
 
+    def timestep_features(self, timestep: Tensor, x: Tensor) -> Tensor:
+        """Returns the sinusoid (B, freq_dim) of timestep (B,) for tokens x."""
+        if self.config.exact_time:  # on the CPU, as not every device has float64
+            return sinusoidal_embedding(self.config.freq_dim, timestep.cpu().double()).to(x.device, torch.float32)
+        return sinusoidal_embedding(self.config.freq_dim, timestep).to(x.dtype)
+
     def tokens(self, z: Tensor) -> Tensor:
         """Returns the tokens (B, L, D) of z (B, C, T, H, W), in raster order."""
         return rearrange(self.patch_embedding(z.float()).to(z.dtype), "B D T H W -> B (T H W) D")
 
 
+def modulation(parameter: Tensor, x: Tensor, e: Tensor) -> tuple[Tensor, ...]:
+    """Returns the sum of a layer's own modulation (1, n, D) and the timestep's, cut into n; in the wider dtype of x and e."""
+    return (parameter.to(x.device, torch.promote_types(x.dtype, e.dtype)) + e).chunk(parameter.shape[1], dim=1)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Returns x (1 + scale) + shift. x: (B, L, D); shift, scale: (B, 1, D)."""
-    return torch.addcmul(shift, x, 1 + scale)
+    """Returns x (1 + scale) + shift in x's dtype. x: (B, L, D); shift, scale: (B, 1, D)."""
+    return torch.addcmul(shift, x.to(shift.dtype), 1 + scale).to(x.dtype)
 
 
 def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> dict[str, Tensor]:
@@ -273,9 +294,9 @@ def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> d
     return {**state_dict, "patch_embedding.weight": torch.cat((weight, new), dim=1)}
 
 
-def load_dit(path: Path) -> tuple[SimpleGVRDiT, dict]:
-    """Returns the model of a checkpoint, float32, on the CPU, and its configuration. Raises what checkpoint.read raises."""
-    state_dict, config = checkpoint.read(path, "dit")
+def load_dit(path: Path, family: str = "auto") -> tuple[SimpleGVRDiT, dict]:
+    """Returns the model of a checkpoint, float32, on the CPU, and its configuration. Raises what foreign.read_any and load_strict raise."""
+    state_dict, config = read_any(path, "dit", family)
     model = SimpleGVRDiT(*parse_dit_config(config, path))
     checkpoint.load_strict(model, state_dict, path)
     return model.eval(), config
@@ -320,7 +341,8 @@ def read_dit_config(path: Path) -> DiTConfig:
 
 def parse_dit_config(config: dict, path: Path) -> tuple[DiTConfig, AttentionConfig]:
     """Returns the sizes and the attention in a checkpoint's configuration. Raises what parse_config raises."""
+    is_block_causal = config.get("attention", {}).get("kind") == "block_causal"
     return (
         checkpoint.parse_config(DiTConfig, config, "model", path),
-        checkpoint.parse_config(AttentionConfig, config, "attention", path),
+        checkpoint.parse_config(BlockCausalConfig if is_block_causal else AttentionConfig, config, "attention", path),
     )

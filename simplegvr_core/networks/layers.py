@@ -82,14 +82,17 @@ class ResidualBlock3d(nn.Module):
 
 
 def sinusoidal_embedding(dim: int, position: Tensor) -> Tensor:
-    """Returns (B, dim) cosines then sines of position / 10000^(i / (dim / 2)). position: (B,), 0 to 1000 for timesteps."""
-    half = dim // 2
-    frequency = torch.pow(10000, -torch.arange(half, device=position.device, dtype=torch.float32) / half)
-    angle = torch.outer(position.float(), frequency)
+    """Returns (B, dim) cosines then sines of position / 10000^(i / (dim / 2)).
+
+    position: (B,), 0 to 1000 for timesteps; in float64 so is the result, else float32.
+    """
+    half, dtype = dim // 2, torch.promote_types(position.dtype, torch.float32)
+    frequency = torch.pow(10000, -torch.arange(half, device=position.device, dtype=dtype) / half)
+    angle = torch.outer(position.to(dtype), frequency)
     return torch.cat((angle.cos(), angle.sin()), dim=1)
 
 
-def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None) -> Tensor:
+def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None, first_frame: int = 0) -> Tensor:
     """Returns (L, d / 2, 2) cosine and sine of each token's rotary angles, float32, for L = T*H*W tokens in raster order.
 
     Wan 2.1's split of the head: d - 4 (d // 6) features turn with T, 2 (d // 6) each with H and W; theta 10000.
@@ -99,12 +102,14 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
         grid: T, H, W tokens.
         head_dim: d.
         device: of the table.
+        first_frame: position of the first token along T.
     """
     widths = (head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6))
     axes = []
     for axis, (size, width) in enumerate(zip(grid, widths, strict=True)):
         frequency = 10000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angle = torch.outer(torch.arange(size, dtype=torch.float64), frequency)
+        position = torch.arange(size, dtype=torch.float64) + (first_frame if axis == 0 else 0)
+        angle = torch.outer(position, frequency)
         turn = torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
         axes.append(turn.view([size if i == axis else 1 for i in range(3)] + [width // 2, 2]).expand(*grid, -1, -1))
     return torch.cat(axes, dim=3).flatten(0, 2)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
+from .foreign import read_any
 from .layers import CausalConv3d, CausalState, ChannelNorm, exact_float32, name_convolutions
+from .ultra_upsampler import UltraUpsampler, UltraUpsamplerConfig
 
 LEAST_TILE = 32  # latent pixels a side
 
@@ -37,6 +39,11 @@ class UpsamplerConfig:
     expand_time: bool = True
     blocks: int = 2
     latents: Literal["wan", "tiny_vae"] = "wan"
+
+    scale: ClassVar[None] = None  # any
+
+    def check_size(self, source: tuple[int, int], size: tuple[int, int]) -> None:
+        """Accepts every size; UltraUpsamplerConfig's does not."""
 
 
 VARIANTS = {
@@ -198,6 +205,10 @@ class LatentUpsampler(nn.Module):
         return z[..., slice(*rows.inner), slice(*columns.inner)]
 
 
+Upsampler = LatentUpsampler | UltraUpsampler
+AnyUpsamplerConfig = UpsamplerConfig | UltraUpsamplerConfig
+
+
 def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
     """Returns the axes of tiles that keep at most so many target latent pixels each, and together all.
 
@@ -267,9 +278,20 @@ def sampling_position(z: Tensor, tile: Tile) -> Tensor:
     return channels[None, :, None].expand(len(z), -1, z.shape[2], -1, -1)
 
 
-def load_upsampler(path: Path) -> LatentUpsampler:
-    """Returns the upsampler of a checkpoint, float32, on the CPU. Raises what checkpoint.read and load_strict raise."""
-    state_dict, config = checkpoint.read(path, "upsampler")
-    upsampler = LatentUpsampler(checkpoint.parse_config(UpsamplerConfig, config, "model", path))
+def load_upsampler(path: Path, family: str = "auto") -> Upsampler:
+    """Returns the upsampler of a checkpoint, float32, on the CPU. Raises what foreign.read_any and load_strict raise."""
+    state_dict, config = read_any(path, "upsampler", family)
+    upsampler = make_upsampler(parse_upsampler_config(config, path))
     checkpoint.load_strict(upsampler, state_dict, path)
     return upsampler.eval()
+
+
+def make_upsampler(config: AnyUpsamplerConfig, **factory) -> Upsampler:
+    """Returns the network of a configuration. factory: device, dtype, operations."""
+    return UltraUpsampler(config, **factory) if isinstance(config, UltraUpsamplerConfig) else LatentUpsampler(config, **factory)
+
+
+def parse_upsampler_config(config: dict, path: Path) -> AnyUpsamplerConfig:
+    """Returns the sizes in a checkpoint's configuration. Raises what parse_config raises."""
+    is_ultra = config.get("model", {}).get("kind") == "ultra_flash"
+    return checkpoint.parse_config(UltraUpsamplerConfig if is_ultra else UpsamplerConfig, config, "model", path)

@@ -8,6 +8,7 @@ through one spatial window after the other.
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,15 @@ class Windows:
         return Windows(*tensors, contiguous=self.contiguous, ragged=self.ragged)
 
 
+class Copied(Protocol):
+    """What is copied to a device for one forward pass: windows, or blocks."""
+
+    def copy_to(self, device: torch.device | None) -> "Copied": ...
+
+
+C = TypeVar("C", bound=Copied)
+
+
 @dataclass(frozen=True)
 class TokenLayout:
     """Which tokens a sequence consists of, and in which order.
@@ -64,22 +74,24 @@ class TokenLayout:
         grid: T, H, W tokens along time, height and width.
         ordered: whether the grid's tokens are in the order of AttentionConfig.token_order; otherwise they are in raster order.
         num_condition_tokens: tokens after the grid's. All tokens attend to them, and they attend to all.
+        first_frame: number of the grid's first latent frame in its clip.
     """
 
     grid: tuple[int, int, int]
     ordered: bool = False
     num_condition_tokens: int = 0
-    copies: dict[tuple[Windows, torch.device | None], Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
+    first_frame: int = 0
+    copies: dict[tuple[Copied, torch.device | None], Copied] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_grid_tokens(self) -> int:
         return math.prod(self.grid)
 
-    def on_device(self, windows: Windows, device: torch.device | None) -> Windows:
+    def on_device(self, windows: C, device: torch.device | None) -> C:
         """Returns this layout's copy of windows on a device."""
         if (windows, device) not in self.copies:
             self.copies[windows, device] = windows.copy_to(device)
-        return self.copies[windows, device]
+        return cast(C, self.copies[windows, device])
 
 
 def cut_lengths(extent: int, size: int, shifted: bool) -> list[int]:

@@ -31,7 +31,7 @@ from ..networks.checkpoint import load_strict, parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
-from ..networks.upsampler import LatentUpsampler, load_upsampler
+from ..networks.upsampler import Upsampler, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig, guided_network, sample_euler, super_resolve
 from ..video.frames import crop_centre, limit_height, to_images, to_video
@@ -154,7 +154,7 @@ class Bench:
         return load_vae(self.options.vae).to(self.options.device)
 
     @cached_property
-    def upsampler(self) -> LatentUpsampler:
+    def upsampler(self) -> Upsampler:
         return load_upsampler(self.options.upsampler).to(self.options.device)
 
     @cached_property

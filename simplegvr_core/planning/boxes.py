@@ -13,9 +13,9 @@ import torch
 from ..latent_space import LATENT_CHANNELS, pixels
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT
-from ..networks.upsampler import UpsamplerConfig
-from ..tiling import Tiling, aligned_tiling, padded, spans
-from .network_memory import amount, dit_bytes, weight_bytes
+from ..networks.upsampler import AnyUpsamplerConfig, UpsamplerConfig
+from ..tiling import Tiling, padded, spans
+from .network_memory import amount, dit_bytes, past_bytes, weight_bytes
 
 TRAINED_FRAMES = 21  # latent, of Wan 2.1's dense attention
 UNCOUNTED = 0.1  # of the free memory: workspaces of kernels, and what an allocator cannot reuse
@@ -31,7 +31,7 @@ class Networks:
 
     dit: DiTConfig
     attention: AttentionConfig
-    upsampler: UpsamplerConfig = UpsamplerConfig()
+    upsampler: AnyUpsamplerConfig = UpsamplerConfig()
 
     @property
     def longest_segment(self) -> int | None:
@@ -92,9 +92,10 @@ def plan_tiling(networks: Networks, shape: tuple[int, int, int, int], machine: M
         return dit_bytes(networks.dit, networks.attention, batch, box, machine.dtype, machine.implementation)
 
     def left(box: Extent) -> int:
-        return budget - segment_bytes(shape, box[0]) if machine.on_host else budget
+        return budget - host_bytes(networks, shape, box, machine) if machine.on_host else budget
 
-    return least_work(padded(shape[1:]), networks.attention.alignment, networks.longest_segment, need, left)
+    overlap = networks.attention.tiling((None, None, None)).overlap
+    return least_work(padded(shape[1:]), networks.attention.alignment, overlap, networks.longest_segment, need, left)
 
 
 def segment_bytes(shape: tuple[int, int, int, int], frames: int) -> int:
@@ -103,14 +104,26 @@ def segment_bytes(shape: tuple[int, int, int, int], frames: int) -> int:
     return int(SEGMENT_COPIES * 4 * batch * LATENT_CHANNELS * frames * height * width)
 
 
+def host_bytes(networks: Networks, shape: tuple[int, int, int, int], box: Extent, machine: Machine) -> int:
+    """Returns the bytes that a clip of shape (B, T, H, W) takes on the host: a segment's frames, and the past of causal attention."""
+    past = past_bytes(networks.dit, networks.attention, shape[0], (box[0], *shape[2:]), machine.dtype) if box[0] < shape[1] else 0
+    return segment_bytes(shape, box[0]) + past
+
+
 def least_work(
-    extent: Extent, alignment: Extent, longest: int | None, need: Callable[[Extent], int], left: Callable[[Extent], int]
+    extent: Extent,
+    alignment: Extent,
+    overlap: Extent,
+    longest: int | None,
+    need: Callable[[Extent], int],
+    left: Callable[[Extent], int],
 ) -> tuple[Tiling, int]:
     """Returns the tiling with the least work, see work, of those whose largest box needs no more than is left; and what it needs.
 
     Args:
         extent: Of the clip, with even sides.
         alignment: Multiples at which boxes begin.
+        overlap: What neighbouring boxes have in common.
         longest: Most latent frames of a box; None is no limit.
         need: Bytes of a box. It rises with the box, almost as a straight line with its volume.
         left: Bytes that are left for a box.
@@ -118,7 +131,6 @@ def least_work(
     Raises:
         ValueError: None fits.
     """
-    overlap = aligned_tiling((None, None, None), alignment).overlap
     T, H, W = (list(sizes(*axis)) for axis in zip(extent, overlap, alignment, (longest, None, None), strict=True))
     smallest, larger = (Tiling((T[i:][0], H[i:][0], W[i:][0]), overlap).tile_size(extent) for i in (-1, -2))
     at_least = lower_bound(need, smallest, larger)
@@ -146,7 +158,7 @@ def sizes(extent: int, overlap: int, align: int, limit: int | None) -> Iterator[
 
     So many boxes compute extent + (boxes - 1) overlap latent pixels, whatever their size: a larger one would only need more memory.
     """
-    smallest = {len(spans(extent, size, overlap)): size for size in reversed(range(2 * overlap, extent, align))}
+    smallest = {len(spans(extent, size, overlap)): size for size in reversed(range(max(2 * overlap, align), extent, align))}
     if limit is None or extent <= limit:
         yield None
     yield from (size for _, size in sorted(smallest.items()) if limit is None or size <= limit)

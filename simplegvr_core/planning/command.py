@@ -14,9 +14,10 @@ from ..latent_space import pixel_size, pixels, short_side_size, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit, parse_dit_config
+from ..networks.foreign import read_any
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig
-from ..networks.upsampler import UpsamplerConfig
+from ..networks.upsampler import AnyUpsamplerConfig, UpsamplerConfig, parse_upsampler_config
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from .boxes import Machine, Networks
 from .flops import dit_flops
@@ -123,18 +124,18 @@ For another size, model or memory: `python3 scripts/run.py plan clip --help`, or
 
 
 def describe(model: str) -> tuple[DiTConfig, AttentionConfig, SamplingConfig]:
-    """Returns the configuration of a checkpoint, or of a size of SIZES. Raises what checkpoint.read_config raises."""
+    """Returns the configuration of a checkpoint, or of a size of SIZES. Raises what foreign.read_any raises."""
     if model in SIZES:
         return SIZES[model], AttentionConfig(), SamplingConfig()
-    config = checkpoint.read_config(Path(model), "dit")
+    _, config = read_any(Path(model), "dit")
     return *parse_dit_config(config, Path(model)), checkpoint.parse_config(SamplingConfig, config, "sampling", Path(model))
 
 
-def read_upsampler(path: Path | None) -> UpsamplerConfig:
+def read_upsampler(path: Path | None) -> AnyUpsamplerConfig:
     """Returns the widths of an upsampler's checkpoint, the paper's for None."""
     if path is None:
         return UpsamplerConfig()
-    return checkpoint.parse_config(UpsamplerConfig, checkpoint.read_config(path, "upsampler"), "model", path)
+    return parse_upsampler_config(read_any(path, "upsampler")[1], path)
 
 
 def section(name: str, networks: Networks, sampling: SamplingConfig) -> str:

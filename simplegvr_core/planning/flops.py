@@ -7,6 +7,7 @@ matrix products count. N tokens, D width.
 from dataclasses import dataclass
 
 from ..networks.attention import AttentionConfig
+from ..networks.block_causal_config import BlockCausalConfig
 from ..networks.dit import DiTConfig
 from ..networks.windows import TokenLayout
 
@@ -24,6 +25,8 @@ def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: 
     if config.kind == "full":
         frame = grid[1] * grid[2]
         return float(sum((frames * frame) ** 2 for frames in config.unit_lengths(grid[0], block)))
+    if isinstance(config, BlockCausalConfig):
+        return block_pairs(config, grid)
     windows = config.windows(TokenLayout(grid), block)
     top_k = config.top_k if config.kind == "sparse_local" else 0
     pairs = 0.0
@@ -31,6 +34,18 @@ def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: 
         length = windows.length[unit[unit >= 0]].double()
         others = (length.sum() - length) / max(1, len(length) - 1)
         pairs += float((length * (length + min(top_k, len(length) - 1) * others)).sum())
+    return pairs
+
+
+def block_pairs(config: BlockCausalConfig, grid: tuple[int, int, int]) -> float:
+    """Returns the same of block-causal attention of a clip: the pairs of blocks it keeps, each of the mean size of those allowed."""
+    blocks, pairs = config.blocks(TokenLayout(grid)), 0.0
+    length = blocks.keys.length.double()
+    for group, allowed in zip(blocks.groups, blocks.allowed, strict=True):
+        keys = length[group.origin * blocks.blocks : group.stop * blocks.blocks]
+        for slab, mask in enumerate(allowed.double().split(blocks.blocks), group.start):
+            queries = length[slab * blocks.blocks : (slab + 1) * blocks.blocks]
+            pairs += blocks.kept[slab] * float(queries @ mask @ keys / mask.sum())
     return pairs
 
 

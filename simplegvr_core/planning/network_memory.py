@@ -9,11 +9,14 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
+from ..latent_space import token_grid
 from ..networks import kernels
 from ..networks.attention import AttentionConfig, attend
+from ..networks.block_causal_config import BlockCausalConfig, BlockLayout, slabs_in_sight
+from ..networks.block_selection import BlockSelection, null_keys
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
-from ..networks.upsampler import LatentUpsampler, UpsamplerConfig
+from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler
 from ..networks.windows import TokenLayout, Windows
 from .tensor_memory import fused_attention, peak_bytes
 
@@ -35,21 +38,61 @@ def dit_bytes(
         box: (T, H, W).
         dtype: Of the activations.
         implementation: Of window attention: "triton", or "sdpa", which gathers windows as on a GPU.
+
+    A box of block-causal attention is counted with all of the past that it can look back on.
     """
     config = replace(dit, num_layers=min(COUNTED_BLOCKS, dit.num_layers))
     model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
     timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
-    kernel = TritonShapes() if implementation == "triton" else kernels.load("sdpa")
-    self_attention = partial(attend, config=attention, kernel=kernel)
-    return peak_bytes(
-        lambda: model(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context, self_attention, token_order=attention.token_order),
-        "meta",
-    )
+    if isinstance(attention, BlockCausalConfig):
+        kernel = TritonShapes() if implementation == "triton" else kernels.load_block("sdpa")
+        run = partial(run_with_past, model, attention, kernel)
+    else:
+        kernel = TritonShapes() if implementation == "triton" else kernels.load("sdpa")
+        run = partial(model, self_attention=partial(attend, config=attention, kernel=kernel), token_order=attention.token_order)
+    return peak_bytes(lambda: run(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context), "meta")
+
+
+def run_with_past(
+    model: SimpleGVRDiT, config: BlockCausalConfig, kernel: kernels.BlockKernel, z: Tensor, timestep: Tensor, context: Tensor
+) -> Tensor:
+    """Returns the velocity of a box that looks back on as much as it can."""
+    first_frame = settled_frame(config)
+
+    def attend_with_past(q: Tensor, k: Tensor, v: Tensor, *, layout: TokenLayout, block: int) -> Tensor:
+        past = config.blocks(layout, q.device).past_frames * layout.grid[1] * layout.grid[2]
+        k, v = (torch.cat((x.new_empty(x.shape[0], past, *x.shape[2:]), x), dim=1) for x in (k, v))
+        return attend(q, k, v, layout, config, block, kernel=kernel)
+
+    order = partial(config.token_order, first_frame=first_frame)
+    return model(z, timestep, context, attend_with_past, token_order=order, first_frame=first_frame)
+
+
+def settled_frame(config: BlockCausalConfig) -> int:
+    """Returns the first latent frame of a group that looks back on as much as it can; 0 where that has no end."""
+    return 0 if config.memory is None else sum(config.groups) + config.groups[-1] * config.memory
+
+
+def past_bytes(dit: DiTConfig, attention: AttentionConfig, batch: int, box: tuple[int, int, int], dtype: torch.dtype) -> int:
+    """Returns the bytes of the keys and values in SlabMemory between two segments; 0 where attention is not causal.
+
+    Args:
+        dit: Sizes of the network.
+        attention: Its self-attention.
+        batch: B.
+        box: (T, H, W) of a segment.
+        dtype: Of keys and values.
+    """
+    if not isinstance(attention, BlockCausalConfig):
+        return 0
+    _, rows, columns = token_grid(box)
+    frames = slabs_in_sight(attention, settled_frame(attention), 1).past_frames
+    return 2 * dit.num_layers * batch * frames * rows * columns * dit.dim * dtype.itemsize
 
 
 @lru_cache
 def upsampler_bytes(
-    upsampler: UpsamplerConfig,
+    upsampler: AnyUpsamplerConfig,
     batch: int,
     frames: int,
     source: tuple[int, int],
@@ -57,7 +100,7 @@ def upsampler_bytes(
     tile: tuple[int, int] | None,
     dtype: torch.dtype,
 ) -> int:
-    """Returns the bytes of LatentUpsampler.stream.
+    """Returns the bytes of an upsampler's stream.
 
     Args:
         upsampler: Widths of the network.
@@ -68,7 +111,7 @@ def upsampler_bytes(
         tile: (H, W) of a tile; None is the whole frame.
         dtype: Of weights and activations.
     """
-    model = LatentUpsampler(upsampler, device="meta", dtype=dtype)
+    model = make_upsampler(upsampler, device="meta", dtype=dtype)
 
     def run() -> None:
         for _ in model.stream((meta(batch, 16, frames, *source, dtype=dtype) for _ in range(3)), size, tile):
@@ -114,7 +157,8 @@ def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.dev
     """Returns the name of the implementation of window attention that runs on a device, as kernels.fastest does."""
     T, H, W = (2 * side for side in attention.window)
     windows = attention.windows(TokenLayout((T, H, W), ordered=True), 0)
-    return kernels.fastest(kernels.KernelCase(device, dtype, dit.dim // dit.num_heads, windows.size, windows.contiguous))
+    case = kernels.KernelCase(device, dtype, dit.dim // dit.num_heads, windows.size, windows.contiguous)
+    return kernels.fastest_block(case) if isinstance(attention, BlockCausalConfig) else kernels.fastest(case)
 
 
 def amount(count: float) -> str:
@@ -127,7 +171,7 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())
 
 
-class TritonShapes(kernels.WindowKernel):
+class TritonShapes(kernels.WindowKernel, kernels.BlockKernel):
     """What the Triton kernels allocate, which is their results only."""
 
     def window_mean(self, x: Tensor, windows: Windows) -> Tensor:
@@ -137,3 +181,7 @@ class TritonShapes(kernels.WindowKernel):
     def window_attention(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows, selection: Tensor) -> Tensor:
         out, _ = fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
         return out.transpose(1, 2)
+
+    def block_attention(self, q: Tensor, k: Tensor, v: Tensor, blocks: BlockLayout, selection: BlockSelection) -> Tensor:
+        null_keys(selection, blocks.keys)
+        return torch.empty_like(q)

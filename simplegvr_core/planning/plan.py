@@ -13,10 +13,10 @@ import torch
 
 from ..latent_space import LATENT_CHANNELS, pixels, token_grid, video_frames
 from ..networks.tiny_vae import TinyVAEConfig
-from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, smaller_tiles
+from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler, smaller_tiles
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from ..tiling import Box, Tiling, padded, spans
-from .boxes import CURE, Machine, Networks, plan_tiling, segment_bytes
+from .boxes import CURE, Machine, Networks, host_bytes, plan_tiling
 from .flops import dit_flops
 from .network_memory import amount, decode_bytes, upsampler_bytes, weight_bytes
 
@@ -60,7 +60,7 @@ class Plan:
         weights_bytes: The DiT's weights.
         resident_bytes: The part of the weights that stays on the device.
         dit_bytes: The largest box, beside the weights.
-        host_bytes: A segment's frames, in the host's memory.
+        host_bytes: A segment's frames in the host's memory, and the keys and values of those before that causal attention needs.
         upsampler_frames: Latent frames that the upsampler is given at a time.
         upsampler_tile: (H, W) of its tiles; None is the whole frame.
         upsampler_bytes: The upsampler's activations.
@@ -108,7 +108,7 @@ class Plan:
     @property
     def trial_tile(self) -> tuple[int, int, int]:
         """Returns the extent of the small box that a trial runs."""
-        T, H, W = (min(2 * shared, size) for shared, size in zip(self.tiling.overlap, self.tile_size, strict=True))
+        T, H, W = (min(2 * shared or size, size) for shared, size in zip(self.tiling.overlap, self.tile_size, strict=True))
         return T, H, W
 
     @property
@@ -137,11 +137,10 @@ class Plan:
         if self.resident_bytes < self.weights_bytes:
             stay = f", of which {amount(self.resident_bytes)} stay and the others come and go"
         in_tiles = f" in tiles of {pixels(self.upsampler_tile)} pixels" if self.upsampler_tile else ""
+        link = f"adjacent segments overlap by {overlap[0]}" if overlap[0] else "each attends to keys and values kept of those before"
         lines = [
             f"{pixels(self.source)} -> {pixels(size)} pixels, {frames} latent frames ({video_frames(frames)} frames), batch {batch}.",
-            f"Segments: {along} of {segment} latent frames; adjacent segments overlap by {overlap[0]}."
-            if along > 1
-            else "Segments: the whole clip is one.",
+            f"Segments: {along} of {segment} latent frames; {link}." if along > 1 else "Segments: the whole clip is one.",
             f"Tiles: {across} x {down} of {pixels(tile)} pixels; adjacent tiles overlap by {pixels(overlap[1:])}."
             if across * down > 1
             else "Tiles: the whole frame is one.",
@@ -183,7 +182,7 @@ def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
         weights_bytes=machine.weights_bytes(networks),
         resident_bytes=machine.resident_bytes(networks),
         dit_bytes=box_bytes,
-        host_bytes=segment_bytes(job.target, tiling.tile_size(extent)[0]),
+        host_bytes=host_bytes(networks, job.target, tiling.tile_size(extent), machine),
         **plan_upsampler(networks.upsampler, job, dtype, machine.usable_bytes),
         decode_bytes=decode_bytes(TinyVAEConfig(), DECODER_FRAMES, job.size, dtype),
         disk_bytes=files * 4 * batch * LATENT_CHANNELS * frames * job.size[0] * job.size[1],
@@ -191,9 +190,9 @@ def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
     )
 
 
-def plan_upsampler(upsampler: UpsamplerConfig, job: Job, dtype: torch.dtype, budget: int) -> dict:
+def plan_upsampler(upsampler: AnyUpsamplerConfig, job: Job, dtype: torch.dtype, budget: int) -> dict:
     """Returns frames, tile and bytes, as Plan names them, of the upsampler: tiles are halved until one fits budget."""
-    budget -= weight_bytes(LatentUpsampler(upsampler, device="meta", dtype=dtype))
+    budget -= weight_bytes(make_upsampler(upsampler, device="meta", dtype=dtype))
     for tile in smaller_tiles(job.size):
         whole = None if tile == job.size else tile
         needed = upsampler_bytes(upsampler, job.shape[0], UPSAMPLER_FRAMES, job.shape[2:], job.size, whole, dtype)

@@ -6,6 +6,7 @@ the clip is in files. Latents are (B, C, T, H, W), normalised, float32, on the C
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flow import clean_from_velocity, interpolate, positional_noise
+from ..networks.slab_memory import SlabMemory
 from ..tiling import Box, Tiling, blend_weights, is_out_of_memory, spans, with_less_memory
 from .latent_file import LatentFile, LatentFrames, write_latent
 
@@ -22,6 +24,10 @@ STATE = "z.safetensors"  # of the last whole step
 
 Network = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (z_t, condition or None, sigma) -> velocity
 OnSegment = Callable[[int, int, Tensor], None]  # (step, first frame, z_0)
+
+
+class StartAgain(Exception):
+    """Tiles became smaller in the middle of a clip, and have no past: the step begins again with its first segment."""
 
 
 @dataclass
@@ -35,6 +41,7 @@ class TiledVelocity:
         on_tile: Called after each box with its number of latent pixels.
         on_out_of_memory: Called with the size of a box for which there was not enough memory, and the tiling that is tried next.
         is_out_of_memory: Whether an error means that memory ran out.
+        memory: What a network with causal attention looks back on from one segment to the next. Then segments have no overlap.
     """
 
     network: Network
@@ -43,39 +50,61 @@ class TiledVelocity:
     on_tile: Callable[[int], None] = lambda latent_pixels: None
     on_out_of_memory: Callable[[tuple[int, int, int], Tiling], None] = lambda size, tiling: None
     is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory
+    memory: SlabMemory | None = None
 
-    def __call__(self, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
-        """Returns the velocity (B, 16, T, H, W) of z. Raises tiling.OutOfMemory when memory runs out with the smallest box."""
+    def __call__(self, z: Tensor, condition: Tensor | None, sigma: Tensor, start: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
+        """Returns the velocity (B, 16, T, H, W) of z.
+
+        Args:
+            z: z_t of the clip or of a part of it.
+            condition: of the same part; None for a network without one.
+            sigma: Noise level.
+            start: The part's first latent pixel in the clip, along T, H, W.
+
+        Raises:
+            tiling.OutOfMemory: Memory ran out with the smallest box.
+            StartAgain: Causal tiles became smaller after the clip's first segment.
+        """
         T, H, W = extent = z.shape[2], z.shape[3], z.shape[4]
 
         def predict(tiling: Tiling) -> Tensor:
             if not tiling.fits(extent):
-                return self.blended(z, condition, sigma, tiling)
-            velocity = self.network(z, condition, sigma)
+                return self.blended(z, condition, sigma, tiling, start)
+            with self.memory.segment(start[0], (*start[1:], H, W)) if self.memory else nullcontext():
+                velocity = self.network(z, condition, sigma)
             self.on_tile(T * H * W)
             return velocity
 
         def finer(tiling: Tiling, halved: Tiling) -> None:
             self.tiling = halved
             self.on_out_of_memory(tiling.tile_size(extent), halved)
+            if self.memory and start[0] > 0 and halved.size[1:] != tiling.size[1:]:
+                self.memory.kept.clear()
+                raise StartAgain
 
-        return with_less_memory(
-            predict,
-            self.tiling,
-            smaller=lambda tiling: tiling.halved(tiling.tile_size(extent), self.alignment),
-            on_out_of_memory=finer,
-            give_up=lambda tiling: (
-                f"out of memory with the smallest box of {tiling.tile_size(extent)} latent frames, rows and columns: "
-                "close other programs, use a smaller batch, or a model in a smaller dtype"
-            ),
-            is_out_of_memory=self.is_out_of_memory,
-        )
+        while True:
+            try:
+                return with_less_memory(
+                    predict,
+                    self.tiling,
+                    smaller=lambda tiling: tiling.halved(tiling.tile_size(extent), self.alignment),
+                    on_out_of_memory=finer,
+                    give_up=lambda tiling: (
+                        f"out of memory with the smallest box of {tiling.tile_size(extent)} latent frames, rows and columns: "
+                        "close other programs, use a smaller batch, or a model in a smaller dtype"
+                    ),
+                    is_out_of_memory=self.is_out_of_memory,
+                )
+            except StartAgain:
+                if any(start):
+                    raise
 
-    def blended(self, z: Tensor, condition: Tensor | None, sigma: Tensor, tiling: Tiling) -> Tensor:
+    def blended(self, z: Tensor, condition: Tensor | None, sigma: Tensor, tiling: Tiling, start: tuple[int, int, int]) -> Tensor:
         """Returns the velocity of z, blended of those of its boxes."""
         extent, v = (z.shape[2], z.shape[3], z.shape[4]), torch.zeros_like(z)
         for box in tiling.boxes(extent):
-            part = self(z[box.slices], None if condition is None else condition[box.slices], sigma)
+            t, h, w = (first + inside for first, inside in zip(start, box.start, strict=True))
+            part = self(z[box.slices], None if condition is None else condition[box.slices], sigma, (t, h, w))
             v[box.slices] += blend_weights(box, extent, tiling.overlap).to(z.device) * part
         return v
 
@@ -133,7 +162,7 @@ def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegmen
     def stepped(start: int, stop: int) -> Tensor:
         return LatentFile(path)[start:stop]
 
-    for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[refinement.finished_steps :]:
+    def step(i: int, sigma: Tensor, sigma_next: Tensor) -> None:
         with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
             for first, z, v in fused_segments(velocity, stepped if i else noised, refinement.condition, upsampled.shape[2], sigma):
                 on_segment(i, first, clean_from_velocity(z, v, sigma))
@@ -141,6 +170,14 @@ def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegmen
                     z_next = z_t + (sigma_next - sigma) * velocity_t
                     append(refinement.finish(z_next, frame) if i == refinement.steps - 1 else z_next)
                 del z, v, z_t, velocity_t  # before there are those of the next segment
+
+    for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[refinement.finished_steps :]:
+        while True:
+            try:
+                step(i, sigma, sigma_next)
+                break
+            except StartAgain:  # with the tiling that is smaller now
+                continue
     return LatentFile(path)
 
 
@@ -155,7 +192,7 @@ def fused_segments(
     segments = spans(num_frames, tiling.size[0], tiling.overlap[0])
     for (start, stop), following in zip_longest(segments, segments[1:]):
         z = frames(start, stop)
-        v = padded_velocity(velocity, z, None if condition is None else condition[start:stop], sigma)
+        v = padded_velocity(velocity, z, None if condition is None else condition[start:stop], sigma, start)
         v *= blend_weights(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
         if carried is not None:
             v[:, :, : carried.shape[2]] += carried
@@ -165,11 +202,11 @@ def fused_segments(
         del z, v
 
 
-def padded_velocity(velocity: TiledVelocity, z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
+def padded_velocity(velocity: TiledVelocity, z: Tensor, condition: Tensor | None, sigma: Tensor, first_frame: int = 0) -> Tensor:
     """Returns the velocity of z, whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
     height, width = z.shape[3:]
     pad = (0, width % 2, 0, height % 2, 0, 0)
     if any(pad):
         z = F.pad(z, pad, mode="circular")
         condition = None if condition is None else F.pad(condition, pad, mode="circular")
-    return velocity(z, condition, sigma)[..., :height, :width]
+    return velocity(z, condition, sigma, (first_frame, 0, 0))[..., :height, :width]

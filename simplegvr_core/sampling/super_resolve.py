@@ -6,6 +6,7 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W those of the t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from ..flow import clean_from_velocity, interpolate, positional_noise, shifted_sigmas
 from ..latent_space import LATENT_CHANNELS
 from ..networks.dit import SimpleGVRDiT
-from ..networks.upsampler import LatentUpsampler, resize
-from ..tiling import Tiling, aligned_tiling
+from ..networks.slab_memory import SlabMemory, slab_memory
+from ..networks.upsampler import Upsampler, resize
+from ..tiling import Tiling
 from .color_match import match_color
 from .refine import Network, TiledVelocity, padded_velocity
 
@@ -48,7 +50,7 @@ PAPER = SamplingConfig()
 @torch.inference_mode()
 def super_resolve(
     model: SimpleGVRDiT,
-    upsampler: LatentUpsampler,
+    upsampler: Upsampler,
     z_lr: Tensor,
     size: tuple[int, int],
     *,
@@ -84,8 +86,9 @@ def super_resolve(
     z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2).float()
     condition = augment_condition(z_up, sampling.noise_augmentation, noise_seed) if takes_condition(model, sampling) else None
 
-    network = guided_network(model, sampling.cfg, context, negative_context, like=z_lr)
-    velocity = TiledVelocity(network, tiling or whole(model), model.attention.alignment)
+    memory = slab_memory(model.attention, z_up.shape[2])
+    network = guided_network(model, sampling.cfg, context, negative_context, like=z_lr, memory=memory)
+    velocity = TiledVelocity(network, tiling or whole(model), model.attention.alignment, memory=memory)
 
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     z = interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
@@ -104,11 +107,17 @@ def takes_condition(model: SimpleGVRDiT, sampling: SamplingConfig) -> bool:
 
 def whole(model: SimpleGVRDiT) -> Tiling:
     """Returns the tiling of one box, which is cut where the model's windows and temporal units begin when memory runs out."""
-    return aligned_tiling((None, None, None), model.attention.alignment)
+    return model.attention.tiling((None, None, None))
 
 
 def guided_network(
-    model: SimpleGVRDiT, cfg: float, context: Tensor | None = None, negative_context: Tensor | None = None, *, like: Tensor
+    model: SimpleGVRDiT,
+    cfg: float,
+    context: Tensor | None = None,
+    negative_context: Tensor | None = None,
+    *,
+    like: Tensor,
+    memory: SlabMemory | None = None,
 ) -> Network:
     """Returns the model with classifier-free guidance, as TiledVelocity takes it.
 
@@ -118,19 +127,24 @@ def guided_network(
         context: Text features (B, S, text_dim) of the prompt; None is the null prompt.
         negative_context: Those of the negative prompt; None is the null prompt.
         like: A tensor on the model's device and in its dtype.
+        memory: Keys and values of the segments before, see slab_memory.
     """
 
     def network(z_t: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
         z = (z_t if condition is None else torch.cat((z_t, condition), dim=1)).to(like)
         timestep = (1000 * sigma).to(like.device).expand(len(z))
 
-        def predict(prompt: Tensor | None) -> Tensor:
-            return model(z, timestep, z.new_zeros(len(z), 1, model.config.text_dim) if prompt is None else prompt).to(z_t)
+        def predict(prompt: Tensor | None, branch: str) -> Tensor:
+            text = z.new_zeros(len(z), 1, model.config.text_dim) if prompt is None else prompt
+            if memory is None:
+                return model(z, timestep, text).to(z_t)
+            attend = partial(memory.attend, branch=branch)
+            return model(z, timestep, text, attend, token_order=memory.token_order, first_frame=memory.first_frame).to(z_t)
 
-        conditional = predict(context)
+        conditional = predict(context, "positive")
         if cfg == 1:
             return conditional
-        unconditional = predict(negative_context)
+        unconditional = predict(negative_context, "negative")
         return unconditional + cfg * (conditional - unconditional)
 
     return network

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..flow import shifted_sigmas
 from ..networks.dit import SimpleGVRDiT
-from ..networks.upsampler import LatentUpsampler
+from ..networks.slab_memory import slab_memory
+from ..networks.upsampler import Upsampler
 from ..tiling import Tiling
 from .latent_file import LatentFile, LatentFrames, write_latent
 from .refine import OnSegment, Refinement, TiledVelocity, refine
@@ -94,7 +95,7 @@ def stored(path: Path, shape: tuple[int, ...], write: Callable[[Append], None]) 
 
 def torch_runtime(
     model: SimpleGVRDiT,
-    upsampler: LatentUpsampler,
+    upsampler: Upsampler,
     *,
     like: Tensor,
     sampling: SamplingConfig = PAPER,
@@ -124,8 +125,10 @@ def torch_runtime(
             append(z)
 
     def integrate(refinement: Refinement) -> LatentFile:
-        network = guided_network(model, sampling.cfg, context, negative_context, like=like)
-        return refine(TiledVelocity(network, tiling or whole(model), model.attention.alignment), refinement, on_segment)
+        memory = slab_memory(model.attention, refinement.upsampled.shape[2])
+        network = guided_network(model, sampling.cfg, context, negative_context, like=like, memory=memory)
+        velocity = TiledVelocity(network, tiling or whole(model), model.attention.alignment, memory=memory)
+        return refine(velocity, refinement, on_segment)
 
     return Runtime(upsample, integrate, takes_condition(model, sampling), upsampler.config.latents)
 

@@ -14,7 +14,7 @@ from ..evaluation.full_reference import st_lpips_network
 from ..flow import clean_from_velocity, interpolate, velocity_target
 from ..networks.dit import SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE
-from ..networks.upsampler import LatentUpsampler
+from ..networks.upsampler import Upsampler
 from ..networks.wan_vae import WanVAE
 from ..sampling.timesteps import Curve
 
@@ -92,10 +92,10 @@ class Pictures:
 class FlowMatching(nn.Module):
     """Upsampler and DiT with their common loss."""
 
-    upsampler: LatentUpsampler
+    upsampler: Upsampler
     dit: SimpleGVRDiT
 
-    def __init__(self, upsampler: LatentUpsampler, dit: SimpleGVRDiT, pictures: Pictures, config: LossConfig):
+    def __init__(self, upsampler: Upsampler, dit: SimpleGVRDiT, pictures: Pictures, config: LossConfig):
         super().__init__()
         self.upsampler, self.dit, self.pictures, self.config = upsampler, dit, pictures, config
 

@@ -21,7 +21,7 @@ from ..flow import shifted_sigmas
 from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
 from ..networks.layers import default_device
-from ..networks.upsampler import LatentUpsampler, load_upsampler
+from ..networks.upsampler import Upsampler, load_upsampler
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve
 from .pairs import Pairs
@@ -41,7 +41,7 @@ def high_frequency_energy(z: Tensor) -> float:
 
 def measure_curve(
     model: SimpleGVRDiT,
-    upsampler: LatentUpsampler,
+    upsampler: Upsampler,
     latents: Iterable[tuple[Tensor, tuple[int, int]]],
     *,
     sampling: SamplingConfig,

@@ -17,7 +17,7 @@ from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
 from ..networks.tiny_vae import TinyVAE
-from ..networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler
+from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve, load_curve
@@ -139,7 +139,7 @@ class Train:
         recompute = self.gradient_checkpointing
         return training_cost(dit, self.attention, grid, batch=batch, steps=self.loop.steps, recompute=recompute)
 
-    def networks(self) -> tuple[LatentUpsampler, SimpleGVRDiT]:
+    def networks(self) -> tuple[Upsampler, SimpleGVRDiT]:
         """Returns both networks with their initial weights."""
         generator = torch.Generator().manual_seed(self.loop.seed)
         dit = self.initial_dit(generator)

@@ -11,14 +11,19 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..windows import Windows
 
+if TYPE_CHECKING:
+    from ..block_selection import BlockSelection
+from ..block_causal_config import BlockLayout
+
 KERNELS = {"reference": "reference", "sdpa": "sdpa", "triton": "sparse_local_triton"}  # files, imported when asked for: Triton is rare
+BLOCK_KERNELS = {"reference": "block_reference", "sdpa": "block_sdpa", "triton": "block_triton"}
 
 
 class WindowKernel(Protocol):
@@ -38,6 +43,27 @@ class WindowKernel(Protocol):
             k, v: (B, L + condition tokens, n, d).
             windows: on q's device. The result must hold for ragged windows and for tokens that are not contiguous.
             selection: (B, n, num_windows, K) rows of windows.table, -1 for none. The first is the window itself.
+        """
+        ...
+
+
+class BlockKernel(Protocol):
+    """Block-causal attention on one kind of device. A module with these two functions is one."""
+
+    def window_mean(self, x: Tensor, windows: Windows) -> Tensor:
+        """Returns the same as a WindowKernel's."""
+        ...
+
+    def block_attention(self, q: Tensor, k: Tensor, v: Tensor, blocks: "BlockLayout", selection: "BlockSelection") -> Tensor:
+        """Returns (B, L, n, d) in q's dtype: each block's queries attend, in one softmax, to its selected blocks and their null keys.
+
+        Scores are scaled by 1 / sqrt(d).
+
+        Args:
+            q: (B, L, n, d), tokens of blocks.queries.
+            k, v: (B, past and L, n, d), tokens of blocks.keys.
+            blocks: on q's device.
+            selection: key blocks of each query block.
         """
         ...
 
@@ -68,6 +94,11 @@ def load(name: str) -> WindowKernel:
     return cast(WindowKernel, import_module(f".{KERNELS[name]}", __package__))
 
 
+def load_block(name: str) -> BlockKernel:
+    """Returns the kernel of that name in BLOCK_KERNELS. Raises ImportError when it needs Triton and there is none."""
+    return cast(BlockKernel, import_module(f".{BLOCK_KERNELS[name]}", __package__))
+
+
 @lru_cache
 def fastest(case: KernelCase) -> str:
     """Returns the name of the fastest kernel that works: "triton" or "sdpa".
@@ -75,16 +106,27 @@ def fastest(case: KernelCase) -> str:
     Triton's is tried out on a small case first, with its gradients where training needs them. Why a GPU runs without it is
     logged once.
     """
+    what = f"attention in windows of {case.window_size} tokens, {case.dtype}"
+    return by_triton(case, what, KERNELS["triton"])
+
+
+@lru_cache
+def fastest_block(case: KernelCase) -> str:
+    """Returns the same of BLOCK_KERNELS. Triton's has no gradients."""
+    if case.training:
+        return "sdpa"
+    return by_triton(case, f"block-causal attention in blocks of {case.window_size} tokens, {case.dtype}", BLOCK_KERNELS["triton"])
+
+
+def by_triton(case: KernelCase, what: str, module: str) -> str:
+    """Returns "triton" where the check(case) of a module passes on a GPU, else "sdpa". what: names the attention in the log."""
     if case.device.type != "cuda":
         return "sdpa"
     try:
-        import_module(f".{KERNELS['triton']}", __package__).check(case)
+        import_module(f".{module}", __package__).check(case)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # whatever a compiler, a driver or the check itself raises: the windows stay, only slower
-        logging.warning(
-            f"SimpleGVR: attention in windows of {case.window_size} tokens, {case.dtype}, runs by PyTorch's attention, "
-            f"without Triton: {error!r}"
-        )
+        logging.warning(f"SimpleGVR: {what}, runs by PyTorch's attention, without Triton: {error!r}")
         return "sdpa"
     return "triton"
