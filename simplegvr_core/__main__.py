@@ -18,7 +18,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "baselines": ("evaluation.baselines", "evaluate", "fetch other people's super-resolution by name"),
     "convert": ("networks.convert", "core", "convert another model's weights to a SimpleGVR checkpoint"),
     "plan": ("planning.command", "core", "plan a run: segments, tiles, memory"),
-    "benchmark": ("benchmark.command", "benchmark", "time attention, network and cascade"),
+    "benchmark": ("benchmark.command", "benchmark,train", "time attention, network and cascade"),
     "ablate": ("paper.ablate", "train,evaluate", "run the paper's ablations at toy scale"),
     "paper": ("paper.command", "train,evaluate", "make the paper's tables and figures for given weights"),
 }

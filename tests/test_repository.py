@@ -20,7 +20,8 @@ ROOMS = [  # a file imports from its own row and from those above it
     {"networks", "video"},
     {"sampling"},
     {"planning", "degradations", "evaluation"},
-    {"training", "benchmark"},
+    {"training"},
+    {"benchmark"},
     {"paper"},
     {"__main__"},
 ]

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.full_reference import st_lpips_network
 from ..flow import clean_from_velocity, interpolate, velocity_target
 from ..networks.dit import SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE
@@ -48,7 +47,11 @@ class Pictures:
         """
         self.linear_decoder = None if vae is None else deepcopy(vae.linear_decoder)
         self.vae = deepcopy(vae) if perceptual else None
-        self.network = deepcopy(st_lpips_network("vgg", "cpu")) if perceptual else None
+        self.network = None
+        if perceptual:
+            from ..evaluation.full_reference import st_lpips_network  # which needs packages for video
+
+            self.network = deepcopy(st_lpips_network("vgg", "cpu"))
 
     def to(self, device: torch.device) -> "Pictures":
         """Moves the networks to a device and returns itself."""
