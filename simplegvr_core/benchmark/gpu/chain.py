@@ -20,9 +20,9 @@ from .network import attentions
 
 def chain_items(sizes: Sizes) -> Iterator[Item]:
     """Yields the stages in their order, the whole sampler among them."""
-    yield Item("chain", "upsample", 6, upsample)
-    yield Item("chain", f"super_resolve, {sizes.steps} steps", 12, sampling)
-    yield Item("chain", "decode by TinyVAE", 6, tiny_decode)
+    yield Item("chain", "upsample", 4, upsample)
+    yield Item("chain", f"super_resolve, {sizes.steps} steps", 10, sampling)
+    yield Item("chain", "decode by TinyVAE", 4, tiny_decode)
     yield Item("chain", "decode by Wan's autoencoder, random weights", 1, wan_decode)
     yield Item("chain", "encode frames to H.264", 1, encode)
 

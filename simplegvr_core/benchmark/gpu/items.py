@@ -37,6 +37,7 @@ class Sizes:
         upsampler: Sizes of the upsampler.
         low: (T, h, w) of the low-resolution latent.
         high: (T, H, W) of the target latent.
+        ultra_low: (T, h, w) of the low-resolution latent of Ultra Flash, which enlarges it twice.
         steps: Sampling steps of the chain.
         crop: Latent (T, H, W) of a training sample with full attention.
         long_crop: The same with sparse local attention.
@@ -55,6 +56,7 @@ class Sizes:
     upsampler: UpsamplerConfig
     low: tuple[int, int, int]
     high: tuple[int, int, int]
+    ultra_low: tuple[int, int, int]
     steps: int
     crop: tuple[int, int, int]
     long_crop: tuple[int, int, int]
@@ -79,6 +81,7 @@ FULL = Sizes(
     upsampler=UpsamplerConfig(),
     low=(20, 64, 112),
     high=(20, 136, 240),
+    ultra_low=(21, 60, 104),
     steps=4,
     crop=(5, 60, 104),
     long_crop=(20, 48, 72),
@@ -95,6 +98,7 @@ TOY = Sizes(
     upsampler=UpsamplerConfig(width=16),
     low=(3, 4, 6),
     high=(3, 9, 13),
+    ultra_low=(3, 4, 6),
     steps=2,
     crop=(2, 6, 8),
     long_crop=(3, 8, 12),

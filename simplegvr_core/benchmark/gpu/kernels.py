@@ -60,7 +60,7 @@ def kernel_items(sizes: Sizes) -> Iterator[Item]:
     for what, case in cases(sizes).items():
         for name, dtype in product(names, (torch.bfloat16, torch.float16)):
             half = str(dtype).removeprefix("torch.")
-            yield Item("kernels", f"{name}, {half}: {what}", 4 if name == "triton" else 1, partial(compare, name, case, dtype))
+            yield Item("kernels", f"{name}, {half}: {what}", 3.5 if name == "triton" else 1, partial(compare, name, case, dtype))
 
 
 def compare(name: str, case: Case, dtype: torch.dtype, bench: Bench) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def attentions(sizes: Sizes) -> dict[str, AttentionConfig]:
 
 def network_items(sizes: Sizes) -> Iterator[Item]:
     """Yields a forward pass for each attention, and one with the windows' attention by PyTorch, without Triton."""
-    seconds = {"sparse local": 7, "dense units": 10, "dense": 18}
+    seconds = {"sparse local": 7, "dense units": 8, "dense": 15}
     for name in attentions(sizes):
         yield Item("network", f"forward pass, {name}", seconds[name], partial(forward, name, None))
     yield Item("network", "forward pass, sparse local, without Triton", 6, partial(forward, "sparse local", "sdpa"))

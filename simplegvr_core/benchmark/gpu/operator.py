@@ -21,25 +21,25 @@ def operator_items(sizes: Sizes) -> Iterator[Item]:
     """Yields the timings: at the first grid ours and dense, then the second, then more windows and other block-sparse kernels."""
     first, *others = sizes.grids
     dense = ("sdpa flash", "sdpa cudnn")
-    yield item(first, "ours, k 1: triton", 8, partial(ours, 1, "triton"))
+    yield item(first, "ours, k 1: triton", 5, partial(ours, 1, "triton"))
     for kind in ("random", "next frames", "all the same"):
-        yield item(first, f"kernel alone, k 1, windows {kind}: triton", 2, partial(kernel_alone, 1, kind, "triton"))
-    yield item(first, "finding windows: triton", 2, partial(finding, "triton"))
+        yield item(first, f"kernel alone, k 1, windows {kind}: triton", 1.5, partial(kernel_alone, 1, kind, "triton"))
+    yield item(first, "finding windows: triton", 1, partial(finding, "triton"))
     for name in dense:
-        yield item(first, f"dense: {name}", 5, partial(dense_whole, name))
+        yield item(first, f"dense: {name}", 4, partial(dense_whole, name))
     for name in dense:
         yield item(first, f"dense units: {name}", 2, partial(dense_units, name))
     yield item(first, "ours, k 1: sdpa", 3, partial(ours, 1, "sdpa"))
     for grid in others:
         yield item(grid, "ours, k 1: triton", 3, partial(ours, 1, "triton"))
         for name in dense:
-            yield item(grid, f"dense: {name}", 4, partial(dense_whole, name))
+            yield item(grid, f"dense: {name}", 3, partial(dense_whole, name))
     for top_k in (0, 3, 7):
         yield item(first, f"ours, k {top_k}: triton", 2, partial(ours, top_k, "triton"))
     yield item(first, "finding windows: sdpa", 1, partial(finding, "sdpa"))
     for name in ("flex, padded ahead", "flex", "cudnn block sparse"):
         yield item(first, f"{name}, k 1", 10 if name.startswith("flex") else 1, partial(block_sparse, name))
-    for name in ("flash-attn 3", "flash-attn 4", "sdpa efficient"):
+    for name in ("flash-attn 3", "flash-attn 4"):
         yield item(first, f"dense: {name}", 1, partial(dense_whole, name))
 
 

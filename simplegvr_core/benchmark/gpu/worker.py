@@ -16,8 +16,19 @@ from .network import network_items
 from .operator import operator_items
 from .options import option_items
 from .training import training_items
+from .ultra_flash import block_kernel_items, block_operator_items, ultra_flash_items
 
-SECTIONS = (kernel_items, operator_items, network_items, chain_items, training_items, option_items)  # what matters most, first
+SECTIONS = (  # what matters most, first
+    kernel_items,
+    block_kernel_items,
+    operator_items,
+    block_operator_items,
+    network_items,
+    chain_items,
+    ultra_flash_items,
+    training_items,
+    option_items,
+)
 
 
 def sizes_for(device: str) -> Sizes:
