@@ -11,7 +11,7 @@ from .degradation import SimpleGVRClassicalDegrade, SimpleGVRFlowDegrade, Simple
 from .evaluate import SimpleGVREvaluate
 from .host.bridge import register_model_folders
 from .latent import SimpleGVRConditioning, SimpleGVRLatentUpscale, SimpleGVRNullPrompt, SimpleGVRTrim
-from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler
+from .loaders import SimpleGVRLoadModel, SimpleGVRLoadTinyVAE, SimpleGVRLoadUpsampler, SimpleGVRLoadVideoDecoder
 from .plan import SimpleGVRPlan
 from .sampler import SimpleGVRSampler
 from .seams import SimpleGVRSeamMeter
@@ -44,4 +44,5 @@ class SimpleGVRExtension(ComfyExtension):
             SimpleGVRCompare,
             SimpleGVRAttentionMap,
             SimpleGVREvaluate,
+            SimpleGVRLoadVideoDecoder,
         ]

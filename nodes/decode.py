@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import comfy.ldm.wan.vae
 import comfy.model_management
+import comfy.taesd.taehv
 import comfy.utils
 import torch
 from comfy.cli_args import args
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
+from ..simplegvr_core.networks.video_decoder import VideoDecoder
 from ..simplegvr_core.planning.plan import amount
 from ..simplegvr_core.tiling import Box, OutOfMemory
 from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame
@@ -26,7 +28,8 @@ from .host.inputs import trim_input
 from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
-STATE_ON_HOST = 0.65  # of ComfyUI's estimate, measured with both VAEs: memory for a chunk while the decoder's state is on the host
+# Of the VAE's own estimate: memory for a chunk while the decoder's state is on the host. Measured with Wan's VAE and TinyVAE; counted
+STATE_ON_HOST, STATE_ON_HOST_OF_SMALL = 0.65, 0.8
 
 
 class SimpleGVRDecodeSave(io.ComfyNode):
@@ -42,7 +45,9 @@ class SimpleGVRDecodeSave(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                io.Vae.Input("vae", tooltip="VAE of the latent: Wan 2.1's, or that of Load TinyVAE (SimpleGVR)."),
+                io.Vae.Input(
+                    "vae", tooltip="VAE of the latent: Wan 2.1's, or that of Load SimpleGVR Video Decoder or Load TinyVAE (SimpleGVR)."
+                ),
                 io.Latent.Input("latent", tooltip="Video latent, for example from SimpleGVR Sampler. Each item of a batch becomes a file."),
                 io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second of the video."),
                 io.String.Input(
@@ -141,14 +146,20 @@ def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
 def chunk_decoder(vae) -> Callable:
     """Returns the function (network, z, state) -> (video, state) that decodes a chunk by a VAE. Raises ValueError if there is none."""
     network = vae.first_stage_model
-    if isinstance(network, TinyVAE):
-        return TinyVAE.decode_chunk
+    if isinstance(network, (TinyVAE, VideoDecoder)):
+        return type(network).decode_chunk
     if isinstance(network, comfy.ldm.wan.vae.WanVAE):
         return wan_chunk
+    if isinstance(network, comfy.taesd.taehv.TAEHV):
+        raise refuse(
+            SimpleGVRDecodeSave,
+            "the VAE is a TAEHV of Load VAE, which scales taew2_1's latents wrongly: load the file with Load SimpleGVR Video Decoder",
+        )
     raise refuse(
         SimpleGVRDecodeSave,
         f"the VAE is a {type(network).__name__}, which it cannot decode a few frames at a time: connect "
-        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors) or that of Load TinyVAE (SimpleGVR); for others use VAE Decode and Save Video",
+        "Wan 2.1's (Load VAE with wan_2.1_vae.safetensors), that of Load SimpleGVR Video Decoder or of Load TinyVAE (SimpleGVR); "
+        "for others use VAE Decode and Save Video",
     )
 
 
@@ -158,6 +169,7 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     report: gets a line when there is little memory, and for each time when it runs out.
     """
     network, size = vae.first_stage_model, (samples.shape[3], samples.shape[4])
+    on_host = STATE_ON_HOST_OF_SMALL if isinstance(network, VideoDecoder) else STATE_ON_HOST
 
     def needed(height: int, width: int) -> float:
         return vae.memory_used_decode((1, samples.shape[1], min(samples.shape[2], 5), height, width), vae.vae_dtype)
@@ -171,12 +183,12 @@ def stream_decoder(vae, decode_chunk: Callable, samples: Tensor, report: list[st
     free = vae.patcher.get_free_memory(vae.device)
 
     def fits(height: int, width: int) -> bool:
-        return STATE_ON_HOST * needed(height, width) <= free
+        return on_host * needed(height, width) <= free
 
     tiles = tiles_of_frame(size, fits)
     if len(tiles) > 1:
         report.append(
-            f"A frame of {pixels(size)} needs {amount(STATE_ON_HOST * needed(*size))}, {amount(free)} are free: it is decoded in tiles."
+            f"A frame of {pixels(size)} needs {amount(on_host * needed(*size))}, {amount(free)} are free: it is decoded in tiles."
         )
     return StreamDecoder(
         lambda z, state: decode_chunk(network, z.to(vae.device, vae.vae_dtype), state),

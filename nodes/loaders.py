@@ -1,11 +1,13 @@
-"""Nodes that load SimpleGVR's networks: the model, the upsampler, the bundled TinyVAE."""
+"""Nodes that load networks: SimpleGVR's model, upsampler and bundled TinyVAE, and small video decoders for Wan 2.1."""
 
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from .host.bridge import CATEGORY, TINY_VAE_FOLDER
+from ..simplegvr_core.networks.video_decoder import FAMILIES
+from .host.bridge import CATEGORY, TINY_VAE_FOLDER, refuse
 from .host.networks import TinyVAESocket, load_model, load_upsampler
+from .host.video_decoder import FOLDERS, VideoDecoderSocket
 
 WEIGHT_DTYPES = {
     "default": {},
@@ -97,3 +99,40 @@ class SimpleGVRLoadTinyVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
         return io.NodeOutput(TinyVAESocket(folder_paths.get_full_path_or_raise(TINY_VAE_FOLDER, vae_name)))
+
+
+class SimpleGVRLoadVideoDecoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SimpleGVRLoadVideoDecoder",
+            display_name="Load SimpleGVR Video Decoder",
+            category=CATEGORY,
+            description="Loads a small video decoder for Wan 2.1 latents: taew2_1, lighttaew2_1 or a decoder of Ultra Flash. It needs far "
+            "less time and memory than Wan's own VAE and is less exact. Load VAE scales the latents of taew2_1 wrongly.",
+            search_aliases=["taew2_1", "taehv", "tiny autoencoder", "lighttaew2_1", "fast VAE decode", "Ultra Flash decoder"],
+            inputs=[
+                io.Combo.Input(
+                    "decoder_name",
+                    options=sorted({name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)}),
+                    tooltip="File in models/vae or models/vae_approx, safetensors or pth.",
+                ),
+                io.Combo.Input(
+                    "family",
+                    options=list(FAMILIES),
+                    default="auto",
+                    optional=True,
+                    tooltip="auto: recognised by its layout; a file with TAEHV's layout is read as taew2_1 or Ultra Flash's. "
+                    "lighttaew2_1: that file, which has the same layout and takes other latents.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Vae.Output(tooltip="For SimpleGVR Decode and Save, or stock VAE Decode. taew2_1 and lighttaew2_1 also encode.")],
+        )
+
+    @classmethod
+    def execute(cls, decoder_name: str, family: str = "auto") -> io.NodeOutput:
+        path = next(filter(None, (folder_paths.get_full_path(folder, decoder_name) for folder in FOLDERS)), None)
+        if path is None:
+            raise refuse(cls, f"{decoder_name} is in neither models/vae nor models/vae_approx: refresh the list, or download it again")
+        return io.NodeOutput(VideoDecoderSocket(path, family))

@@ -11,7 +11,7 @@ NODE_IDS = {
     "SimpleGVRSampler", "SimpleGVRSparseAttention", "SimpleGVRNullPrompt", "SimpleGVRTrim",
     "SimpleGVRFlowDegrade", "SimpleGVRClassicalDegrade", "SimpleGVRModelDegrade", "SimpleGVRTimestepCurve",
     "SimpleGVRPlan", "SimpleGVRDecodeSave", "SimpleGVRSeamMeter", "SimpleGVRColorMatch", "SimpleGVRCompare", "SimpleGVRAttentionMap",
-    "SimpleGVREvaluate",
+    "SimpleGVREvaluate", "SimpleGVRLoadVideoDecoder",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def inputs(groups: dict) -> list[dict]:
                 described["options"] = [
                     {"key": option["key"], "inputs": inputs(option["inputs"])} if isinstance(option, dict) else option
                     for option in described["options"]
-                    if isinstance(option, dict) or not option.endswith(".safetensors")
+                    if isinstance(option, dict) or not option.endswith((".safetensors", ".pth"))
                 ]
             listed.append(described)
     return listed

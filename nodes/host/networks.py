@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -210,32 +211,56 @@ class ComfyTinyVAE(TinyVAE):
         return super().decode_after(past, self.latent_format.process_in(samples))
 
 
-class TinyVAESocket(comfy.sd.VAE):
-    """A VAE for ComfyUI's stock encode and decode nodes. Videos of any size are padded, not cropped, to whole cells."""
+class VideoSocket(comfy.sd.VAE):
+    """A VAE for ComfyUI's stock encode and decode nodes, with Wan 2.1's latent shape.
 
-    def __init__(self, path: str):
+    Args:
+        make: Makes the network; dtype and operations are given.
+        state_dict: Weights that fit it.
+        memory: Maps "encode" or "decode", the shape of what comes in and a dtype to the bytes that it takes.
+        dtypes: That the network may run in, the best one first.
+    """
+
+    def __init__(
+        self,
+        make: Callable,
+        state_dict: dict[str, Tensor],
+        memory: Callable[[str, tuple[int, ...], torch.dtype], int],
+        dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32),
+    ):
         # ComfyUI sets a VAE's 20 or so defaults nowhere else, and each release adds some: a VAE without weights has them
         with without_empty_vae_warning():
             super().__init__(sd={})
-        state_dict, config = checkpoint.read(Path(path), "tiny_vae")
-        vae_config = checkpoint.parse_config(TinyVAEConfig, config, "model", Path(path))
-        checkpoint.check_fit(TinyVAE(vae_config, device="meta"), state_dict, Path(path))
-        self.latent_dim, self.latent_channels, self.crop_input = 3, 16, False
+        self.latent_dim, self.latent_channels = 3, 16
         self.upscale_ratio = (lambda frames: max(0, 4 * frames - 3), 8, 8)
         self.downscale_ratio = (lambda frames: max(0, (frames + 3) // 4), 8, 8)
         self.upscale_index_formula = self.downscale_index_formula = (4, 8, 8)
-        self.memory_used_encode = lambda shape, dtype: coding_bytes(vae_config, "encode", (1, *shape[1:]), dtype)
-        self.memory_used_decode = lambda shape, dtype: coding_bytes(vae_config, "decode", (1, *shape[1:]), dtype)
+        self.memory_used_encode, self.memory_used_decode = partial(memory, "encode"), partial(memory, "decode")
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
-        self.vae_dtype = comfy.model_management.vae_dtype(self.device, [torch.bfloat16, torch.float32])
-        self.first_stage_model = ComfyTinyVAE(vae_config, dtype=self.vae_dtype, operations=comfy.ops.disable_weight_init).eval()
+        self.vae_dtype = comfy.model_management.vae_dtype(self.device, list(dtypes))
+        self.first_stage_model = make(dtype=self.vae_dtype, operations=comfy.ops.disable_weight_init).eval()
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
         )
         self.first_stage_model.load_state_dict(state_dict, assign=self.patcher.is_dynamic())
         self.model_size()
+
+
+class TinyVAESocket(VideoSocket):
+    """TinyVAE. Videos of any size are padded, not cropped, to whole cells."""
+
+    def __init__(self, path: str):
+        state_dict, config = checkpoint.read(Path(path), "tiny_vae")
+        vae_config = checkpoint.parse_config(TinyVAEConfig, config, "model", Path(path))
+        checkpoint.check_fit(TinyVAE(vae_config, device="meta"), state_dict, Path(path))
+        super().__init__(
+            partial(ComfyTinyVAE, vae_config),
+            state_dict,
+            lambda method, shape, dtype: coding_bytes(vae_config, method, (1, *shape[1:]), dtype),
+        )
+        self.crop_input = False
 
 
 @contextmanager

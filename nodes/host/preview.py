@@ -4,10 +4,11 @@ import time
 from io import BytesIO
 from typing import cast
 
-import latent_preview
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
+
+from .video_decoder import clip_previewer
 
 PICTURES = 12  # of a clip, at most
 SECONDS = 0.125  # that each is seen
@@ -33,7 +34,7 @@ class ClipPreview:
     """The newest picture of each of a few latent frames, evenly over the clip; nothing with previews turned off."""
 
     def __init__(self, model, num_frames: int):
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.previewer = clip_previewer(model.load_device, model.model.latent_format)
         shown = min(PICTURES, num_frames)
         self.frames = [i * (num_frames - 1) // max(1, shown - 1) for i in range(shown)] if self.previewer else []
         self.pictures: dict[int, Image.Image] = {}

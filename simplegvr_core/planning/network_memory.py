@@ -3,6 +3,7 @@
 A count has the tensors that are alive at once, without the weights. Sizes are latent pixels; B batch, T frames, H, W rows, columns.
 """
 
+import math
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -17,6 +18,7 @@ from ..networks.block_selection import BlockSelection, null_keys
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
 from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler
+from ..networks.video_decoder import VideoDecoder, VideoDecoderConfig
 from ..networks.windows import TokenLayout, Windows
 from .tensor_memory import fused_attention, peak_bytes
 
@@ -151,6 +153,23 @@ def coding_bytes(vae: TinyVAEConfig, method: str, shape: tuple[int, ...], dtype:
     """
     run = getattr(TinyVAE(vae, device="meta", dtype=dtype), method)
     return peak_bytes(lambda: run(meta(shape, dtype=dtype)), "meta")
+
+
+@lru_cache
+def video_decoder_bytes(decoder: VideoDecoderConfig, method: str, extent: tuple[int, int, int], dtype: torch.dtype) -> int:
+    """Returns the bytes of VideoDecoder on a whole clip: those of its first latent frames, and the finished frames twice, which are joined.
+
+    Args:
+        decoder: Layout of the network.
+        method: "encode" or "decode".
+        extent: (T, H, W) of the latent.
+        dtype: Of weights and activations.
+    """
+    frames, height, width = extent
+    model, video = VideoDecoder(decoder, device="meta", dtype=dtype), (1, 3, 5, 8 * height, 8 * width)
+    shape = video if method == "encode" else (1, 16, 2, height, width)
+    first = peak_bytes(lambda: getattr(model, method)(meta(shape, dtype=dtype)), "meta")
+    return first + 2 * max(0, 4 * frames - 5) * math.prod((3, *video[3:])) * dtype.itemsize
 
 
 def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
