@@ -266,10 +266,10 @@ def test_tiles_are_close_to_the_whole(comfy, load):
 
 
 def test_load_vaes_taehv_is_refused_with_the_cure(comfy, files):
-    import comfy.sd
-    import comfy.utils
+    from comfy.sd import VAE
+    from comfy.utils import load_torch_file
 
-    stock = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(files / "taew2_1.pth")))
+    stock = VAE(sd=load_torch_file(str(files / "taew2_1.pth")))
     inputs = {"fps": 16.0, "filename_prefix": "small", "trim": {"trim": "none"}, "crf": 10.0, "resume": False}
     with pytest.raises(ValueError, match="load the file with Load SimpleGVR Video Decoder"):
         comfy.run("SimpleGVRDecodeSave", vae=stock, latent=latent((1, 16, 1, 5, 7)), **inputs)

@@ -132,7 +132,10 @@ def describe(tensors: dict[str, Tensor], path: Path, family: str) -> tuple[str, 
     """
     names = list(tensors)
     if any("lora_" in name or name.endswith((".diff", ".diff_b")) for name in names):
-        raise ValueError(f"{path} looks like a LoRA: load it with a LoRA loader behind the model it was made for")
+        raise ValueError(
+            f"{path} looks like a LoRA: load it with a LoRA loader behind the model that it was made for; a control LoRA is merged by "
+            "simplegvr convert --lora --base"
+        )
     if any(name.startswith("pre_shuffle.") for name in names):
         if family == "SimpleGVR":
             raise ValueError(f"{path} is an upsampler of Ultra Flash, not of SimpleGVR: choose family auto or Ultra Flash")
@@ -140,7 +143,9 @@ def describe(tensors: dict[str, Tensor], path: Path, family: str) -> tuple[str, 
     if "patch_embedding.weight" in tensors or "blocks.0.self_attn.q.weight" in tensors:
         return "dit", dit_config(tensors, path, family)
     if any(name.startswith(("encoder.", "decoder.", "net.")) for name in names):
-        raise ValueError(f"{path} looks like an autoencoder or a decoder: load it with a VAE loader")
+        raise ValueError(
+            f"{path} looks like an autoencoder or a decoder: load it with Load VAE, or a small one with Load SimpleGVR Video Decoder"
+        )
     raise ValueError(
         f"{path} is no SimpleGVR checkpoint, nor a transformer or upsampler of Ultra Flash; its first names are {', '.join(names[:3])}: "
         "load stock models with ComfyUI's own nodes"
