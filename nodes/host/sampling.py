@@ -89,5 +89,5 @@ def check_prompts(model: ModelPatcher, prompts: list[list | None], node: type[io
 
 
 def has_lora(model: ModelPatcher) -> bool:
-    """Returns whether a node has put patches on the weights of a MODEL, as LoRA loaders do."""
-    return bool(model.patches)
+    """Returns whether a node has patched the weights of a MODEL, or put modules beside them, as LoRA loaders do."""
+    return bool(model.patches or model.injections)

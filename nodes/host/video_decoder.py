@@ -64,7 +64,8 @@ class DecoderPreviewer(latent_preview.LatentPreviewer):
 def clip_previewer(device: torch.device, latent_format: comfy.latent_formats.LatentFormat) -> latent_preview.LatentPreviewer | None:
     """Returns ComfyUI's previewer of latents; that of taew2_1 where its settings ask for TAESD and it knows no file for them."""
     own = latent_format.taesd_decoder_name
-    if args.preview_method == LatentPreviewMethod.TAESD and own == ComfyVideoDecoder.latent_format.taesd_decoder_name:
+    asked = args.preview_method == LatentPreviewMethod.TAESD
+    if asked and own is not None and own == ComfyVideoDecoder.latent_format.taesd_decoder_name:
         names = folder_paths.get_filename_list("vae_approx")
         ours = next((name for name in names if Path(name).name.startswith(PREVIEW_FILE)), None)
         if ours is not None and not any(name.startswith(own) for name in names):
