@@ -1,5 +1,7 @@
 """Streams along time: chunk by chunk, and tile by tile, they give what the whole clip gives, in memory that does not grow."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import random_weights
@@ -15,7 +17,7 @@ CHUNKS = {"1": [1] * 21, "2": [2] * 11, "3": [3] * 7, "5": [5] * 5, "mixed": [1,
 
 
 def small_upsampler(variant: str) -> LatentUpsampler:
-    return random_weights(LatentUpsampler(UpsamplerConfig(6, VARIANTS[variant].expand_time, VARIANTS[variant].blocks)))
+    return random_weights(LatentUpsampler(replace(VARIANTS[variant], width=6)))
 
 
 def small_vae() -> TinyVAE:

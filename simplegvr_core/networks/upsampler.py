@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..latent_space import LATENT_CHANNELS
+from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
 from . import checkpoint
+from .axis import Axis, Tile
 from .foreign import read_any
 from .layers import CausalConv3d, CausalState, ChannelNorm, exact_float32, name_convolutions
+from .pixel_grid import TAPS, FrameBlock, PixelGrid
 from .ultra_upsampler import UltraUpsampler, UltraUpsamplerConfig
 
 LEAST_TILE = 32  # latent pixels a side
@@ -33,12 +35,25 @@ class UpsamplerConfig:
         expand_time: T -> 4 (T - 1) + 1 before resizing, so that every latent frame is one video frame.
         blocks: residual blocks before and after resizing; 0 is plain bilinear.
         latents: autoencoder of the latents, a key of latent_space.COLOR_FACTORS.
+        resize: what is resized. "latent_pixels": latent pixels and features, bilinear. "pixels": the pixels of the autoencoder's
+            linear closed form, bicubic (PixelGrid); the blocks after it see one frame each.
+
+    Raises:
+        ValueError: The settings exclude each other.
     """
 
     width: int = 128
     expand_time: bool = True
     blocks: int = 2
     latents: Literal["wan", "tiny_vae"] = "wan"
+    resize: Literal["latent_pixels", "pixels"] = "latent_pixels"
+
+    def __post_init__(self):
+        if self.resize == "pixels" and (self.latents != "tiny_vae" or self.expand_time or not self.blocks):
+            raise ValueError(
+                f"the upsampler has resize 'pixels' with latents {self.latents!r}, expand_time {self.expand_time}, blocks {self.blocks}: "
+                "wanted latents 'tiny_vae', whose closed form is known, no expand_time, and at least one block"
+            )
 
     scale: ClassVar[None] = None  # any
 
@@ -51,40 +66,8 @@ VARIANTS = {
     "channel_expansion": UpsamplerConfig(expand_time=False),
     "cnn": UpsamplerConfig(expand_time=False, blocks=1),
     "bilinear": UpsamplerConfig(blocks=0),
+    "pixels": UpsamplerConfig(expand_time=False, blocks=4, latents="tiny_vae", resize="pixels"),
 }
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a tile. Ranges are (start, stop) in the whole frame, in latent pixels.
-
-    Args:
-        small: extent of the low-resolution frame.
-        large: extent of the target frame.
-        source: range of the small extent that the tile reads.
-        target: range of the large extent that it computes.
-        kept: range of target that does not see beyond the tile's edge.
-    """
-
-    small: int
-    large: int
-    source: tuple[int, int]
-    target: tuple[int, int]
-    kept: tuple[int, int]
-
-    @property
-    def inner(self) -> tuple[int, int]:
-        """The range that is kept, counted from the tile's own edge."""
-        start, stop = self.kept
-        return start - self.target[0], stop - self.target[0]
-
-    @property
-    def centres(self) -> Tensor:
-        """Where the centres of the target's latent pixels lie in the frame, in source latent pixels, float64."""
-        return (2 * torch.arange(*self.target, dtype=torch.float64) + 1) * self.small / (2 * self.large)
-
-
-Tile = tuple[Axis, Axis]  # rows, columns
 
 
 class ResampleBlock(nn.Module):
@@ -116,7 +99,7 @@ class ResampleBlock(nn.Module):
 
 
 class LatentUpsampler(nn.Module):
-    """Residual blocks, a bilinear resize, residual blocks, added to the plain bilinear resize. Untrained, it is bilinear.
+    """Residual blocks, a resize, residual blocks, added to the plain resize. Untrained, it is the plain resize.
 
     Args:
         config: sizes.
@@ -131,9 +114,13 @@ class LatentUpsampler(nn.Module):
         width = config.width
         double, halve = ("double", "halve") if config.expand_time else ("keep", "keep")
         widths_in = [LATENT_CHANNELS] + [width] * (config.blocks - 1)
-        widths_out = [width + 4] + [width] * (config.blocks - 1)
         self.before = nn.ModuleList(ResampleBlock(c, width, double, **factory) for c in widths_in[: config.blocks])
-        self.after = nn.ModuleList(ResampleBlock(c, width, halve, **factory) for c in widths_out[: config.blocks])
+        self.grid = PixelGrid(width, **factory) if config.resize == "pixels" else None
+        if self.grid:
+            self.after = nn.ModuleList(FrameBlock(width, **factory) for _ in range(config.blocks))
+        else:
+            widths_out = [width + 4] + [width] * (config.blocks - 1)
+            self.after = nn.ModuleList(ResampleBlock(c, width, halve, **factory) for c in widths_out[: config.blocks])
         if config.blocks:
             self.stem = operations.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1, device=device, dtype=dtype)
             self.norm = ChannelNorm(width, device, dtype)
@@ -145,7 +132,7 @@ class LatentUpsampler(nn.Module):
         return self.dtype
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Samples fresh weights for training; the last layer is zero."""
+        """Samples fresh weights for training; the last layer is zero. The fixed maps of a PixelGrid are set by its copy_closed_form."""
         for name, parameter in self.named_parameters():
             if name.endswith("scale"):
                 nn.init.ones_(parameter)
@@ -155,6 +142,8 @@ class LatentUpsampler(nn.Module):
                 nn.init.zeros_(parameter)
         if self.config.blocks:
             nn.init.zeros_(self.out.conv.weight)
+        if self.grid:
+            nn.init.zeros_(self.grid.add.weight)
 
     def forward(self, z_lr: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the upsampled latent (B, 16, T, *size).
@@ -180,7 +169,7 @@ class LatentUpsampler(nn.Module):
         pasts = defaultdict(dict)
         for z_lr in chunks:
             source = z_lr.shape[3:]
-            axes = (tile_axes(*axis, self.config.blocks) for axis in zip(source, size, tile or size, strict=True))
+            axes = (tile_axes(*axis, self.config) for axis in zip(source, size, tile or size, strict=True))
             z = z_lr.new_empty(*z_lr.shape[:3], *size)
             for rows, columns in product(*axes):
                 past = pasts[rows.kept, columns.kept]
@@ -193,42 +182,57 @@ class LatentUpsampler(nn.Module):
         """Returns what the tile keeps of the upsampled frames of a whole clip, past None, or of a chunk, whose state takes past's place."""
         rows, columns = tile
         z_lr = z_lr[..., slice(*rows.source), slice(*columns.source)]
-        z = resize_tile(z_lr, tile)
         if self.config.blocks:
             h = self.stem(z_lr)
             for block in self.before:
                 h = block(h, past)
-            h = torch.cat((resize_tile(h, tile), sampling_position(h, tile)), dim=1)
+            z, h = self.resize(z_lr, h, tile)
             for block in self.after:
                 h = block(h, past)
             z = z + self.out(F.silu(self.norm(h)), past)
+        else:
+            z = resize_tile(z_lr, tile)
         return z[..., slice(*rows.inner), slice(*columns.inner)]
 
+    def resize(self, z_lr: Tensor, h: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Returns the tile's target of the latent, (B, 16, T, H, W), and of the features, (B, C, T, H, W)."""
+        if self.grid:
+            z, h = self.grid(z_lr, h, tile)
+            return z.to(z_lr), h
+        return resize_tile(z_lr, tile), torch.cat((resize_tile(h, tile), sampling_position(h, tile)), dim=1)
 
 Upsampler = LatentUpsampler | UltraUpsampler
 AnyUpsamplerConfig = UpsamplerConfig | UltraUpsamplerConfig
 
 
-def tile_axes(small: int, large: int, most: int, blocks: int) -> list[Axis]:
+def tile_axes(small: int, large: int, most: int, config: UpsamplerConfig) -> list[Axis]:
     """Returns the axes of tiles that keep at most so many target latent pixels each, and together all.
 
-    A tile reads what its kept latent pixels see: each convolution one further, resizing the two around a centre.
+    A tile reads what its kept latent pixels see: each convolution one further, resizing what lies around their positions.
 
     Args:
         small: extent of the low-resolution frame.
         large: extent of the target frame.
         most: target latent pixels of a tile.
-        blocks: of the upsampler.
+        config: of the upsampler.
     """
-    before, after = 2 * blocks, 2 * blocks + bool(blocks)  # convolutions; those after resizing end with one more
+    before, after = 2 * config.blocks, 2 * config.blocks + bool(config.blocks)  # convolutions; those after resizing end with one more
     axes = []
     for start in range(0, large, most):
         kept = start, min(start + most, large)
         target = max(0, kept[0] - after), min(large, kept[1] + after)
-        first, last = (((2 * cell + 1) * small - large) // (2 * large) for cell in (target[0], target[1] - 1))
-        source = max(0, first - before), min(small, last + 2 + before)
+        first, last = resized_from(small, large, target, config)
+        source = max(0, first - before), min(small, last + 1 + before)
         axes.append(Axis(small, large, source, target, kept))
     return axes
+
+
+def resized_from(small: int, large: int, target: tuple[int, int], config: UpsamplerConfig) -> tuple[int, int]:
+    """Returns the first and the last source latent pixel that resizing reads for a range of the target, beyond the edge, too."""
+    side, taps = (SPATIAL_FACTOR, TAPS) if config.resize == "pixels" else (1, (0, 1))
+    ends = side * target[0], side * target[1] - 1
+    first, last = ((((2 * pixel + 1) * small - large) // (2 * large) + tap) // side for pixel, tap in zip(ends, taps, strict=True))
+    return first, last
 
 
 def smaller_tiles(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
