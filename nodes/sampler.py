@@ -139,8 +139,9 @@ def check(model: ModelPatcher, sampling: SamplingConfig, positive: list | None, 
 
 def describe(samples: Tensor, size: tuple[int, int], sampling: SamplingConfig, run: ComfyRun) -> list[str]:
     """Returns the lines of the report: mode, sizes, settings and boxes."""
+    start = "the upsampled latent" if sampling.start == "condition" else f"noise level {sampling.denoise:.2f}"
     return [
-        f"SimpleGVR: condition at noise augmentation level {sampling.noise_augmentation:.2f}, from noise level {sampling.denoise:.2f}."
+        f"SimpleGVR: condition at noise augmentation level {sampling.noise_augmentation:.2f}, from {start}."
         if run.takes_condition
         else f"Training-free: a stock 16-channel Wan model refined the upsampled latent from noise level {sampling.denoise:.2f}.",
         f"{pixels((samples.shape[3], samples.shape[4]))} -> {pixels(size)}, {samples.shape[2]} latent frames, "

@@ -10,6 +10,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "photos": ("training.photos", "train", "make video of photographs in motion"),
     "pairs": ("training.build_pairs", "train", "build shards of latent pairs from video"),
     "train": ("training.command", "train", "train the transformer and the upsampler"),
+    "distil": ("training.distil", "train", "distil a trained model to few steps"),
     "train-vae": ("training.train_vae", "train", "train TinyVAE"),
     "curve": ("training.measure_curve", "train", "measure the noise levels where detail appears"),
     "evaluate": ("evaluation.evaluate", "evaluate", "compare methods on a folder of clips"),

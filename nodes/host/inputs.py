@@ -60,7 +60,7 @@ def settings_input() -> io.DynamicCombo.Input:
                 "custom",
                 [
                     io.Int.Input(
-                        "steps", default=50, min=1, max=1000, tooltip="Number of model evaluations. The paper uses 50, gvr_tiny 2."
+                        "steps", default=50, min=1, max=1000, tooltip="Number of model evaluations. The paper uses 50, gvr_tiny 1."
                     ),
                     io.Float.Input(
                         "cfg",
@@ -78,7 +78,7 @@ def settings_input() -> io.DynamicCombo.Input:
                         max=1.0,
                         step=0.01,
                         tooltip="Noise level to start from. 1 is pure noise, as in the paper; below 1 starts from the noised upsampled "
-                        "latent: 0.15 for gvr_tiny, 0.3 to 0.6 for a stock Wan model.",
+                        "latent: 0.4 for gvr_tiny, 0.3 to 0.6 for a stock Wan model.",
                     ),
                 ],
             ),

@@ -28,14 +28,16 @@ REFERENCES = {  # in a prompt; a text-to-video Wan would join them to the latent
 def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode]) -> SamplingConfig:
     """Returns the settings that a `settings` value asks for: recommended, custom or distilled, always with the model's own shift.
 
+    Custom settings start from noise or from the condition as the model's recommended ones do.
+
     Raises:
         ValueError: What takes_condition raises; or the settings are distilled and the model takes a condition.
     """
     shift = cast("float", model.get_model_object("model_sampling").shift)
-    if settings["settings"] == "custom":
-        custom = {key: value for key, value in settings.items() if key != "settings"}
-        return SamplingConfig(**custom, shift=shift)
     with_condition = takes_condition(model, node)
+    own = recommended(model) if with_condition else TRAINING_FREE
+    if settings["settings"] == "custom":
+        return replace(own, **{key: value for key, value in settings.items() if key != "settings"}, shift=shift)
     if settings["settings"] == "distilled":
         if with_condition:
             raise refuse(
@@ -43,8 +45,8 @@ def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode
                 "settings is distilled with a model that takes a condition, wanted a stock text-to-video Wan with a few-step LoRA: "
                 "choose recommended, which are the settings of the model's checkpoint",
             )
-        return replace(DISTILLED, shift=shift)
-    return replace(recommended(model) if with_condition else TRAINING_FREE, shift=shift)
+        own = DISTILLED
+    return replace(own, shift=shift)
 
 
 def recommended(model: ModelPatcher) -> SamplingConfig:

@@ -201,6 +201,7 @@ class LatentUpsampler(nn.Module):
             return z.to(z_lr), h
         return resize_tile(z_lr, tile), torch.cat((resize_tile(h, tile), sampling_position(h, tile)), dim=1)
 
+
 Upsampler = LatentUpsampler | UltraUpsampler
 AnyUpsamplerConfig = UpsamplerConfig | UltraUpsamplerConfig
 

@@ -30,11 +30,11 @@ from ..training.build_pairs import BuildPairs
 from ..training.loop import LoopConfig
 from ..training.measure_curve import MeasureCurve
 from ..training.pairs import Pairs
-from ..training.presets import PRESETS
+from ..training.presets import TINY
 from ..training.train import Train
 
 BASE = replace(
-    PRESETS["tiny_stage1"],
+    TINY,
     dit=DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=2),
     attention=AttentionConfig(window=(1, 3, 3)),
     upsampler=replace(VARIANTS["simplegvr"], width=16, latents="tiny_vae"),

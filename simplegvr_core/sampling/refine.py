@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +121,7 @@ class Refinement:
         seed: Seed of the starting noise, which depends on it and on the position.
         folder: Folder of the file with the last whole step. A refinement whose file is there is continued from it.
         finish: (z, frame) -> z, applied to each latent frame of the result before it is written.
+        start: SamplingConfig.start.
     """
 
     upsampled: LatentFrames
@@ -128,6 +130,7 @@ class Refinement:
     seed: int
     folder: Path
     finish: Callable[[Tensor, int], Tensor] = lambda z, frame: z
+    start: Literal["noise", "condition"] = "noise"
 
     @property
     def steps(self) -> int:
@@ -154,6 +157,8 @@ def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegmen
 
     def noised_frame(frame: int) -> Tensor:
         z_0 = upsampled[frame : frame + 1]
+        if refinement.start == "condition":
+            return z_0
         return interpolate(z_0, positional_noise(tuple(z_0.shape), refinement.seed, frame), sigmas[0])
 
     def noised(start: int, stop: int) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class SamplingConfig:
         shift: Shift of the noise levels; above 1 more of the steps are at high noise.
         noise_augmentation: Noise level of the condition, in [0, 1].
         denoise: First noise level, in (0, 1]. 1 starts from pure noise, less from the noised upsampled latent.
+        start: "noise": sampling starts from the upsampled latent noised to the first noise level. "condition": it starts from the
+            upsampled latent itself, without noise, which a one-step student takes for that noise level (DOVE, arXiv 2505.16239).
     """
 
     steps: int = 50
@@ -42,6 +45,7 @@ class SamplingConfig:
     shift: float = 5.0
     noise_augmentation: float = 0.4
     denoise: float = 1.0
+    start: Literal["noise", "condition"] = "noise"
 
 
 PAPER = SamplingConfig()
@@ -91,7 +95,7 @@ def super_resolve(
     velocity = TiledVelocity(network, tiling or whole(model), model.attention.alignment, memory=memory)
 
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-    z = interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
+    z = z_up if sampling.start == "condition" else interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
     z = sample_euler(lambda z_t, sigma: padded_velocity(velocity, z_t, condition, sigma), z, sigmas, on_step)
     return match_source(z, z_lr, upsampler.config.latents, color_match).to(z_lr)
 

@@ -82,7 +82,7 @@ def super_resolve_to_file(
 
     condition = stored(folder / "condition.safetensors", z_up.shape, write_condition) if runtime.takes_condition else None
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-    return runtime.integrate(Refinement(z_up, condition, sigmas, seed, folder, finish))
+    return runtime.integrate(Refinement(z_up, condition, sigmas, seed, folder, finish, sampling.start))
 
 
 def stored(path: Path, shape: tuple[int, ...], write: Callable[[Append], None]) -> LatentFile:

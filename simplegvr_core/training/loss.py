@@ -81,6 +81,16 @@ class Pictures:
         rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
         return self.vae.decode(z[:, :, :2, rows, columns])[:, :, -1].float()
 
+    def decoded(self, z: Tensor, frame: int) -> Tensor:
+        """Returns a frame (B, 3, 8H, 8W) in [-1, 1] of the decoded latent (B, 16, T, H, W)."""
+        assert self.vae is not None  # it is perceptual
+        return self.vae.decode(z)[:, :, frame].float()
+
+    def distance(self, frame: Tensor, target: Tensor) -> Tensor:
+        """Returns the mean perceptual error (ST-LPIPS) of frames (B, 3, H, W) in [-1, 1], a scalar."""
+        assert self.network is not None  # it is perceptual
+        return self.network(frame, target).float().mean()
+
     def perceptual_error(self, z: Tensor, target: Tensor) -> Tensor:
         """Returns the perceptual error (ST-LPIPS) of a latent's compared frame, (B, 1, 1, 1, 1).
 

@@ -16,7 +16,7 @@ from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
-from ..networks.tiny_vae import TinyVAE
+from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig, super_resolve
@@ -28,6 +28,7 @@ from .cost import training_cost
 from .loop import LoopConfig, fit, read_losses
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, LossConfig, Pictures, sample_noise
+from .online_pairs import OnlinePairs, online_pairs
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Train:
     """Trains upsampler and DiT jointly, on folders of latent pairs that `simplegvr pairs` built."""
 
     pairs: tuple[Path, ...]
-    """Folders of pairs. All pairs are sampled with equal probability."""
+    """Folders of pairs. All pairs are sampled with equal probability. Empty with --footage."""
     out: Path
     """Folder of the run: networks, losses, previews and the state to resume from."""
     init_dit: Path | None = None
@@ -55,6 +56,8 @@ class Train:
     """Lowest and highest noise augmentation level of the condition in [0, 1], sampled uniformly between them."""
     curve: Path | None = None
     """Curve of `simplegvr curve`, whose timestep density is highest where detail appears. Without it the density is uniform."""
+    footage: tuple[Path, ...] = ()
+    """Folders of video and photographs, of which pairs are made at every step, in place of --pairs; needs TinyVAE as --vae."""
     contexts: Path | None = None
     """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
     features of its caption. Without it every sample has the null prompt."""
@@ -91,8 +94,8 @@ class Train:
             OSError: A file cannot be read or written.
         """
         self.check()
-        sampler = PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
         vae = load_vae(self.vae) if self.vae else None
+        sampler = self.sampler(vae)
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
         upsampler, dit = self.networks()
         model = FlowMatching(upsampler, dit, pictures, LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16))
@@ -102,7 +105,7 @@ class Train:
             batch = sampler.sample(generator, dit.config.text_dim)
             return batch | sample_noise(batch["z_hr"], self.noise_range, curve, generator)
 
-        trained = fit(model, sample_batch, self.loop, self.out, show=self.preview(vae), options=self.lasting_options())
+        trained = fit(model, sample_batch, self.loop, self.out, show=self.preview(vae, sampler), options=self.lasting_options())
         if not PartialState().is_main_process:
             return {}
         losses = read_losses(self.out / "losses.jsonl")
@@ -124,6 +127,10 @@ class Train:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
+        if bool(self.footage) == bool(self.pairs):
+            raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
+        if self.upsampler.resize == "pixels" and self.vae is None and self.init_upsampler is None:
+            raise ValueError("--upsampler.resize pixels starts from TinyVAE's closed form: give its file with --vae")
         if self.init_dit is not None and self.dit.condition == "token":
             raise ValueError("--dit.condition token starts from random weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
@@ -139,6 +146,12 @@ class Train:
         recompute = self.gradient_checkpointing
         return training_cost(dit, self.attention, grid, batch=batch, steps=self.loop.steps, recompute=recompute)
 
+    def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
+        """Returns what samples the batches."""
+        if self.footage:
+            return online_pairs(self.footage, vae, self.crop, self.loop)
+        return PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
+
     def networks(self) -> tuple[Upsampler, SimpleGVRDiT]:
         """Returns both networks with their initial weights."""
         generator = torch.Generator().manual_seed(self.loop.seed)
@@ -149,6 +162,9 @@ class Train:
         else:
             upsampler = LatentUpsampler(self.upsampler)
             upsampler.init_weights(generator)
+            if upsampler.grid is not None:
+                assert self.vae is not None  # check
+                upsampler.grid.copy_closed_form(load_tiny_vae(self.vae))
         if self.lora_rank:
             upsampler.requires_grad_(False)
             add_lora(dit, self.lora_rank, generator)
@@ -167,10 +183,10 @@ class Train:
         checkpoint.load_strict(dit, weights, self.init_dit)
         return dit
 
-    def preview(self, vae: TinyVAE | WanVAE | None) -> Callable[[nn.Module, int], None]:
+    def preview(self, vae: TinyVAE | WanVAE | None, sampler: PairSampler | OnlinePairs) -> Callable[[nn.Module, int], None]:
         """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one training crop."""
-        batch = PairSampler(self.pairs, replace(self.crop, batch=1)).sample(torch.Generator().manual_seed(self.loop.seed), text_dim=1)
-        z_lr, z_hr = batch["z_lr"], batch["z_hr"]
+        batch = sampler.sample(torch.Generator().manual_seed(self.loop.seed), text_dim=self.dit.text_dim)
+        z_lr, z_hr = batch["z_lr"][:1].cpu(), batch["z_hr"][:1].cpu()
         height, width = z_hr.shape[3:]
 
         def show(model: nn.Module, step: int) -> None:
@@ -203,7 +219,7 @@ class Train:
             checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling)
             return {"lora": str(path)}
         noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
-        data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs]}
+        data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs or self.footage]}
         configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
         if isinstance(vae, TinyVAE):
             configs["preview"] = vae.preview_colors()
