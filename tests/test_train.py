@@ -114,13 +114,14 @@ def test_two_processes_have_the_losses_of_one_when_resumed_too(pairs, smoke, tmp
     [
         {"upsampler": replace(VARIANTS["channel_expansion"], width=16)},
         {"upsampler": VARIANTS["bilinear"]},
+        {"upsampler": replace(VARIANTS["pixels"], width=16, blocks=1)},
         {"dit": replace(SIZES, condition="token")},
         {"dit": replace(SIZES, in_dim=16), "upsampler": VARIANTS["bilinear"], "upsampler_loss": 0.0},
         {"attention": AttentionConfig(kind="swin", window=(1, 3, 3))},
         {"noise_range": (0.6, 0.9), "bf16": True, "gradient_checkpointing": True},
         {"perceptual_loss": 0.5},
     ],
-    ids=["channel_expansion", "bilinear", "token", "t2v", "swin", "memory", "perceptual"],
+    ids=["channel_expansion", "bilinear", "pixels", "token", "t2v", "swin", "memory", "perceptual"],
 )
 def test_variants_train(smoke, change):
     if change.get("dit", SIZES).in_dim == 16:

@@ -190,7 +190,7 @@ PRESETS = {
         gradient_checkpointing=False,
         vae=GVR_TINY_VAE,
         crop=Crop(num_frames=9, size=(24, 24), batch=32),
-        loop=LoopConfig(steps=4000, learning_rate=5e-4, warmup=40, ema=0.995),
+        loop=LoopConfig(steps=10_000, learning_rate=5e-4, warmup=40, ema=0.995),
     ),
 }
 

@@ -61,7 +61,7 @@ PRESETS = {
         upsampler_loss=0.0,
         perceptual_loss=0.0,
         crop=Crop(size=(16, 28), batch=8),
-        loop=replace(TINY.loop, learning_rate=1e-3),
+        loop=replace(TINY.loop, steps=10_000, learning_rate=1e-3),
     ),
     "tiny_teacher": replace(
         TINY,
@@ -72,7 +72,7 @@ PRESETS = {
         upsampler_loss=1.0,
         perceptual_loss=0.0,
         crop=Crop(num_frames=9, size=(24, 24), batch=32),
-        loop=LoopConfig(steps=4000, learning_rate=5e-4, warmup=100, ema=0.995),
+        loop=LoopConfig(steps=10_000, learning_rate=5e-4, warmup=100, ema=0.995),
     ),
     "smoke": replace(
         TINY,
