@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..flow import clean_from_velocity, interpolate, shifted_sigmas, velocity_target
 from ..networks.dit import SimpleGVRDiT
-from ..networks.upsampler import LatentUpsampler
+from ..networks.upsampler import Upsampler
 from ..sampling.super_resolve import SamplingConfig
 from .loss import Pictures
 
@@ -40,11 +40,11 @@ class DMD2Config:
 class DMD2(nn.Module):
     """Student and fake score, both of the teacher's weights at first; the upsampler and the teacher are frozen."""
 
-    upsampler: LatentUpsampler
+    upsampler: Upsampler
     dit: SimpleGVRDiT
     fake: SimpleGVRDiT
 
-    def __init__(self, upsampler: LatentUpsampler, teacher: SimpleGVRDiT, pictures: Pictures, config: DMD2Config):
+    def __init__(self, upsampler: Upsampler, teacher: SimpleGVRDiT, pictures: Pictures, config: DMD2Config):
         super().__init__()
         self.dit, self.fake = deepcopy(teacher), deepcopy(teacher)
         self.upsampler = upsampler.requires_grad_(False)

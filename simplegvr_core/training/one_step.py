@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..flow import clean_from_velocity
 from ..networks.dit import SimpleGVRDiT
-from ..networks.upsampler import LatentUpsampler
+from ..networks.upsampler import Upsampler
 from ..sampling.super_resolve import SamplingConfig
 from .loss import Pictures
 
@@ -39,10 +39,10 @@ class OneStepConfig:
 class OneStep(nn.Module):
     """Upsampler and student. The upsampler learns by its own error alone: the student's gradient ends at the upsampled latent."""
 
-    upsampler: LatentUpsampler
+    upsampler: Upsampler
     dit: SimpleGVRDiT
 
-    def __init__(self, upsampler: LatentUpsampler, dit: SimpleGVRDiT, pictures: Pictures, config: OneStepConfig):
+    def __init__(self, upsampler: Upsampler, dit: SimpleGVRDiT, pictures: Pictures, config: OneStepConfig):
         super().__init__()
         self.upsampler, self.dit, self.pictures, self.config = upsampler, dit, pictures, config
 
