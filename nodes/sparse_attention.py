@@ -1,18 +1,20 @@
 """SimpleGVR Sparse Attention: windows and temporal units for the self-attention of stock Wan models."""
 
+from typing import get_args
+
 from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..simplegvr_core.networks.attention import AttentionConfig
+from ..simplegvr_core.networks.attention_config import AttentionConfig, Scope
 from .host.attention import RunAttention, describe
 from .host.bridge import CATEGORY, refuse
 from .host.networks import SimpleGVRModel
 from .host.override import with_attention
 
 PRESETS = {
-    "paper": AttentionConfig(window=(1, 12, 9), top_k=1, unit=5),
     "balanced": AttentionConfig(window=(1, 12, 9), top_k=7, unit=5),
+    "paper": AttentionConfig(window=(1, 12, 9), top_k=1, unit=5, scope="video"),
     "dense units": AttentionConfig(kind="full", unit=5),
 }
 GRIDS = {"720p": (20, 45, 80), "1080p": (20, 68, 120), "2160p": (20, 135, 240)}  # tokens of 77 frames
@@ -33,6 +35,13 @@ class SimpleGVRSparseAttention(io.ComfyNode):
                 io.Int.Input(
                     "radius", default=0, min=0, max=256, tooltip="Largest distance of the other windows, in windows; 0 is no limit."
                 ),
+                io.Combo.Input(
+                    "scope",
+                    options=list(get_args(Scope)),
+                    default="unit",
+                    optional=True,  # workflows of before it existed
+                    tooltip="Where the other windows are: in the same temporal unit, or anywhere in the video.",
+                ),
             ],
         )
         return io.Schema(
@@ -40,16 +49,16 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             display_name="SimpleGVR Sparse Attention",
             category=CATEGORY,
             description="Replaces the self-attention of a Wan model by sparse local attention: each window attends to itself and to "
-            "the most similar other windows, inside temporal units that shift in every other block. It is far cheaper at "
-            "1080p and above. For weights trained with dense attention it is an approximation.",
+            "the most similar other windows, of its temporal unit or of the whole video. Temporal units shift in every other block. "
+            "It is far cheaper at 1080p and above. For weights trained with dense attention it is an approximation.",
             search_aliases=["sparse attention", "window attention", "local attention", "faster Wan"],
             inputs=[
                 io.Model.Input("model", tooltip="A text- or image-to-video Wan 2.1 or 2.2 model, or a SimpleGVR model."),
                 io.DynamicCombo.Input(
                     "preset",
                     options=[*presets, custom],
-                    tooltip="paper: 12x9 windows, 1 other window, units of 5 frames, for weights trained with these. balanced: 7 other "
-                    "windows, for other weights. dense units: full attention inside units of 5 frames.",
+                    tooltip="balanced: 12x9 windows, 7 other windows, units of 5 frames, for weights trained with dense attention. paper: "
+                    "1 other window of the whole video, for weights trained so. dense units: full attention inside units of 5 frames.",
                 ),
             ],
             outputs=[
@@ -66,6 +75,7 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             top_k=preset["top_k"],
             unit=preset["unit"] or None,
             radius=preset["radius"] or None,
+            scope=preset.get("scope", "unit"),
         )
         network = model.model.diffusion_model
         if not isinstance(model.model, SimpleGVRModel) and type(network) is not WanModel:

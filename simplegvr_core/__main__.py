@@ -16,6 +16,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "evaluate": ("evaluation.evaluate", "evaluate", "compare methods on a folder of clips"),
     "report": ("evaluation.report", "evaluate", "write the report of an evaluation again"),
     "seams": ("evaluation.measure_seams", "core", "measure seams and flicker of a video or latent"),
+    "attention-error": ("benchmark.attention_error", "benchmark", "measure what sparse attention changes in a dense model"),
     "baselines": ("evaluation.baselines", "evaluate", "fetch other people's super-resolution by name"),
     "convert": ("networks.convert", "core", "convert another model's weights to a SimpleGVR checkpoint"),
     "plan": ("planning.command", "core", "plan a run: segments, tiles, memory"),

@@ -28,6 +28,7 @@ CONFIGS = [
     AttentionConfig(window=(2, 4, 5), top_k=3, unit=None),
     AttentionConfig(window=(2, 2, 2), top_k=3, radius=1),
     AttentionConfig(window=(1, 5, 7), top_k=7),  # more than a short unit has
+    AttentionConfig(window=(1, 4, 3), top_k=2, scope="video"),
     AttentionConfig(kind="swin", window=(2, 3, 4)),
 ]
 
@@ -109,7 +110,7 @@ def test_scores_and_gathered_keys_keep_to_their_budget_in_full_precision(monkeyp
 
 
 @pytest.mark.parametrize("kind", ["full", "sparse_local"])
-@pytest.mark.parametrize("block, lengths", [(0, [5, 5, 1]), (1, [2, 5, 4])])
+@pytest.mark.parametrize("block, lengths", [(0, [5, 6]), (1, [2, 5, 4])])
 def test_nothing_is_seen_outside_the_temporal_unit(kind, block, lengths):
     grid, frame = (11, 3, 4), 12
     q, k, v = qkv(grid)
@@ -118,6 +119,44 @@ def test_nothing_is_seen_outside_the_temporal_unit(kind, block, lengths):
     v[:, : lengths[0] * frame] += 1
     change = (attend(q, k, v, TokenLayout(grid), config, block) - before).abs().amax((0, 2, 3)).view(grid).amax((1, 2))
     assert (change > 0.5).tolist() == [True] * lengths[0] + [False] * (11 - lengths[0])
+
+
+@pytest.mark.parametrize("scope", ["unit", "video"])
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("window, top_k", [((1, 3, 4), 1), ((1, 2, 3), 4), ((3, 3, 4), 2)])
+def test_each_scope_equals_a_mask_built_token_by_token(scope, block, window, top_k):
+    """Dense attention in float64 under a mask: a token sees its window and the top_k others of highest mean q times mean k in scope."""
+    grid = (13, 5, 7)
+    inputs = torch.randn(3, 1, 13 * 35, 2, 8, generator=torch.Generator().manual_seed(1)).unbind()  # no near ties among its scores
+    q, k, v = (x.double() for x in inputs)
+    lengths = {0: (5, 5, 3), 1: (2, 5, 6)}[block]
+    unit_of_frame = [unit for unit, length in enumerate(lengths) for _ in range(length)]
+    place = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).view(-1, 3).tolist()
+    first_frame = [sum(lengths[:unit]) for unit in unit_of_frame]
+    token_window = [(unit_of_frame[t], (t - first_frame[t]) // window[0], y // window[1], x // window[2]) for t, y, x in place]
+    members = {name: [i for i, other in enumerate(token_window) if other == name] for name in dict.fromkeys(token_window)}
+    mask = torch.zeros(2, len(place), len(place), dtype=torch.bool)
+    for head in range(2):
+        for name, tokens in members.items():
+            others = [other for other in members if other != name and (scope == "video" or other[0] == name[0])]
+            score = {other: float(q[0, tokens, head].mean(0) @ k[0, members[other], head].mean(0)) for other in others}
+            seen = [name, *sorted(others, key=lambda other: -score[other])[:top_k]]
+            for other in seen:
+                mask[head, torch.tensor(tokens)[:, None], torch.tensor(members[other])] = True
+    weights = (torch.einsum("LnD, MnD -> nLM", q[0], k[0]) / 8**0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+    expected = torch.einsum("nLM, MnD -> LnD", weights, v[0])[None].float()
+    config = AttentionConfig(window=window, top_k=top_k, scope=scope)
+    torch.testing.assert_close(attend(*inputs, TokenLayout(grid), config, block), expected, atol=1e-5, rtol=0)
+
+
+def test_scope_video_reaches_future_frames_beyond_the_unit():
+    grid, frame = (13, 3, 4), 12
+    q, k, v = qkv(grid)
+    config = AttentionConfig(window=(1, 3, 4), top_k=1000, scope="video")
+    before = attend(q, k, v, TokenLayout(grid), config, 0)
+    v[:, -frame:] += 1
+    change = (attend(q, k, v, TokenLayout(grid), config, 0) - before).abs().amax((0, 2, 3)).view(grid).amax((1, 2))
+    assert (change > 0.01).all()
 
 
 def test_condition_tokens_are_seen_by_all_and_see_all():
@@ -150,7 +189,7 @@ def test_selection_is_what_a_plain_loop_selects(top_k, radius):
     q, k, _ = qkv(grid)
     windows, selection = config.windows(TokenLayout(grid), 1), chosen(q, k, grid, config, 1)
     q_mean, k_mean = (reference.window_mean(x, windows).double() for x in (q, k))
-    unit_of = {int(window): unit for unit, members in enumerate(windows.unit) for window in members if window >= 0}
+    unit_of = {int(window): unit for unit, members in enumerate(windows.scope) for window in members if window >= 0}
     for batch, head, window in torch.cartesian_prod(*(torch.arange(extent) for extent in selection.shape[:3])).tolist():
         near = [
             other
@@ -178,9 +217,13 @@ def test_heads_and_batch_entries_select_for_themselves():
     torch.testing.assert_close(together[1:, :, 2:], alone, atol=1e-6, rtol=0)
 
 
-def test_unknown_kind_is_refused():
+def test_unknown_kind_and_scope_are_refused():
     with pytest.raises(ValueError, match="full, swin, sparse_local"):
         AttentionConfig(kind="dense")
+    with pytest.raises(ValueError, match="scope is 'clip', wanted one of unit, video"):
+        AttentionConfig(scope="clip")
+    with pytest.raises(ValueError, match="kind 'full' selects no windows"):
+        AttentionConfig(kind="full", scope="video")
 
 
 @pytest.mark.parametrize("wrong", [{"window": (0, 12, 9)}, {"top_k": -1}, {"unit": 0}])

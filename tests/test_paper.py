@@ -10,7 +10,7 @@ import torch
 from conftest import REPO
 
 from simplegvr_core.evaluation.evaluate import mean_of
-from simplegvr_core.networks.windows import cut_lengths
+from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.paper import bench as paper_bench
 from simplegvr_core.paper.ablate import AXES as ABLATED
 from simplegvr_core.paper.ablate import as_markdown
@@ -79,7 +79,9 @@ def test_what_the_paper_prints_twice_is_the_same_here():
     assert paper("figure-6", "detail-aware", "v1").items() <= paper("table-2", "full", "v1").items()
     assert paper("degradation-ablation", "+ model-guided", "ICLR").items() <= paper("table-2", "full", "v1").items()
     assert {kind: paper("table-2", kind.replace("_", " "), "v1")["GFLOPS"] for kind in flops.PAPER_GFLOPS} == flops.PAPER_GFLOPS
-    units = {f"{parity} layers": " ".join(map(str, cut_lengths(20, 5, parity == "odd"))) for parity in ("even", "odd")}
+    units = {
+        f"{parity} layers": " ".join(map(str, AttentionConfig().unit_lengths(20, block))) for block, parity in enumerate(("even", "odd"))
+    }
     rows = PAPER["items"]["figure-8"]["rows"]
     assert {row["name"]: row["values"]["latent frames of each unit"] for row in rows} == units
 

@@ -70,7 +70,7 @@ def test_models_that_keep_attention_out_of_reach_are_refused(comfy):
 @pytest.mark.parametrize(
     "preset, line",
     [
-        ("paper", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 2: 0.12 % of dense attention"),
+        ("paper", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 2 of the whole video: 0.12 % of dense attention"),
         ("balanced", "1080p: sdpa: 1680 windows of 1 x 12 x 9 tokens, each sees 8: 0.48 % of dense attention"),
         ("dense units", "1080p: ComfyUI: full attention in units of 5 latent frames: 25 % of dense attention"),
     ],
@@ -107,19 +107,22 @@ def direct(model, network, x, **kwargs):
         return network(x, torch.tensor([500.0]), torch.zeros(1, 1, 4096), transformer_options=options, **kwargs)
 
 
-def test_stock_wan_with_the_node_is_our_network_with_that_attention(comfy, wan):
-    """Blocks and their shifted units included: eleven frames are three units."""
+@pytest.mark.parametrize("scope", ["unit", "video"])
+def test_stock_wan_with_the_node_is_our_network_with_that_attention(comfy, wan, scope):
+    """Blocks and their shifted units included: eleven frames are two units, shifted three."""
     network = wan.model.diffusion_model.float()
-    ours = SimpleGVRDiT(replace(DIT, in_dim=16), AttentionConfig(window=(1, 4, 3), top_k=1, unit=5))
+    ours = SimpleGVRDiT(replace(DIT, in_dim=16), AttentionConfig(window=(1, 4, 3), top_k=1, unit=5, scope=scope))
     ours.load_state_dict(network.state_dict())
     x = torch.randn(1, 16, 11, 18, 14, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = ours(x, torch.tensor([500.0]), torch.zeros(1, 1, 4096))
-    torch.testing.assert_close(direct(patch(comfy, wan, {**ONE_WINDOW, "unit": 5}), network, x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        direct(patch(comfy, wan, {**ONE_WINDOW, "unit": 5, "scope": scope}), network, x), expected, atol=1e-5, rtol=0
+    )
 
 
 def test_our_network_in_comfyui_is_the_cores(comfy):
-    """Order of tokens and shifted units included: eleven frames are three units."""
+    """Order of tokens and shifted units included: eleven frames are two units, shifted three."""
     model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
     network = model.model.diffusion_model.float()
     core = SimpleGVRDiT(DIT, network.attention)
@@ -189,7 +192,7 @@ def test_dense_parts_are_comfyuis_in_our_model(comfy, monkeypatch):
     monkeypatch.setattr(module, "optimized_attention", lambda q, *args, **kwargs: seen.append(q.shape[1]) or dense(q, *args, **kwargs))
     model = comfy.run("SimpleGVRLoadModel", model_name="gvr_test.safetensors", weight_dtype="default")[0]
     conditioned_ksampler(comfy, patch(comfy, model, {"preset": "dense units"}), latent((1, 16, 7, 8, 6)), steps=1)
-    even, odd = [5 * 12, 2 * 12, 7 * 12], [2 * 12, 5 * 12, 7 * 12]  # the last one attends to the text
+    even, odd = [7 * 12, 7 * 12], [2 * 12, 5 * 12, 7 * 12]  # the last one attends to the text
     assert seen == [*even, *odd, *even]
 
 

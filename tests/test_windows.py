@@ -1,6 +1,7 @@
 """Windows cover the grid once, keep inside their temporal units, and are neighbours in window-major order."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,71 @@ from simplegvr_core.networks.windows import TokenLayout, cut_lengths, cut_window
 GRIDS = [(3, 5, 7), (5, 9, 13), (20, 12, 18)]
 
 
-def test_units_of_the_paper():
-    assert cut_lengths(20, 5, shifted=False) == [5, 5, 5, 5]
-    assert cut_lengths(20, 5, shifted=True) == [2, 5, 5, 5, 3]
+UNITS = {  # latent frames -> units of even and of odd blocks; 20 are the paper's
+    1: ("1", "1"),
+    2: ("2", "2"),
+    3: ("3", "3"),
+    4: ("4", "4"),
+    5: ("5", "5"),
+    6: ("6", "2 4"),
+    7: ("7", "2 5"),
+    8: ("5 3", "2 6"),
+    9: ("5 4", "2 7"),
+    10: ("5 5", "2 5 3"),
+    11: ("5 6", "2 5 4"),
+    12: ("5 7", "2 5 5"),
+    13: ("5 5 3", "2 5 6"),
+    14: ("5 5 4", "2 5 7"),
+    15: ("5 5 5", "2 5 5 3"),
+    16: ("5 5 6", "2 5 5 4"),
+    17: ("5 5 7", "2 5 5 5"),
+    18: ("5 5 5 3", "2 5 5 6"),
+    19: ("5 5 5 4", "2 5 5 7"),
+    20: ("5 5 5 5", "2 5 5 5 3"),
+    21: ("5 5 5 6", "2 5 5 5 4"),
+    22: ("5 5 5 7", "2 5 5 5 5"),
+    23: ("5 5 5 5 3", "2 5 5 5 6"),
+    24: ("5 5 5 5 4", "2 5 5 5 7"),
+    25: ("5 5 5 5 5", "2 5 5 5 5 3"),
+    26: ("5 5 5 5 6", "2 5 5 5 5 4"),
+    27: ("5 5 5 5 7", "2 5 5 5 5 5"),
+    28: ("5 5 5 5 5 3", "2 5 5 5 5 6"),
+    29: ("5 5 5 5 5 4", "2 5 5 5 5 7"),
+    30: ("5 5 5 5 5 5", "2 5 5 5 5 5 3"),
+    31: ("5 5 5 5 5 6", "2 5 5 5 5 5 4"),
+    32: ("5 5 5 5 5 7", "2 5 5 5 5 5 5"),
+    33: ("5 5 5 5 5 5 3", "2 5 5 5 5 5 6"),
+    34: ("5 5 5 5 5 5 4", "2 5 5 5 5 5 7"),
+    35: ("5 5 5 5 5 5 5", "2 5 5 5 5 5 5 3"),
+    36: ("5 5 5 5 5 5 6", "2 5 5 5 5 5 5 4"),
+    37: ("5 5 5 5 5 5 7", "2 5 5 5 5 5 5 5"),
+    38: ("5 5 5 5 5 5 5 3", "2 5 5 5 5 5 5 6"),
+    39: ("5 5 5 5 5 5 5 4", "2 5 5 5 5 5 5 7"),
+    40: ("5 5 5 5 5 5 5 5", "2 5 5 5 5 5 5 5 3"),
+    41: ("5 5 5 5 5 5 5 6", "2 5 5 5 5 5 5 5 4"),
+    42: ("5 5 5 5 5 5 5 7", "2 5 5 5 5 5 5 5 5"),
+    43: ("5 5 5 5 5 5 5 5 3", "2 5 5 5 5 5 5 5 6"),
+    44: ("5 5 5 5 5 5 5 5 4", "2 5 5 5 5 5 5 5 7"),
+    45: ("5 5 5 5 5 5 5 5 5", "2 5 5 5 5 5 5 5 5 3"),
+}
+
+
+@pytest.mark.parametrize("frames", UNITS)
+def test_temporal_units_of_every_length(frames):
+    even, odd = (AttentionConfig(unit=5).unit_lengths(frames, block) for block in (0, 1))
+    assert (" ".join(map(str, even)), " ".join(map(str, odd))) == UNITS[frames]
+    assert sum(even) == sum(odd) == frames
+    assert frames <= 5 or min(even[-1], odd[-1]) >= 3  # no frame at the end sees one other frame or none
+
+
+@pytest.mark.parametrize("unit", range(1, 9))
+def test_only_the_last_unit_has_another_length_and_it_is_more_than_half_a_unit(unit):
+    for frames in range(unit + 1, 40):
+        for block in (0, 1):
+            lengths = AttentionConfig(unit=unit).unit_lengths(frames, block)
+            first = [unit // 2] * (block == 1 and unit > 1)
+            assert lengths[: len(first)] == first and set(lengths[len(first) : -1]) <= {unit}
+            assert unit // 2 < lengths[-1] <= unit + unit // 2 and sum(lengths) == frames
 
 
 @pytest.mark.parametrize("extent", range(1, 24))
@@ -48,11 +111,11 @@ def test_windows_stay_inside_their_unit_and_know_it():
     grid = (11, 5, 7)
     windows = cut_windows(grid, (2, 4, 3), (2, 5, 4))
     first = 0
-    for frames, unit in zip((2, 5, 4), windows.unit, strict=True):
+    for frames, unit in zip((2, 5, 4), windows.scope, strict=True):
         tokens = windows.table[unit[unit >= 0]]
         assert torch.equal(tokens[tokens >= 0].sort().values, torch.arange(first * 35, (first + frames) * 35))
         first += frames
-    assert torch.equal(windows.unit.flatten()[windows.slot], torch.arange(windows.num_windows))
+    assert torch.equal(windows.scope.flatten()[windows.slot], torch.arange(windows.num_windows))
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -65,12 +128,19 @@ def test_window_major_order_makes_windows_of_a_frame_contiguous_and_keeps_frames
     assert not cut_windows(grid, (2, 4, 3), (grid[0],), window_major=True).contiguous
 
 
+def test_the_scope_of_the_whole_video_has_every_window():
+    config = AttentionConfig(window=(1, 4, 3), scope="video")
+    windows = config.windows(TokenLayout((11, 5, 7)), 1)
+    assert windows.scope.tolist() == [list(range(11 * 2 * 3))]
+    assert torch.equal(windows.table, replace(config, scope="unit").windows(TokenLayout((11, 5, 7)), 1).table)
+
+
 def test_condition_tokens_follow_the_windows_and_belong_to_no_unit():
     windows = cut_windows((2, 4, 6), (1, 4, 3), (2,), num_condition_tokens=17)
     assert windows.num_windows == 4
     assert windows.table[4:].tolist() == [list(range(48, 60)), [*range(60, 65), *[-1] * 7]]
     assert windows.length.tolist() == [12, 12, 12, 12, 12, 5]
-    assert windows.unit.tolist() == [[0, 1, 2, 3]]
+    assert windows.scope.tolist() == [[0, 1, 2, 3]]
 
 
 def test_blocks_share_the_windows_on_a_device_which_go_with_their_layout():

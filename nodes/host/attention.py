@@ -47,5 +47,6 @@ def describe(
     windows = config.windows(TokenLayout(grid, ordered), 0)
     implementation = kernels.fastest(kernels.KernelCase(device, dtype, head_dim, windows.size, windows.contiguous))
     size = " x ".join(str(min(sides)) for sides in zip(config.window, (min(config.unit or grid[0], grid[0]), *grid[1:]), strict=True))
-    seen = min(1 + config.top_k, windows.unit.shape[1]) if config.kind == "sparse_local" else 1
-    return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}: {share}"
+    seen = min(1 + config.top_k, windows.scope.shape[1]) if config.kind == "sparse_local" else 1
+    where = " of the whole video" if config.scope == "video" else ""
+    return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}{where}: {share}"

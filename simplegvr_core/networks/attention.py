@@ -142,24 +142,24 @@ def select_windows(q: Tensor, k: Tensor, windows: Windows, config: AttentionConf
 
 
 def most_similar(q_mean: Tensor, k_mean: Tensor, windows: Windows, top_k: int, radius: int | None = None) -> Tensor:
-    """Returns (B, n, num_windows, top_k) windows of the same unit and at most radius away, most similar first, -1 for none.
+    """Returns (B, n, num_windows, top_k) windows of the same scope and at most radius away, most similar first, -1 for none.
 
     q_mean, k_mean: (B, num_windows, n, d) float32; similarity is their product. Fewer than top_k others: all of them.
     """
-    unit = windows.unit
-    num_units, size = unit.shape
+    scope = windows.scope
+    num_scopes, size = scope.shape
     top_k = min(top_k, size - 1)
-    per_row = 4 * q_mean.shape[0] * q_mean.shape[2] * num_units * size
+    per_row = 4 * q_mean.shape[0] * q_mean.shape[2] * num_scopes * size
     parts = []
-    for rows in torch.arange(size, device=unit.device).split(max(1, SCORE_BYTES // per_row)):
-        barred = (unit < 0)[:, None] | (unit[:, rows, None] == unit[:, None])
+    for rows in torch.arange(size, device=scope.device).split(max(1, SCORE_BYTES // per_row)):
+        barred = (scope < 0)[:, None] | (scope[:, rows, None] == scope[:, None])
         if radius is not None:
-            place = windows.place[unit]
+            place = windows.place[scope]
             barred |= (place[:, rows, None] - place[:, None]).abs().amax(-1) > radius
         with exact_float32(q_mean.device):
-            scores = torch.einsum("B U r n d, B U M n d -> B n U r M", q_mean[:, unit[:, rows]], k_mean[:, unit])
+            scores = torch.einsum("B S r n d, B S M n d -> B n S r M", q_mean[:, scope[:, rows]], k_mean[:, scope])
         scores.masked_fill_(barred, -torch.inf)
         best, index = scores.max(-1, keepdim=True) if top_k == 1 else scores.topk(top_k)
-        window = unit[:, None, :].expand(-1, len(rows), -1).expand(*index.shape[:2], -1, -1, -1).gather(-1, index)
+        window = scope[:, None, :].expand(-1, len(rows), -1).expand(*index.shape[:2], -1, -1, -1).gather(-1, index)
         parts.append(window.masked_fill(best.isneginf(), -1))
-    return rearrange(torch.cat(parts, dim=3), "B n U M k -> B n (U M) k")[:, :, windows.slot]
+    return rearrange(torch.cat(parts, dim=3), "B n S M k -> B n (S M) k")[:, :, windows.slot]

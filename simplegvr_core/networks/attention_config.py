@@ -1,28 +1,32 @@
 """Which tokens attend to which: the settings of attention over a grid of video tokens."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..tiling import Tiling, aligned_tiling
 from .layers import uncompiled
-from .windows import TokenLayout, Windows, cut_lengths, cut_windows, token_order
+from .windows import TokenLayout, Windows, cut_windows, token_order, unit_lengths
 
 KINDS = ("full", "swin", "sparse_local")
+Scope = Literal["unit", "video"]
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Which tokens attend to which; the defaults are the paper's.
+    """Which tokens attend to which. The defaults are the paper's, except for scope, which is "video" there.
 
     Args:
         kind: "full"; "swin", windows that shift in every other block; or "sparse_local", a window and its top_k most
             similar others.
         window: tokens of a window along T, H, W.
         top_k: number of other windows that each window attends to.
-        unit: latent frames of a temporal unit. Tokens attend only inside their unit. None is the whole video.
+        unit: latent frames of a temporal unit; the last one of a video is shorter or longer by up to half a unit. Tokens attend
+            only inside their unit, unless scope is "video". None is the whole video.
         radius: how many windows away, along height and width, the other windows may be. None is anywhere.
+        scope: where the other windows of "sparse_local" are: in the same "unit", or anywhere in the "video", also in future frames.
     """
 
     kind: str = "sparse_local"
@@ -30,6 +34,7 @@ class AttentionConfig:
     top_k: int = 1
     unit: int | None = 5
     radius: int | None = None
+    scope: Scope = "unit"
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -38,6 +43,10 @@ class AttentionConfig:
             raise ValueError(
                 f"attention has window {self.window}, top_k {self.top_k}, unit {self.unit}: wanted sides and unit >= 1, top_k >= 0"
             )
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"attention scope is {self.scope!r}, wanted one of {', '.join(get_args(Scope))}")
+        if self.scope == "video" and self.kind != "sparse_local":
+            raise ValueError(f"attention scope is 'video', and kind {self.kind!r} selects no windows: wanted kind sparse_local")
 
     @property
     def window_major(self) -> bool:
@@ -56,7 +65,7 @@ class AttentionConfig:
 
     def unit_lengths(self, frames: int, block: int) -> list[int]:
         """Returns the latent frames of each temporal unit in one block. Odd blocks shift the units."""
-        return cut_lengths(frames, self.unit or frames, block % 2 == 1)
+        return unit_lengths(frames, self.unit or frames, block % 2 == 1)
 
     @uncompiled
     def token_order(self, grid: tuple[int, int, int], device: torch.device | None = None) -> Tensor | None:
@@ -64,7 +73,7 @@ class AttentionConfig:
         return token_order(grid, self.window).to(device, copy=True) if self.window_major else None
 
     def windows(self, layout: TokenLayout, block: int, device: torch.device | None = None) -> Windows:
-        """Returns the windows of one block, inside its temporal units.
+        """Returns the windows of one block. None reaches across two of its temporal units.
 
         Args:
             layout: of the tokens.
@@ -77,6 +86,7 @@ class AttentionConfig:
             tuple(self.unit_lengths(layout.grid[0], block)),
             shifted=self.kind == "swin" and block % 2 == 1,
             window_major=self.window_major and layout.ordered,
+            whole_scope=self.scope == "video",
             num_condition_tokens=layout.num_condition_tokens,
         )
         return layout.on_device(windows, device)

@@ -49,7 +49,7 @@ class AttentionMap:
         box: its tokens.
         selected: windows it attends to, those that most heads select first.
         heads: number of heads asked.
-        others: number of windows that it could select: of its temporal unit, or in sight of a causal block.
+        others: number of windows that it could select: of its scope, or in sight of a causal block.
         scope: first latent frame of the windows it could select, and the one after their last.
         itself: share of the heads that attend to the window itself; below 1 only in block-causal attention.
     """
@@ -147,9 +147,9 @@ def window_choices(q: Tensor, k: Tensor, layout: TokenLayout, config: AttentionC
     raster = raster_numbers(windows, layout, config)
     chosen = window_of(raster, layout.grid, token)
     selected = [[window for window in row if 0 <= window < windows.num_windows] for row in selection[0, :, chosen].tolist()]
-    unit = windows.unit[(windows.unit == chosen).any(1)][0]
+    scope = windows.scope[(windows.scope == chosen).any(1)][0]
     scores = scores_of(kernel.window_mean(q, windows)[0, chosen], kernel.window_mean(k, windows)[0])
-    return Choices(chosen, raster, selected, scores, unit[unit >= 0])
+    return Choices(chosen, raster, selected, scores, scope[scope >= 0])
 
 
 def block_choices(q: Tensor, k: Tensor, layout: TokenLayout, config: BlockCausalConfig, token: tuple[int, int, int]) -> Choices:

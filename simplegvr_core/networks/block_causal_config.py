@@ -235,14 +235,14 @@ def block_layout(config: BlockCausalConfig, frame: tuple[int, int], sight: Sight
 
 
 def as_windows(table: Tensor, length: Tensor, rows: int, columns: int) -> Windows:
-    """Returns blocks as the windows that kernels take, all of one unit."""
+    """Returns blocks as the windows that kernels take, all of one scope."""
     number = torch.arange(len(table))
     within = number % (rows * columns)
     return Windows(
         table=table,
         length=length,
         place=torch.stack((within // columns, within % columns), dim=1),
-        unit=number[None],
+        scope=number[None],
         slot=number,
         contiguous=bool((table.amax(1) - table[:, 0] == length - 1).all()),
         ragged=bool((length < table.shape[1]).any()),

@@ -19,15 +19,15 @@ CACHED = 24  # in host memory, 8 bytes a token: boxes of up to 8 sizes in a run,
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """num_windows windows of at most P tokens, in temporal units of at most M windows.
+    """num_windows windows of at most P tokens, in S scopes of at most M windows: windows of one scope may attend to each other.
 
     Args:
         table: (rows, P) numbers of each window's tokens, ascending; -1 where it has fewer than P. Rows after the last
             window list the condition tokens.
         length: (rows,) tokens of each row.
         place: (num_windows, 2) row and column among the windows of a frame.
-        unit: (U, M) windows of each temporal unit; -1 where it has fewer than M.
-        slot: (num_windows,) place of each window in the flattened unit.
+        scope: (S, M) windows of each scope, a temporal unit or the whole grid; -1 where it has fewer than M.
+        slot: (num_windows,) place of each window in the flattened scope.
         contiguous: tokens of each row are successive numbers.
         ragged: some row has fewer than P tokens.
     """
@@ -35,7 +35,7 @@ class Windows:
     table: Tensor
     length: Tensor
     place: Tensor
-    unit: Tensor
+    scope: Tensor
     slot: Tensor
     contiguous: bool
     ragged: bool
@@ -51,7 +51,7 @@ class Windows:
 
     def copy_to(self, device: torch.device | None) -> "Windows":
         """Returns a copy on a device."""
-        tensors = (x.to(device, copy=True) for x in (self.table, self.length, self.place, self.unit, self.slot))
+        tensors = (x.to(device, copy=True) for x in (self.table, self.length, self.place, self.scope, self.slot))
         return Windows(*tensors, contiguous=self.contiguous, ragged=self.ragged)
 
 
@@ -97,14 +97,25 @@ class TokenLayout:
 def cut_lengths(extent: int, size: int, shifted: bool) -> list[int]:
     """Returns lengths that sum to extent: size each, the last one shorter; shifted, the first is size // 2.
 
-    An extent of at most size is one length. The paper's temporal units are cut_lengths(20, 5, False) = 5-5-5-5 and
-    cut_lengths(20, 5, True) = 2-5-5-5-3, without wrap-around.
+    An extent of at most size is one length. There is no wrap-around.
     """
     if extent <= size:
         return [extent]
     first = [size // 2] if shifted and size > 1 else []
     whole, rest = divmod(extent - sum(first), size)
     return first + [size] * whole + [rest] * (rest > 0)
+
+
+def unit_lengths(frames: int, unit: int, shifted: bool) -> list[int]:
+    """Returns the frames of each temporal unit: those of cut_lengths, except that a last one of at most half a unit joins the one before.
+
+    20 frames in units of 5 are the paper's 5-5-5-5 and, shifted, 2-5-5-5-3. The paper has no other length. 21 frames, 81 of video, are
+    5-5-5-6: a unit of the last frame alone would leave it without any other frame in every even block.
+    """
+    *before, last = cut_lengths(frames, unit, shifted)
+    if before and last <= unit // 2:
+        return [*before[:-1], before[-1] + last]
+    return [*before, last]
 
 
 @lru_cache(maxsize=CACHED)
@@ -116,6 +127,7 @@ def cut_windows(
     *,
     shifted: bool = False,
     window_major: bool = False,
+    whole_scope: bool = False,
     num_condition_tokens: int = 0,
 ) -> Windows:
     """Returns the windows of a grid on the CPU, numbered along time, height, width; none reaches across two temporal units.
@@ -126,7 +138,8 @@ def cut_windows(
         units: frames of each temporal unit.
         shifted: whether windows begin half a window earlier.
         window_major: whether tokens are numbered in token_order; otherwise in raster order.
-        num_condition_tokens: tokens after the grid's, which belong to no unit.
+        whole_scope: whether all windows are one scope; otherwise each temporal unit is one.
+        num_condition_tokens: tokens after the grid's, which belong to no scope.
     """
     slabs = [cut_lengths(frames, window[0], shifted) for frames in units]
     rows, columns = cut_lengths(grid[1], window[1], shifted), cut_lengths(grid[2], window[2], shifted)
@@ -142,14 +155,14 @@ def cut_windows(
     per_slab = len(rows) * len(columns)
     window_number = torch.arange(len(table) - -(-num_condition_tokens // table.shape[1]))
     unit_of = torch.repeat_interleave(torch.arange(len(units)), torch.tensor([per_slab * len(unit) for unit in slabs]))
-    unit, _ = tabulate(unit_of, window_number)
+    scope, _ = tabulate(torch.zeros_like(unit_of) if whole_scope else unit_of, window_number)
     within = window_number % per_slab
     return Windows(
         table=table,
         length=length,
         place=torch.stack((within // len(columns), within % len(columns)), dim=1),
-        unit=unit,
-        slot=(unit.flatten() >= 0).nonzero()[:, 0],
+        scope=scope,
+        slot=(scope.flatten() >= 0).nonzero()[:, 0],
         contiguous=bool((table.amax(1) - table[:, 0] == length - 1).all()),
         ragged=bool((length < table.shape[1]).any()),
     )

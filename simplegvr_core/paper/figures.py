@@ -16,7 +16,6 @@ from ..degradations.flow_based import FlowBasedConfig, degrade_flow_based
 from ..degradations.model_guided import ModelGuidedConfig, degrade_model_guided
 from ..degradations.motion import estimate_motion, optical_flow_picture
 from ..latent_space import SPATIAL_FACTOR
-from ..networks.windows import cut_lengths
 from ..training.measure_curve import measure_curve, write_curve
 from ..video.frames import resize_frames, to_images, to_video
 from ..video.pictures import busiest, most_detailed
@@ -183,16 +182,16 @@ def figure_7(bench: Bench, folder: Path) -> Here:
 
 def figure_8(bench: Bench, folder: Path) -> Here:
     """Temporal units of even and odd layers."""
-    unit = bench.dit.attention.unit or PAPER_FRAMES
-    units = {f"{parity} layers": cut_lengths(PAPER_FRAMES, unit, parity == "odd") for parity in ("even", "odd")}
+    attention = bench.dit.attention
+    units = {f"{parity} layers": attention.unit_lengths(PAPER_FRAMES, block) for block, parity in enumerate(("even", "odd"))}
     draw_units(folder / "units.png", units)
     rows = {}
     for name, lengths in units.items():
         pairs = 100 * sum(length**2 for length in lengths) / PAPER_FRAMES**2
         rows[name] = {"latent frames of each unit": " ".join(map(str, lengths)), "pairs of frames that see each other, %": pairs}
     return Here(
-        f"Read from the configuration in {bench.options.model.name}: units of {unit} latent frames. Version 1's text tells of the shift "
-        "without lengths; those of odd layers are in version 3's figure.",
+        f"Read from the configuration in {bench.options.model.name}: units of {attention.unit or PAPER_FRAMES} latent frames. "
+        "Version 1's text tells of the shift without lengths; those of odd layers are in version 3's figure.",
         rows,
         {"units.png": "The 20 latent frames of 77 frames, a color for each unit."},
     )

@@ -15,7 +15,7 @@ from ..networks.windows import TokenLayout
 def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: int = 0) -> float:
     """Returns the number of (query, key) pairs that one head of one block multiplies; N^2 is dense.
 
-    A selected window counts with the mean length of the other windows in its unit. A radius that leaves fewer than top_k is not counted.
+    A selected window counts with the mean length of the other windows in its scope. A radius that leaves fewer than top_k is not counted.
 
     Args:
         config: The self-attention.
@@ -30,8 +30,8 @@ def attention_pairs(config: AttentionConfig, grid: tuple[int, int, int], block: 
     windows = config.windows(TokenLayout(grid), block)
     top_k = config.top_k if config.kind == "sparse_local" else 0
     pairs = 0.0
-    for unit in windows.unit:
-        length = windows.length[unit[unit >= 0]].double()
+    for scope in windows.scope:
+        length = windows.length[scope[scope >= 0]].double()
         others = (length.sum() - length) / max(1, len(length) - 1)
         pairs += float((length * (length + min(top_k, len(length) - 1) * others)).sum())
     return pairs

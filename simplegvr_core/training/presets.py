@@ -46,7 +46,7 @@ PRESETS = {
         out=Path("runs/stage3"),
         init_dit=Path("runs/stage2/dit.safetensors"),
         init_upsampler=Path("runs/stage2/upsampler.safetensors"),
-        attention=AttentionConfig(),
+        attention=AttentionConfig(scope="video"),
         crop=replace(STAGE.crop, num_frames=77),
         loop=replace(STAGE.loop, steps=5_000),
     ),
