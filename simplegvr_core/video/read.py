@@ -48,15 +48,17 @@ def inspect_video(path: Path) -> tuple[int, list[str]]:
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]
+            transfer, bits = stream.codec_context.color_trc, stream.codec_context.format.components[0].bits
             packets = [(packet.pts, packet.is_discard, packet.is_corrupt) for packet in container.demux(stream) if packet.size]
+            frames = stream.frames
     except (FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is not a video that can be read ({error})") from error
-    if any(is_corrupt for *_, is_corrupt in packets) or len(packets) < stream.frames:
-        raise ValueError(f"{path} ends early: {len(packets)} of {stream.frames or 'an unknown number of'} frames are there")
+    if any(is_corrupt for *_, is_corrupt in packets) or len(packets) < frames:
+        raise ValueError(f"{path} ends early: {len(packets)} of {frames or 'an unknown number of'} frames are there")
     notes = []
-    if transfer := HDR_TRANSFERS.get(stream.codec_context.color_trc):
-        notes.append(f"HDR ({transfer}): tone mapped to BT.709")
-    if (bits := stream.codec_context.format.components[0].bits) > 8:
+    if transfer in HDR_TRANSFERS:
+        notes.append(f"HDR ({HDR_TRANSFERS[transfer]}): tone mapped to BT.709")
+    if bits > 8:
         notes.append(f"{bits} bits a channel: decoded to 8")
     times = sorted(pts for pts, *_ in packets if pts is not None)
     gaps = sorted(later - earlier for earlier, later in pairwise(times))
