@@ -11,11 +11,13 @@ import cv2
 import pytest
 import torch
 from conftest import REPO
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from simplegvr_core.evaluation import report
 from simplegvr_core.evaluation.clips import Reading, find_clips, read_clip
 from simplegvr_core.evaluation.evaluate import Evaluate
+from simplegvr_core.evaluation.full_reference import psnr
 from simplegvr_core.evaluation.methods import bicubic
 from simplegvr_core.evaluation.metrics import METRICS, measure
 from simplegvr_core.evaluation.result import Result
@@ -23,7 +25,7 @@ from simplegvr_core.files import sha256
 from simplegvr_core.latent_space import WAN_MEAN, WAN_STD
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import load_upsampler
-from simplegvr_core.video.frames import area_downscale, to_images, to_video
+from simplegvr_core.video.frames import area_downscale, resize_frames, to_images, to_video
 from simplegvr_core.video.read import read_video
 from simplegvr_core.video.write import write_video
 
@@ -79,7 +81,8 @@ def test_command_prints_the_tables_it_wrote_and_ends_with_json(command):
 def test_results_hold_what_reports_are_made_of(command):
     lines, out = command
     results = json.loads(lines[-1])
-    assert results.keys() == {"suite", "run", "reconstructions", "metrics", "skipped", "clips", "curves", "mean", "original", "files"}
+    parts = {"suite", "run", "reconstructions", "metrics", "skipped", "clips", "curves", "mean", "original", "files", "prompts"}
+    assert results.keys() == parts
     assert results["reconstructions"] == ["vae", "vae_linear"]
     assert results["suite"] == "pairs" and results["run"]["files"]["gvr_tiny.safetensors"] == sha256(Evaluate.model)
     skipped = {"ms_ssim", "niqe", "segment_seams", "tile_seams"}  # 96 lines, in one piece
@@ -134,7 +137,7 @@ def test_reconstructions_are_of_the_original_and_methods_of_the_small_input(comm
 def test_bicubic_is_measured_on_what_area_averaging_left(command):
     lines, _ = command
     clip = read_clip((CLIP,), Reading("pairs", 3, 5, 96), None)
-    expected = measure("psnr", Result(bicubic(area_downscale(clip.original, 3), 3, None), clip)).value
+    expected = measure("psnr", Result(bicubic(area_downscale(clip.original, 3), clip.size, None), clip)).value
     assert json.loads(lines[-1])["clips"]["there/one"]["bicubic"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -312,3 +315,93 @@ def test_document_counts_wins_and_losses_alike():
     assert "| bicubic | 1 of 2 | 2 of 3 | 1 of 3 |" in document
     assert "| second | 1.00 | 2.00 | 0.25 |" in document and "| third | 30.00 | - |" in document
     assert "- vmaf: ffmpeg is not here (first)." in document
+
+
+def copy_at(path, source, size, frames):
+    """Writes a video's first frames at another size, (height, width), as another system would."""
+    images, rate = read_video(source, frames)
+    write_video(path, to_images(resize_frames(to_video(images), size, "bicubic")), rate)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Low-resolution clips with the manifest of their prompts, and another system's videos of them."""
+    base = tmp_path_factory.mktemp("finished")
+    copy_at(base / "aigc" / "videos" / "one.mp4", CLIP, (60, 104), 9)  # 832 x 480, eight times smaller
+    copy_at(base / "other" / "one.mp4", CLIP, (136, 240), 9)
+    copy_at(base / "larger" / "one.mp4", CLIP, (272, 480), 13)
+    manifest = {"clips": {"one": {"prompt": "a cat on a wall"}, "two": {"prompt": "rain"}}}
+    (base / "aigc" / "manifest.json").write_text(json.dumps(manifest))
+    save_file({"context": torch.ones(3, 4096)}, base / "one.safetensors")
+    return base
+
+
+def test_finished_videos_of_other_systems_are_scored_beside_ours_at_any_size(finished, tmp_path):
+    """832 x 480 to 1920 x 1080, all eight times smaller: the ratio is no whole number and another along each side."""
+    videos = (f"OTHER={finished / 'other'}", f"LARGER={finished / 'larger'}")
+    chosen = {"metrics": ("lr_consistency", "flicker", "seconds_per_frame"), "num_frames": 9, "suite": "aigc"}
+    run = Evaluate(finished / "aigc" / "videos", tmp_path / "out", ("gvr", "bicubic"), size="240x136", videos=videos, **chosen)
+    results = run.run()
+    assert list(results["mean"]) == ["gvr", "bicubic", "OTHER", "LARGER"]
+    shown = {name: to_video(read_video(tmp_path / "out" / results["files"]["one"][name])[0]) for name in results["mean"]}
+    assert {video.shape for video in shown.values()} == {(1, 3, 9, 136, 240)}
+    own = to_video(read_video(finished / "other" / "one.mp4")[0])
+    assert psnr(shown["OTHER"], own).min() > 30  # written once more, not changed
+    mean = results["mean"]
+    assert mean["OTHER"]["lr_consistency"] > mean["gvr"]["lr_consistency"] and mean["OTHER"]["seconds_per_frame"] is None
+    assert results["prompts"] == {"one": "a cat on a wall"} and results["run"]["text"] == "the null prompt"
+    for document in ("results.md", "report.html"):
+        assert "OTHER" in (tmp_path / "out" / document).read_text() and "LARGER" in (tmp_path / "out" / document).read_text()
+    assert "a cat on a wall" in (tmp_path / "out" / "report.html").read_text()
+    before = (tmp_path / "out" / "one" / "measured.json").stat().st_mtime_ns
+    run.run()
+    assert (tmp_path / "out" / "one" / "measured.json").stat().st_mtime_ns == before  # nothing changed, nothing is measured again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"videos": ("OTHER",)}, "--videos has OTHER, wanted NAME=DIR"),
+        ({"videos": ("gvr={other}",)}, "--videos has gvr, names that"),
+        ({"videos": ("A={other}", "A={other}")}, "--videos has A twice"),
+        ({"videos": ("A={aigc}",)}, "has no video of the clip one"),
+        ({"videos": ("A={other}",), "size": "480x272"}, r"one\.mp4 has 240 x 136 pixels, wanted 480 x 272 or more"),
+        ({"size": "1080p"}, "--size is 1080p, wanted WIDTHxHEIGHT"),
+        ({"size": "9x9"}, "--size is 9x9, wanted at least 32"),
+    ],
+)
+def test_finished_videos_and_sizes_that_do_not_fit_are_named(finished, tmp_path, change, message):
+    places = {"other": finished / "other", "aigc": finished / "aigc"}
+    change = {**change, "videos": tuple(each.format(**places) for each in change.get("videos", ()))}
+    chosen = {"metrics": ("lr_consistency",), "num_frames": 9, "suite": "aigc", "size": "240x136"}
+    with pytest.raises(ValueError, match=message):
+        Evaluate(finished / "aigc" / "videos", tmp_path / "out", ("bicubic",), **{**chosen, **change}).run()
+
+
+def test_prompts_guide_gvr_and_bfloat16_is_what_it_computes_in(finished, tmp_path):
+    with safe_open(Evaluate.model, "pt") as file:
+        weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 (not a dict)
+    weights |= {key: 1 + value for key, value in weights.items() if "cross_attn.o" in key or "cross_attn.v" in key}
+    save_file(weights, tmp_path / "hears.safetensors", metadata)  # its prompt changes its result
+    chosen = {"metrics": ("lr_consistency",), "num_frames": 5, "suite": "aigc", "scale": 2.25, "steps": 1}
+    chosen["model"] = tmp_path / "hears.safetensors"
+    clips, outs = finished / "aigc" / "videos", {}
+    variants = {"null": {}, "guided": {"contexts": finished, "cfg": 5.0}, "bf16": {"bf16": True}}
+    for name, options in variants.items():
+        Evaluate(clips, tmp_path / name, ("gvr",), **{"bf16": False, **chosen, **options}).run()
+        outs[name] = to_video(read_video(tmp_path / name / "one" / "gvr.mp4")[0])
+        assert outs[name].shape[3:] == (135, 234)
+    assert not torch.equal(outs["null"], outs["guided"])
+    assert 30 < psnr(outs["bf16"], outs["null"]).mean() < 80
+    (tmp_path / "contexts").mkdir()
+    with pytest.raises(ValueError, match=r"--contexts: .*one\.safetensors has no tensor"):
+        Evaluate(clips, tmp_path / "none", ("gvr",), contexts=tmp_path / "contexts", **chosen).run()
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.25, 3])
+def test_a_fractional_scale_shrinks_originals_by_it(scale):
+    clip = read_clip((CLIP,), Reading("pairs", scale, 5, 96), None)
+    assert clip.original.shape[3:] == clip.size and clip.size[0] <= 96
+    for large, small in zip(clip.size, clip.source.shape[3:], strict=True):
+        assert abs(large - scale * small) <= 0.5
+    assert bicubic(clip.source, clip.size, None).shape == clip.original.shape

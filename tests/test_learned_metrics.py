@@ -1,6 +1,7 @@
 """Learned metrics run where their packages are, and say what is missing elsewhere. Nothing is ever downloaded."""
 
 import json
+import math
 import sys
 from fractions import Fraction
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ import torch
 from simplegvr_core.evaluation import learned
 from simplegvr_core.evaluation.metrics import METRICS, measure
 from simplegvr_core.evaluation.result import EvaluationClip, Result
+from simplegvr_core.paper.page import PAPER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,6 +139,29 @@ class DOVER(torch.nn.Module):
 }
 
 
+def test_dovers_three_columns_fit_each_other_in_every_row_of_the_paper():
+    """The paper prints all three: from its technical and aesthetic quality follows its overall quality, to 0.8."""
+    rows = [row for item in PAPER["items"].values() for row in item["rows"] if "DOVER technical" in row["values"]]
+    printed = {tuple(row["values"][f"DOVER {quality}"] for quality in learned.DoverScores._fields) for row in rows}
+    assert len(printed) >= 10
+    for technical, aesthetic, overall in printed:
+        numbers = []
+        for name, percent in {"technical": technical, "aesthetic": aesthetic}.items():
+            mean, deviation, _ = learned.FUSION[name]
+            numbers.append(mean + deviation * math.log(percent / (100 - percent)))
+        found = learned.fuse_dover(*numbers)
+        assert found[:2] == pytest.approx((technical, aesthetic))
+        assert abs(found.overall - overall) < 0.8
+
+
+def test_all_of_dovers_columns_take_one_run_of_its_network(monkeypatch):
+    runs = []
+    monkeypatch.setattr(learned, "dover", lambda video, rate: runs.append(video) or learned.DoverScores(1.0, 2.0, 3.0))
+    result = Result(video(), EvaluationClip((64, 96)))
+    assert [measure(name, result).value for name in ("dover_technical", "dover_aesthetic", "dover")] == [1.0, 2.0, 3.0]
+    assert len(runs) == 1
+
+
 @pytest.mark.parametrize("first", ["technical", "aesthetic"])
 def test_dover_is_asked_as_its_own_script_asks_it(first, tmp_path, monkeypatch):
     pytest.importorskip("yaml")
@@ -156,7 +181,8 @@ def test_dover_is_asked_as_its_own_script_asks_it(first, tmp_path, monkeypatch):
     torch.save({"weight": torch.tensor([0.1107 + 0.07355, -0.08285])}, weights)  # a deviation above the mean, and the mean
     assert learned.dover_absent() is None
     found = learned.dover(video(), Fraction(25))
-    assert found == pytest.approx(100 / (1 + 2.718281828**-0.6104), rel=1e-4)
+    assert found.technical == pytest.approx(100 / (1 + 2.718281828**-1), rel=1e-4) and found.aesthetic == pytest.approx(50, rel=1e-4)
+    assert found.overall == pytest.approx(100 / (1 + 2.718281828**-0.6104), rel=1e-4)
     learned.dover_network.cache_clear()
     torch.save({"weight": json.dumps}, weights)
     with pytest.raises(ValueError, match="not a file of weights alone"):

@@ -96,7 +96,7 @@ def test_modules_of_a_package_come_from_their_files_without_its_init(home, wheel
 
 def test_x4_frames_are_area_averaged_to_a_smaller_scale():
     frames = torch.rand(2, 3, 3, 20, 28, generator=torch.Generator().manual_seed(0))  # two frames of two videos
-    video = baselines.gather(frames, torch.zeros(3, 3, 2, 5, 7), 3)
+    video = baselines.gather(frames, torch.zeros(3, 3, 2, 5, 7), (15, 21))
     assert video.shape == (3, 3, 2, 15, 21)
     for t, frame in enumerate(frames):
         exact = F.avg_pool2d(frame.repeat_interleave(3, 2).repeat_interleave(3, 3), 4)
@@ -105,7 +105,7 @@ def test_x4_frames_are_area_averaged_to_a_smaller_scale():
 
 def test_x4_is_as_far_as_baselines_go():
     with pytest.raises(ValueError, match="--scale is 5, and this baseline makes 4 at most"):
-        baselines.gather(torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 3, 1, 2, 2), 5)
+        baselines.gather(torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 3, 1, 2, 2), (10, 10))
 
 
 def test_an_ncnn_network_sees_frames_as_they_are(home, monkeypatch):
@@ -116,7 +116,7 @@ def test_an_ncnn_network_sees_frames_as_they_are(home, monkeypatch):
     (home / "nearest" / files[1]).write_bytes(b"")
     video = torch.rand(2, 3, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = video.repeat_interleave(4, 3).repeat_interleave(4, 4)
-    torch.testing.assert_close(baselines.run_ncnn("nearest", video, 4), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(baselines.run_ncnn("nearest", video, (20, 28)), expected, rtol=0, atol=1e-5)
 
 
 def fetched(*names: str) -> list:
@@ -138,7 +138,7 @@ def test_basicvsr_over_all_frames_gives_its_packages_own_middle_frame(name):
 @pytest.mark.parametrize("name", fetched("basicvsr"))
 def test_basicvsr_names_a_video_too_small_for_its_optical_flow(name):
     with pytest.raises(ValueError, match="basicvsr got 40 x 32 pixels, wanted at least 33 x 33"):
-        baselines.basicvsr(torch.zeros(1, 3, 3, 32, 40), 3, None)
+        baselines.basicvsr(torch.zeros(1, 3, 3, 32, 40), (96, 120), None)
 
 
 @pytest.mark.parametrize("name", fetched("basicvsr", "span"))
@@ -146,5 +146,5 @@ def test_baselines_beat_bicubic_on_clean_film(name):
     original = to_video(read_video(REPO / "tests" / "clips" / "held_out_30s.mp4", 5)[0])[..., :216, :288]
     video_lr = area_downscale(original, 3)
     with torch.inference_mode():
-        plain, learned = (psnr(method(video_lr, 3, None), original).mean() for method in (bicubic, baselines.BASELINES[name]))
+        plain, learned = (psnr(method(video_lr, (216, 288), None), original).mean() for method in (bicubic, baselines.BASELINES[name]))
         assert learned > plain + 0.3

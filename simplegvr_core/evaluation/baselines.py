@@ -89,7 +89,7 @@ PACKAGES = {
 }
 
 
-def basicvsr(video_lr: Tensor, scale: int, models: object) -> Tensor:
+def basicvsr(video_lr: Tensor, size: tuple[int, int], models: object) -> Tensor:
     """BasicVSR (Chan et al., CVPR 2021), Vimeo-90K with bicubic downscaling: recurrent over all frames, both ways.
 
     Raises ValueError when a side is below 33 pixels.
@@ -109,7 +109,7 @@ def basicvsr(video_lr: Tensor, scale: int, models: object) -> Tensor:
         x = network.conv_last(network.lrelu(network.conv_hr(x)))
         return x + F.interpolate(frame, scale_factor=SCALE, mode="bilinear")
 
-    return gather((finish(*each) for each in zip(frames, future, past, strict=True)), video_lr, scale)
+    return gather((finish(*each) for each in zip(frames, future, past, strict=True)), video_lr, size)
 
 
 def basicvsr_features(frames: tuple[Tensor, ...], spynet: nn.Module, trunk: nn.Module) -> list[Tensor]:
@@ -122,7 +122,7 @@ def basicvsr_features(frames: tuple[Tensor, ...], spynet: nn.Module, trunk: nn.M
     return features
 
 
-def animesr(video_lr: Tensor, scale: int, models: object) -> Tensor:
+def animesr(video_lr: Tensor, size: tuple[int, int], models: object) -> Tensor:
     """AnimeSR v2 (Wu et al., NeurIPS 2022), trained on animation: recurrent, sees one frame ahead."""
     network = animesr_network(video_lr.device)
     height, width = video_lr.shape[3:]
@@ -136,41 +136,41 @@ def animesr(video_lr: Tensor, scale: int, models: object) -> Tensor:
             frame, state = network(torch.cat(around, dim=1), frame, state)
             yield frame[..., : SCALE * height, : SCALE * width]
 
-    return gather(run(), video_lr, scale)
+    return gather(run(), video_lr, size)
 
 
-def span(video_lr: Tensor, scale: int, models: object) -> Tensor:
+def span(video_lr: Tensor, size: tuple[int, int], models: object) -> Tensor:
     """SPAN with 52 channels (Wan et al., NTIRE 2024): each frame alone."""
-    return run_ncnn("span", video_lr, scale)
+    return run_ncnn("span", video_lr, size)
 
 
-def animevideo(video_lr: Tensor, scale: int, models: object) -> Tensor:
+def animevideo(video_lr: Tensor, size: tuple[int, int], models: object) -> Tensor:
     """realesr-animevideov3 of Real-ESRGAN (Wang et al., 2021), trained on animation: each frame alone."""
-    return run_ncnn("animevideo", video_lr, scale)
+    return run_ncnn("animevideo", video_lr, size)
 
 
-BASELINES: dict[str, Callable[[Tensor, int, Any], Tensor]] = {
+BASELINES: dict[str, Callable[[Tensor, tuple[int, int], Any], Tensor]] = {
     baseline.__name__: baseline for baseline in (basicvsr, animesr, span, animevideo)
 }
 
 
-def gather(frames: Iterable[Tensor], video_lr: Tensor, scale: int) -> Tensor:
-    """Returns the video of upscaled frames, area-averaged to a smaller scale.
+def gather(frames: Iterable[Tensor], video_lr: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the video of upscaled frames, area-averaged to a smaller size.
 
     Args:
         frames: Each (B, 3, 4h, 4w) in [0, 1].
         video_lr: (B, 3, F, h, w), what they were made of.
-        scale: Scale of the result.
+        size: (H, W), size of the result in pixels.
 
     Returns:
-        (B, 3, F, scale * h, scale * w) in [-1, 1].
+        (B, 3, F, H, W) in [-1, 1].
 
     Raises:
-        ValueError: scale is more than 4.
+        ValueError: A side of size is more than 4 times the input's.
     """
+    scale = max(side / extent for side, extent in zip(size, video_lr.shape[3:], strict=True))
     if scale > SCALE:
-        raise ValueError(f"--scale is {scale}, and this baseline makes {SCALE} at most: take a smaller scale or leave the baseline out")
-    size = tuple(scale * extent for extent in video_lr.shape[3:])
+        raise ValueError(f"--scale is {scale:g}, and this baseline makes {SCALE} at most: take a smaller scale or leave the baseline out")
 
     def shrink(image: Tensor) -> Tensor:
         array = rearrange(image, "C H W -> H W C").cpu().numpy()
@@ -216,7 +216,7 @@ def import_from(folder: Path, module: str, *stand_ins: ModuleType) -> ModuleType
     return importlib.import_module(f"{package.__name__}.{module}")
 
 
-def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
+def run_ncnn(name: str, video_lr: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns the video of a baseline that is an ncnn network of single frames, on the CPU."""
     ncnn = importlib.import_module("ncnn")
     network = ncnn.Net()
@@ -233,7 +233,7 @@ def run_ncnn(name: str, video_lr: Tensor, scale: int) -> Tensor:
         return torch.from_numpy(np.array(extractor.extract("output")[1]))
 
     frames = ((video_lr.cpu() + 1) / 2).unbind(2)
-    return gather((torch.stack([upscale(image) for image in batch]) for batch in frames), video_lr, scale)
+    return gather((torch.stack([upscale(image) for image in batch]) for batch in frames), video_lr, size)
 
 
 def find(name: str) -> Path:

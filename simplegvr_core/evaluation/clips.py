@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD
-from ..video.frames import area_downscale, limit_height, to_video
+from ..video.frames import area_downscale, limit_height, resize_frames, to_video
 from ..video.read import VIDEO_SUFFIXES, find_videos, read_video
 from .metrics import SMALLEST
 from .result import EvaluationClip
@@ -33,16 +33,18 @@ class Reading:
 
     Attributes:
         suite: "pairs": clips with their original. "aigc": low-resolution videos or latents of a text-to-video model.
-        scale: Upscaling factor of the methods.
+        scale: Upscaling factor of the methods; where size is given, of originals that come without their low resolution.
         num_frames: Number of frames from the start of a clip.
-        height: Largest height of an original in pixels that comes without its low resolution.
+        height: Largest height of an original in pixels that comes without its low resolution; unused where size is given.
+        size: Height and width of the results in pixels; None is scale times those of the low resolution.
         borders: Borders of the boxes that gvr refines, in pixels and frames.
     """
 
     suite: Suite
-    scale: int
+    scale: float
     num_frames: int
     height: int
+    size: tuple[int, int] | None = None
     borders: Borders | None = None
 
 
@@ -94,11 +96,12 @@ def read_clip(files: tuple[Path, ...], reading: Reading, decode: Callable[[Tenso
             source = to_video(images)
         elif small:
             original, source = to_video(images), to_video(small[0][0])
-            check_pair(files, original, source, reading.scale)
+            check_pair(files, original, source, reading)
         else:
-            original = to_video(torch.stack([limit_height(image, reading.height) for image in images]))
-            source = area_downscale(original, reading.scale)
-    height, width = (reading.scale * extent for extent in source.shape[3:])
+            original, source = shrunk(to_original(images, reading, files[0]), reading.scale)
+    height, width = reading.size or (round(reading.scale * source.shape[3]), round(reading.scale * source.shape[4]))
+    if original is not None and len(files) == 1:
+        height, width = original.shape[3:]
     if source.shape[2] < 2 or min(height, width) < SMALLEST:
         raise ValueError(f"{files[0]} has {source.shape[2]} frames of {width} x {height}, wanted at least 2 of {SMALLEST} x {SMALLEST}")
     if original is not None:
@@ -106,12 +109,48 @@ def read_clip(files: tuple[Path, ...], reading: Reading, decode: Callable[[Tenso
     return EvaluationClip((height, width), original, source, rate, reading.borders, z_lr, files)
 
 
-def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, scale: int) -> None:
+def to_original(images: Tensor, reading: Reading, path: Path) -> Tensor:
+    """Returns an original (1, 3, F, H, W) of reading.size, or of at most reading.height lines, by area averaging.
+
+    Args:
+        images: (F, H', W', 3) uint8.
+        reading: How clips are read.
+        path: File of the images.
+
+    Raises:
+        ValueError: The images are smaller than reading.size.
+    """
+    if reading.size is None:
+        return to_video(torch.stack([limit_height(image, reading.height) for image in images]))
+    if any(have < want for have, want in zip(images.shape[1:3], reading.size, strict=True)):
+        (height, width), (h, w) = reading.size, images.shape[1:3]
+        raise ValueError(f"{path} has {w} x {h} pixels, and --size wants originals of at least {width} x {height}")
+    return resize_frames(to_video(images), reading.size, "area")
+
+
+def shrunk(original: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns an original and its low resolution by area averaging.
+
+    A whole scale cuts off what is beyond a multiple; with another one, the size of the low resolution is rounded down, and the original's
+    low-resolution pixels are not all squares.
+    """
+    if scale == int(scale):
+        source = area_downscale(original, int(scale))
+        return original[..., : source.shape[3] * int(scale), : source.shape[4] * int(scale)], source
+    rows, columns = (max(1, int(extent / scale)) for extent in original.shape[3:])
+    height, width = (min(extent, round(scale * side)) for extent, side in zip(original.shape[3:], (rows, columns), strict=True))
+    return original[..., :height, :width], resize_frames(original[..., :height, :width], (rows, columns), "area")
+
+
+def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, reading: Reading) -> None:
     """Raises ValueError unless original has as many frames as source and scale times its size, or up to a low-resolution pixel more."""
     shapes = [f"{video.shape[2]} frames of {video.shape[4]} x {video.shape[3]}" for video in (original, source)]
-    fits = all(large // scale == small for large, small in zip(original.shape[3:], source.shape[3:], strict=True))
+    large, small = original.shape[3:], source.shape[3:]
+    fits = all(0 <= extent - reading.scale * side < reading.scale for extent, side in zip(large, small, strict=True))
+    fits = tuple(large) == reading.size if reading.size else fits
     if not fits or original.shape[2] != source.shape[2]:
-        raise ValueError(f"{files[0]} has {shapes[0]} and {files[1]} {shapes[1]}: wanted as many frames of {scale} times the size, --scale")
+        wanted = f"{reading.size[1]} x {reading.size[0]}, --size" if reading.size else f"{reading.scale:g} times the size, --scale"
+        raise ValueError(f"{files[0]} has {shapes[0]} and {files[1]} {shapes[1]}: wanted as many frames of {wanted}")
 
 
 def read_latent(path: Path) -> Tensor:

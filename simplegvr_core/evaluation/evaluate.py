@@ -1,4 +1,5 @@
-"""`simplegvr evaluate --clips DIR --methods gvr latent_bilinear bicubic --scale 3 --out DIR`.
+"""`simplegvr evaluate --clips DIR --methods gvr latent_bilinear bicubic --scale 3 --out DIR`; finished videos of other systems are
+scored beside them with `--videos NAME=DIR`.
 
 Suites. pairs: originals, whose low resolution is made by area averaging; or originals DIR/hr/NAME.mp4 and their low resolution
 DIR/lr/NAME.mp4. aigc: low-resolution videos or latents of a text-to-video model (ComfyUI's Save Latent, or safetensors with `samples`),
@@ -8,8 +9,8 @@ Resumes when rerun: each finished clip has its measured.json. At the end out/res
 
     {
     "suite": "pairs" | "aigc",
-    "run": {"command", "date", "commit", "device", "torch", "scale", "num_frames", "height", "seed", "sampling": {...}, "segment", "tile",
-            "files": {name: sha256 of the weights}},
+    "run": {"command", "date", "commit", "device", "torch", "scale", "size", "num_frames", "height", "seed", "sampling": {...}, "segment",
+            "tile", "bf16", "text", "files": {name: sha256 of the weights}},
     "reconstructions": [METHOD],   those that are given the original
     "metrics": {name: {"label", "unit", "better": "higher" | "lower", "decimals", "meaning"}},   those measured on some clip
     "skipped": {metric: sentence why it was not measured, or not on every clip},
@@ -18,15 +19,17 @@ Resumes when rerun: each finished clip has its measured.json. At the end out/res
     "mean": {method: {metric: float | null}},   over the clips that have one
     "original": {clip: {metric: float | null}},   of the original itself, metrics that need no other; {} for aigc
     "files": {clip: {"original", "source", METHOD, "picture": path relative to out}},   no "original" for aigc
+    "prompts": {clip: its prompt, where manifest.json beside the clips' folder has one}
     }
 
 and from it report.html and results.md, see report.py.
 """
 
 import json
+import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -49,13 +52,16 @@ from ..video.pictures import side_by_side
 from ..video.write import write_video
 from . import baselines, metrics, report
 from .clips import Reading, Suite, find_clips, read_clip
+from .finished import find_finished, read_finished
 from .methods import METHODS, Models
 from .metrics import METRICS, finite
+from .prompts import read_context, read_prompts
 from .result import EvaluationClip, Result, required
 from .seams import VIDEO, pixel_borders
 from .versions import versions
 
 WEIGHTS = ("vae", "upsampler", "model")
+RUN_OPTIONS = ("device", "scale", "size", "num_frames", "height", "seed", "segment", "tile", "bf16")
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class Comparison:
         methods: Names of the methods.
         models: Their networks.
         run: The "run" of results.json.
+        finished: Files of the clip that other systems made, by their names.
     """
 
     methods: list[str]
     models: Models
     run: dict
+    finished: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,25 @@ class Evaluate:
     methods: tuple[str, ...] = ("gvr", "upsampler", "latent_bilinear", "bicubic")
     """Of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
     vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr baselines`)."""
-    scale: int = 3
+    scale: float = 3
+    """Ratio of the sizes, also fractional."""
+    size: str | None = None
+    """WIDTHxHEIGHT of the results in pixels, such as 1920x1080. By default --scale times the low resolution's."""
+    videos: tuple[str, ...] = ()
+    """NAME=DIR: finished videos of another system, DIR/CLIP.mp4 for each clip, scored beside the methods as NAME."""
     num_frames: int = 17
     """Number of frames of each clip, from its start."""
     height: int = 360
     """Taller originals are downscaled to this height by area averaging, unless they come with their low resolution."""
     steps: int | None = None
     """Sampling steps of gvr; by default those of its checkpoint."""
+    cfg: float | None = None
+    """Guidance scale of gvr; by default that of its checkpoint."""
+    contexts: Path | None = None
+    """Folder with a file CLIP.safetensors for each clip, tensor "context" (S, text_dim): the text encoder's features of its prompt.
+    Without it gvr has the null prompt."""
+    bf16: bool = default_device() != "cpu"
+    """gvr computes in bfloat16, with the kernels of training and of ComfyUI. Without it in float32, which has no Triton kernel."""
     seed: int = 0
     device: str = default_device()
     """Device of the networks: cpu, cuda, cuda:1 and so on."""
@@ -119,13 +139,19 @@ class Evaluate:
             borders.check(VIDEO)
         self.warm_up(methods, models)
         comparison = Comparison(methods, models, self.describe(models.sampling))
-        reading = Reading(self.suite, self.scale, self.num_frames, self.height, borders)
-        measured = {
-            name: self.measured(name, read_clip(files, reading, models.vae.decode), comparison)
-            for name, files in tqdm(find_clips(self.clips, self.suite).items(), unit="clip")
-        }
+        reading = Reading(self.suite, self.scale, self.num_frames, self.height, self.result_size, borders)
+        found = find_clips(self.clips, self.suite)
+        finished = find_finished(self.videos, found)
+        contexts = {name: read_context(self.contexts, name, models.dit.config.text_dim) for name in found} if self.contexts else {}
+        measured = {}
+        for name, files in tqdm(found.items(), unit="clip"):
+            models = replace(models, context=contexts[name].to(self.device) if contexts else None)
+            clip = read_clip(files, reading, models.vae.decode)
+            measured[name] = self.measured(name, clip, replace(comparison, models=models, finished=finished[name]))
         reconstructions = [method for method in methods if METHODS[method].sees == "original"]
-        results = {"suite": self.suite, "run": comparison.run, "reconstructions": reconstructions, **gather(methods, measured)}
+        results = {"suite": self.suite, "run": comparison.run, "reconstructions": reconstructions}
+        results |= gather([*methods, *(name.partition("=")[0] for name in self.videos)], measured)
+        results["prompts"] = read_prompts(self.clips, list(found))
         write_text(self.out / "results.json", json.dumps(results, indent=1))
         report.write(self.out)
         return results
@@ -136,6 +162,10 @@ class Evaluate:
         for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
             if unknown := set(names) - known.keys():
                 raise ValueError(f"--{option} has unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+        if clash := {name.partition("=")[0] for name in self.videos} & (METHODS.keys() | {"source", "original", "picture"}):
+            raise ValueError(f"--videos has {', '.join(sorted(clash))}, names that --methods or files have: choose others")
+        if self.result_size and min(self.result_size) < metrics.SMALLEST:
+            raise ValueError(f"--size is {self.size}, wanted at least {metrics.SMALLEST} pixels a side")
         for name, least in (("scale", 1), ("num_frames", 2), ("height", metrics.SMALLEST), ("steps", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}")
@@ -146,6 +176,15 @@ class Evaluate:
         for method in set(methods) & baselines.BASELINES.keys():
             baselines.find(method)
         return methods
+
+    @property
+    def result_size(self) -> tuple[int, int] | None:
+        """Height and width of --size in pixels. Raises ValueError when it is no size."""
+        if self.size is None:
+            return None
+        if not (found := re.fullmatch(r"(\d+)x(\d+)", self.size)):
+            raise ValueError(f"--size is {self.size}, wanted WIDTHxHEIGHT in pixels, such as 1920x1080")
+        return int(found[2]), int(found[1])
 
     def metric_names(self) -> list[str]:
         return list(METRICS) if self.metrics == ("all",) else list(self.metrics)
@@ -159,15 +198,17 @@ class Evaluate:
             load_vae(self.vae).to(self.device),
             load_upsampler(self.upsampler).to(self.device),
             dit.to(self.device),
-            replace(sampling, steps=self.steps or sampling.steps),
+            replace(sampling, steps=self.steps or sampling.steps, cfg=sampling.cfg if self.cfg is None else self.cfg),
             self.seed,
             WHOLE if whole else aligned_tiling((self.segment, height, width), dit.attention.alignment),
+            bf16=self.bf16,
         )
 
     def warm_up(self, methods: list[str], models: Models) -> None:
         """Runs each method on a small clip, so that no measured time includes loading its network."""
-        blank = torch.zeros(1, 3, 5, 40 * self.scale, 40 * self.scale)
-        clip = EvaluationClip((40 * self.scale, 40 * self.scale), blank, blank[..., :40, :40])
+        side = round(40 * self.scale)
+        blank = torch.zeros(1, 3, 5, side, side)
+        clip = EvaluationClip((side, side), blank, blank[..., :40, :40])
         for method in methods:
             self.apply(method, clip, models)
 
@@ -178,9 +219,10 @@ class Evaluate:
             "command": self.command(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **{name: version for name, version in versions().items() if name in ("commit", "torch")},
-            **{name: getattr(self, name) for name in ("device", "scale", "num_frames", "height", "seed", "segment", "tile")},
+            **{name: getattr(self, name) for name in RUN_OPTIONS},
             "sampling": asdict(sampling),
             "files": {path.name: sha256(path) for path in weights.values()},
+            "text": "features of each clip's prompt" if self.contexts else "the null prompt",
         }
 
     def command(self) -> str:
@@ -196,7 +238,9 @@ class Evaluate:
         skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip))}
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
         settings = {key: value for key, value in comparison.run.items() if key not in ("command", "date", "torch")}
-        clip_files = {file.name: sha256(file) for file in clip.files}
+        texts = [] if self.contexts is None else [self.contexts / f"{name}.safetensors"]
+        clip_files = {file.name: sha256(file) for file in (*clip.files, *texts)}
+        clip_files |= {each: sha256(file) for each, file in comparison.finished.items()}
         task = json.loads(
             json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": comparison.methods, "metrics": chosen})
         )
@@ -218,6 +262,10 @@ class Evaluate:
             video, seconds = self.apply(method, clip, comparison.models)
             values[method], curves[method] = scores(chosen, Result(video, clip, seconds))
             images[method] = to_images(video.cpu())
+        for each, path in comparison.finished.items():
+            video = read_finished(path, clip)
+            values[each], curves[each] = scores(chosen, Result(video.to(self.device), clip))
+            images[each] = to_images(video)
         files = {}
         for each, frames in images.items():
             write_video(self.out / name / f"{each}.mp4", frames, clip.rate)
@@ -234,7 +282,9 @@ class Evaluate:
         with torch.inference_mode():
             if sees == "latent" and clip.z_lr is None:
                 seen = models.vae.encode(seen)
-            video = run(seen, 1 if sees == "original" else self.scale, models)
+            whole = tuple(side * (SPATIAL_FACTOR if sees == "latent" else 1) for side in seen.shape[3:])
+            height, width = (round(side * want / have) for side, want, have in zip(whole, clip.size, shown.shape[3:], strict=True))
+            video = run(seen, (height, width), models)
         video.sum().item()  # waits for the device
         seconds = time.perf_counter() - start
         height, width = clip.size

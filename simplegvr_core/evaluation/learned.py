@@ -8,6 +8,7 @@ dimensions are called as their own scripts call them and were not run by us, for
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -144,15 +145,36 @@ def dover_absent() -> str | None:
     return f"DOVER lacks {', '.join(missing)}: its README says where to get it" if missing else None
 
 
-def dover(video: Tensor, rate: Fraction) -> float:
-    """Returns DOVER (Wu et al., ICCV 2023): technical and aesthetic quality, fused as in its evaluate_one_video.py; higher is better.
+class DoverScores(NamedTuple):
+    """DOVER's qualities of a video, 0 to 100; higher is better."""
+
+    technical: float
+    aesthetic: float
+    overall: float
+
+
+def fuse_dover(technical: float, aesthetic: float) -> DoverScores:
+    """Returns DOVER's qualities of its network's two numbers, fused as in its evaluate_one_video.py.
+
+    Each number is standardized by its mean and deviation over DOVER's training videos; the overall quality is their weighted sum. All three
+    are mapped to 0 to 100 by the logistic function. The paper's columns are these three.
+    """
+    standardized = {
+        name: (score - FUSION[name][0]) / FUSION[name][1] for name, score in {"technical": technical, "aesthetic": aesthetic}.items()
+    }
+    overall = sum(FUSION[name][2] * score for name, score in standardized.items())
+    return DoverScores(*(100 / (1 + math.exp(-score)) for score in (standardized["technical"], standardized["aesthetic"], overall)))
+
+
+def dover(video: Tensor, rate: Fraction) -> DoverScores:
+    """Returns DOVER (Wu et al., ICCV 2023): technical, aesthetic and overall quality.
 
     Args:
         video: (1, 3, F, H, W) in [-1, 1].
         rate: Frames per second.
 
     Returns:
-        0 to 100. `dover_absent` must be None.
+        Each 0 to 100. `dover_absent` must be None.
     """
     datasets = import_module("dover.datasets")
     home = dover_home()
@@ -176,8 +198,7 @@ def dover(video: Tensor, rate: Fraction) -> float:
     }
     with torch.inference_mode():
         scores = {name: score.mean().item() for name, score in zip(views, network(views), strict=True)}  # in the order of its views
-    fused = sum((scores[name] - mean) / deviation * weight for name, (mean, deviation, weight) in FUSION.items())
-    return 100 * torch.sigmoid(torch.tensor(fused)).item()
+    return fuse_dover(scores["technical"], scores["aesthetic"])
 
 
 @cache

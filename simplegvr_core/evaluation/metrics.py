@@ -237,17 +237,24 @@ TABLE = (
             ("maniqa", "MANIQA", 3, "Quality as people rated photographs online, 0 to 1, learned (MANIQA, KonIQ-10k)."),
         )
     ),
-    Metric(
-        name="dover",
-        label="DOVER",
-        better="higher",
-        group="learned",
-        needs=("frames",),
-        whole_clip=True,
-        measure=lambda result: learned.dover(result.video, result.clip.rate),
-        decimals=1,
-        absent=learned.dover_absent,
-        meaning="Quality of the video as people rated it online, technical and aesthetic, learned (DOVER).",
+    *(
+        Metric(
+            name=name,
+            label=label,
+            better="higher",
+            group="learned",
+            needs=("frames",),
+            whole_clip=True,
+            measure=lambda result, quality=quality: getattr(result.dover, quality),
+            decimals=1,
+            absent=learned.dover_absent,
+            meaning=f"{meaning}, as people rated it online, 0 to 100, learned (DOVER).",
+        )
+        for name, label, quality, meaning in (
+            ("dover_technical", "DOVER technical", "technical", "Sharpness, noise and artifacts of the video"),
+            ("dover_aesthetic", "DOVER aesthetic", "aesthetic", "Content and composition of the video"),
+            ("dover", "DOVER overall", "overall", "Quality of the video, technical and aesthetic together"),
+        )
     ),
     *(
         Metric(

@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..video.frames import resize_frames
+from . import learned
 from .motion import FlowPair, flow_pairs, video_curves
 from .seams import VIDEO, Borders, Seams, find_seams
 
@@ -79,6 +80,10 @@ class Result:
         """The video at the size of the source, by area averaging, (1, 3, F, h, w)."""
         _, _, _, height, width = self.source.shape
         return resize_frames(self.video.clamp(-1, 1), (height, width), "area")
+
+    @cached_property
+    def dover(self) -> learned.DoverScores:
+        return learned.dover(self.video, self.clip.rate)
 
     @cached_property
     def seams(self) -> Seams:
