@@ -134,7 +134,7 @@ class MappedAttention(RunAttention):
 def check(model, config: AttentionConfig, shape: tuple[int, ...], place: tuple[int, int, int], asked: tuple[int, int], images) -> None:
     """Raises ValueError unless the model selects windows and there are such a place, block and head, and not too many images."""
     (x, y, frame), (block, head) = place, asked
-    if config.kind != "sparse_local":
+    if config.kind not in ("sparse_local", "block_causal"):
         raise refuse(
             SimpleGVRAttentionMap,
             f"the model's attention is of kind {config.kind}, which selects no windows: put SimpleGVR Sparse Attention before it, "

@@ -43,7 +43,7 @@ class SimpleGVRLatentUpscale(io.ComfyNode):
     def execute(cls, upsampler: ModelPatcher, latent: dict, size: dict) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
         frames = []
-        upsample(upsampler, NormalizedFrames(samples), target_size(size, samples, cls), frames.append, cls)
+        upsample(upsampler, NormalizedFrames(samples), target_size(size, samples, cls, upsampler), frames.append, cls)
         return io.NodeOutput(to_latent(LATENT_FORMAT.process_out(torch.cat(frames, dim=2))))
 
 

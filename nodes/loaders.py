@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..simplegvr_core.networks.video_decoder import FAMILIES
 from .host.bridge import CATEGORY, TINY_VAE_FOLDER, refuse
+from .host.inputs import family_input
 from .host.networks import TinyVAESocket, load_model, load_upsampler
 from .host.video_decoder import FOLDERS, VideoDecoderSocket
 
@@ -26,14 +27,15 @@ class SimpleGVRLoadModel(io.ComfyNode):
             node_id="SimpleGVRLoadModel",
             display_name="Load SimpleGVR Model",
             category=CATEGORY,
-            description="Loads a SimpleGVR super-resolution model with its attention and sampling shift. "
+            description="Loads a SimpleGVR or Ultra Flash super-resolution model with its attention and sampling settings. "
             "The MODEL works with stock samplers, LoRA, compile and context window nodes.",
             search_aliases=["video super resolution", "upscale video", "GVR", "Wan upscaler"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="SimpleGVR checkpoint in models/diffusion_models. gvr_tiny comes with the pack.",
+                    tooltip="Checkpoint in models/diffusion_models: SimpleGVR's (.safetensors) or Ultra Flash's (.pth or .safetensors). "
+                    "gvr_tiny comes with the pack.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -42,14 +44,15 @@ class SimpleGVRLoadModel(io.ComfyNode):
                     tooltip="Data type of the weights. default lets ComfyUI choose; fp8 needs the least memory.",
                     advanced=True,
                 ),
+                family_input(),
             ],
             outputs=[io.Model.Output(tooltip="For SimpleGVR Sampler or any stock sampler.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, model_name: str, weight_dtype: str, family: str = "auto") -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(load_model(path, WEIGHT_DTYPES[weight_dtype]))
+        return io.NodeOutput(load_model(path, WEIGHT_DTYPES[weight_dtype], family))
 
 
 class SimpleGVRLoadUpsampler(io.ComfyNode):
@@ -59,21 +62,23 @@ class SimpleGVRLoadUpsampler(io.ComfyNode):
             node_id="SimpleGVRLoadUpsampler",
             display_name="Load SimpleGVR Upsampler",
             category=CATEGORY,
-            description="Loads a SimpleGVR latent upsampler.",
+            description="Loads a SimpleGVR or Ultra Flash latent upsampler.",
             search_aliases=["latent upscale model", "latent upsampler"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=folder_paths.get_filename_list("latent_upscale_models"),
-                    tooltip="Upsampler checkpoint in models/latent_upscale_models. gvr_tiny_upsampler comes with the pack.",
-                )
+                    tooltip="Upsampler checkpoint in models/latent_upscale_models: SimpleGVR's (.safetensors) or Ultra Flash's "
+                    "(.pth or .safetensors). gvr_tiny_upsampler comes with the pack.",
+                ),
+                family_input(),
             ],
             outputs=[io.LatentUpscaleModel.Output(tooltip="For SimpleGVR Sampler or SimpleGVR Latent Upscale.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_upsampler(folder_paths.get_full_path_or_raise("latent_upscale_models", model_name)))
+    def execute(cls, model_name: str, family: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(load_upsampler(folder_paths.get_full_path_or_raise("latent_upscale_models", model_name), family))
 
 
 class SimpleGVRLoadTinyVAE(io.ComfyNode):

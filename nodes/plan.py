@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR
 from ..simplegvr_core.planning.picture import draw_plan
 from ..simplegvr_core.planning.plan import Job
-from .host.bridge import CATEGORY, latent_samples, refuse, target_size, to_image, upsampler_network
+from .host.bridge import CATEGORY, latent_samples, refuse, target_size, to_image
 from .host.inputs import settings_input, size_input
 from .host.planning import plan_run, seconds_per_operation
 from .host.sampling import sampling_config
@@ -91,9 +91,8 @@ class SimpleGVRPlan(io.ComfyNode):
         samples = latent_samples(latent, cls)
         sampling = sampling_config(model, settings, cls)
         free_bytes = int(1e9 * memory["gigabytes"]) if memory["memory"] == "custom" else None
-        job = Job((len(samples), samples.shape[2], samples.shape[3], samples.shape[4]), target_size(size, samples, cls), sampling)
-        if upsampler is not None:
-            upsampler_network(upsampler, cls)
+        target = target_size(size, samples, cls, upsampler)
+        job = Job((len(samples), samples.shape[2], samples.shape[3], samples.shape[4]), target, sampling)
         try:
             plan = plan_run(model, upsampler, job, free_bytes)
         except ValueError as error:

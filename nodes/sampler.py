@@ -1,5 +1,7 @@
 """SimpleGVR Sampler: low-resolution LATENT in, super-resolved LATENT out."""
 
+import logging
+
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch import Tensor
 from ..simplegvr_core.latent_space import pixels
 from ..simplegvr_core.sampling.super_resolve import SamplingConfig
 from ..simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file
-from .host.bridge import CATEGORY, NormalizedFrames, latent_samples, null_prompt, refuse, target_size, to_latent, upsampler_network
+from .host.bridge import CATEGORY, NormalizedFrames, latent_samples, null_prompt, refuse, target_size, to_latent
+from .host.family import describe_weights, origin_of, pair_warnings
 from .host.inputs import noise_seed_input, seed_input, settings_input, size_input, tiling_input
 from .host.planning import chosen_tiling
 from .host.refinement import ComfyRun, ancestry
@@ -93,10 +96,12 @@ class SimpleGVRSampler(io.ComfyNode):
         resume: bool = False,
     ) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
-        H, W = target_size(size, samples, cls)
+        H, W = target_size(size, samples, cls, upsampler)
         sampling = sampling_config(model, settings, cls)
         check(model, sampling, positive, negative)
-        upsampler_network(upsampler, cls)
+        warnings = pair_warnings(model, upsampler, positive)
+        for warning in warnings:
+            logging.warning(f"SimpleGVR Sampler: {warning}")
         target = samples.shape[0], samples.shape[2], H, W
         try:
             boxes = chosen_tiling(tiling, model, target)
@@ -108,6 +113,7 @@ class SimpleGVRSampler(io.ComfyNode):
             options = {"sampling": sampling, "seed": seed, "noise_seed": noise_seed, "color_match": color_match}
             out = super_resolve_to_file(folder, NormalizedFrames(samples), (H, W), run.runtime(), **options)[:]
         hints = [UNDISTILLED] if settings["settings"] == "distilled" and not has_lora(model) else []
+        hints += warnings
         report = "\n".join([*describe(samples, (H, W), sampling, run), *hints, *run.events])
         return io.NodeOutput(to_latent(out), report, ui=ui.PreviewText(report))
 
@@ -138,13 +144,15 @@ def check(model: ModelPatcher, sampling: SamplingConfig, positive: list | None, 
 
 
 def describe(samples: Tensor, size: tuple[int, int], sampling: SamplingConfig, run: ComfyRun) -> list[str]:
-    """Returns the lines of the report: mode, sizes, settings and boxes."""
+    """Returns the lines of the report: mode, sizes, settings, weights, attention, memory and boxes."""
     start = "the upsampled latent" if sampling.start == "condition" else f"noise level {sampling.denoise:.2f}"
+    family = (origin_of(run.model) or {"family": "SimpleGVR"})["family"]
     return [
-        f"SimpleGVR: condition at noise augmentation level {sampling.noise_augmentation:.2f}, from {start}."
+        f"{family}: condition at noise augmentation level {sampling.noise_augmentation:.2f}, from {start}."
         if run.takes_condition
         else f"Training-free: a stock 16-channel Wan model refined the upsampled latent from noise level {sampling.denoise:.2f}.",
         f"{pixels((samples.shape[3], samples.shape[4]))} -> {pixels(size)}, {samples.shape[2]} latent frames, "
         f"{sampling.steps} steps, cfg {sampling.cfg:g}, shift {sampling.shift:g}.",
-        run.describe((samples.shape[2], *size)),
+        describe_weights(run.model, run.upsampler),
+        *run.describe((samples.shape[0], samples.shape[2], *size)),
     ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...simplegvr_core.networks import kernels
 from ...simplegvr_core.networks.attention import AttentionConfig, DenseAttention, attend
+from ...simplegvr_core.networks.block_causal_config import BlockCausalConfig
 from ...simplegvr_core.networks.windows import TokenLayout
 from ...simplegvr_core.planning.flops import share_of_dense
 from .bridge import show_text
@@ -44,9 +45,21 @@ def describe(
     share = f"{bound}{percent:.0f} % of dense attention" if percent > 10 else f"{bound}{percent:.2g} % of dense attention"
     if config.kind == "full":
         return f"ComfyUI: full attention in units of {config.unit} latent frames: {share}"
+    if isinstance(config, BlockCausalConfig):
+        return f"{describe_blocks(config, grid, ordered, device, dtype, head_dim)}: {share}"
     windows = config.windows(TokenLayout(grid, ordered), 0)
     implementation = kernels.fastest(kernels.KernelCase(device, dtype, head_dim, windows.size, windows.contiguous))
     size = " x ".join(str(min(sides)) for sides in zip(config.window, (min(config.unit or grid[0], grid[0]), *grid[1:]), strict=True))
     seen = min(1 + config.top_k, windows.scope.shape[1]) if config.kind == "sparse_local" else 1
     where = " of the whole video" if config.scope == "video" else ""
     return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}{where}: {share}"
+
+
+def describe_blocks(
+    config: BlockCausalConfig, grid: tuple[int, int, int], ordered: bool, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> str:
+    """Returns in words which block-causal attention runs on a grid of tokens, and how many blocks each block attends to."""
+    blocks = config.blocks(TokenLayout(grid, ordered))
+    implementation = kernels.fastest_block(kernels.KernelCase(device, dtype, head_dim, blocks.keys.size, blocks.keys.contiguous))
+    count, size = blocks.queries.num_windows, " x ".join(map(str, config.window))
+    return f"{implementation}: block-causal, {count} blocks of {size} tokens, each sees {sum(blocks.kept) / count:.1f} on average"

@@ -20,14 +20,14 @@ from server import PromptServer
 from torch import Tensor
 
 from ...simplegvr_core.latent_space import pixel_size, pixels, scaled_size, short_side_size
-from ...simplegvr_core.networks.upsampler import LatentUpsampler, smaller_tiles
+from ...simplegvr_core.networks.upsampler import Upsampler, UpsamplerConfig, smaller_tiles
 from ...simplegvr_core.planning.network_memory import upsampler_bytes
 from ...simplegvr_core.sampling.latent_file import LatentFrames
 from ...simplegvr_core.sampling.super_resolve import UPSAMPLER_FRAMES, augment_condition
 from ...simplegvr_core.sampling.super_resolve_to_file import Append, parts
 from ...simplegvr_core.tiling import is_out_of_memory as is_out_of_memory_of_pytorch
 from ...simplegvr_core.tiling import with_less_memory
-from .inputs import SHORT_SIDES
+from .inputs import DEFAULT_SCALE, SHORT_SIDES
 
 CATEGORY = "SimpleGVR"
 LATENT_FORMAT = comfy.latent_formats.Wan21()
@@ -97,14 +97,24 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).float() / 255
 
 
-def target_size(size: dict, samples: Tensor, node: type[io.ComfyNode]) -> tuple[int, int]:
+def target_size(size: dict, samples: Tensor, node: type[io.ComfyNode], upsampler: ModelPatcher | None) -> tuple[int, int]:
     """Returns the target (H, W) in latent pixels that a `size` value asks for.
 
+    Args:
+        size: The value.
+        samples: Low-resolution latent (B, 16, T, h, w).
+        node: The node that errors name.
+        upsampler: The LATENT_UPSCALE_MODEL; None is one of any scale.
+
     Raises:
-        ValueError: It is smaller than the source, or no multiple of 8 pixels.
+        ValueError: It is smaller than the source, no multiple of 8 pixels, or no size that the upsampler makes; what
+            upsampler_network raises.
     """
     source = samples.shape[3], samples.shape[4]
-    if size["size"] == "scale":
+    config = UpsamplerConfig() if upsampler is None else upsampler_network(upsampler, node).config
+    if size["size"] == "upsampler scale":
+        target = scaled_size(source, config.scale or DEFAULT_SCALE)
+    elif size["size"] == "scale":
         target = scaled_size(source, size["scale"])
     elif size["size"] == "width x height":
         target = pixel_size(size["width"], size["height"])
@@ -112,6 +122,10 @@ def target_size(size: dict, samples: Tensor, node: type[io.ComfyNode]) -> tuple[
         target = short_side_size(source, SHORT_SIDES[size["preset"]])
     if target[0] < source[0] or target[1] < source[1]:
         raise refuse(node, f"the target {pixels(target)} is smaller than the source {pixels(source)}: choose a larger size")
+    try:
+        config.check_size(source, target)
+    except ValueError as error:
+        raise refuse(node, str(error)) from error
     return target
 
 
@@ -133,10 +147,10 @@ def add_condition(conditionings: tuple, z_up: Tensor, noise_augmentation: float,
     return tuple(node_helpers.conditioning_set_values(c, {"concat_latent_image": condition}) for c in conditionings)
 
 
-def upsampler_network(upsampler: ModelPatcher, node: type[io.ComfyNode]) -> LatentUpsampler:
+def upsampler_network(upsampler: ModelPatcher, node: type[io.ComfyNode]) -> Upsampler:
     """Returns the network of a LATENT_UPSCALE_MODEL. Raises ValueError when it is another pack's."""
     network = getattr(upsampler, "model", None)
-    if not isinstance(network, LatentUpsampler):
+    if not isinstance(network, Upsampler):
         raise refuse(
             node,
             f"the latent upscale model is a {type(network or upsampler).__name__}, "

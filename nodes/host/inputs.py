@@ -2,6 +2,9 @@
 
 from comfy_api.latest import io
 
+from ...simplegvr_core.networks.foreign import FAMILIES
+
+DEFAULT_SCALE = 3.0
 SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}  # pixels
 
 
@@ -12,17 +15,32 @@ def seed_input(tooltip: str = "Seed of all randomness in this node. The same see
     )
 
 
+def family_input() -> io.Combo.Input:
+    """Returns the `family` input of the loaders."""
+    return io.Combo.Input(
+        "family",
+        options=list(FAMILIES),
+        default="auto",
+        optional=True,
+        tooltip="Whose weights a file is that does not say it. auto: recognised by names and shapes; a transformer with 32 input channels "
+        "is taken as Ultra Flash's. Files that SimpleGVR wrote say what they are.",
+        advanced=True,
+    )
+
+
 def size_input() -> io.DynamicCombo.Input:
-    """Returns the `size` input: by scale, by width and height, or by the short side."""
+    """Returns the `size` input: by the upsampler, by scale, by width and height, or by the short side."""
     return io.DynamicCombo.Input(
         "size",
-        tooltip="Target size, exact in steps of 8 pixels (1080 is 135 rows of the latent).",
+        tooltip="Target size, exact in steps of 8 pixels (1080 is 135 rows of the latent). upsampler scale: the scale that the "
+        "upsampler is made for, 2 or 3 for Ultra Flash's; 3 for one of any scale.",
         options=[
+            io.DynamicCombo.Option("upsampler scale", []),
             io.DynamicCombo.Option(
                 "scale",
                 [
                     io.Float.Input(
-                        "scale", default=3.0, min=1.0, max=8.0, step=0.01, tooltip="Factor on the width and height of the source."
+                        "scale", default=DEFAULT_SCALE, min=1.0, max=8.0, step=0.01, tooltip="Factor on the width and height of the source."
                     )
                 ],
             ),

@@ -25,14 +25,19 @@ from torch import Tensor
 
 from ...simplegvr_core.networks import checkpoint
 from ...simplegvr_core.networks.attention import AttentionConfig
-from ...simplegvr_core.networks.dit import DiTConfig, SelfAttention, SimpleGVRDiT, TokenOrder, parse_dit_config
+from ...simplegvr_core.networks.dit import DiTConfig, SelfAttention, SimpleGVRDiT, TokenOrder, parse_dit_config, time_in_float32
+from ...simplegvr_core.networks.foreign import read_any
 from ...simplegvr_core.networks.layers import CausalState
+from ...simplegvr_core.networks.slab_memory import SlabMemory
 from ...simplegvr_core.networks.tiny_vae import PreviewColors, TinyVAE, TinyVAEConfig
-from ...simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
+from ...simplegvr_core.networks.upsampler import make_upsampler, parse_upsampler_config
 from ...simplegvr_core.networks.windows import TokenLayout
 from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, implementation
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from .attention import ATTENTION_OPTION, RunAttention
+from .family import set_origin
+
+MEMORY_OPTION = "simplegvr_memory"  # key in transformer_options: a SlabMemory, where a clip comes in segments
 
 
 class ComfyDiT(SimpleGVRDiT):
@@ -54,11 +59,15 @@ class ComfyDiT(SimpleGVRDiT):
         options = {"transformer_options": transformer_options}
         self_attention = cast(SelfAttention, partial(self.self_attention, **options))
         token_order = cast(TokenOrder, partial(self.token_order, **options))
-        return super().forward(x, timestep, context, self_attention, partial(dense_attention, **options), token_order)
+        memory = memory_of(transformer_options)
+        first_frame = 0 if memory is None else memory.first_frame
+        return super().forward(x, timestep, context, self_attention, partial(dense_attention, **options), token_order, first_frame)
 
     @torch.compiler.disable  # a compiled model would keep the options it was compiled with
     def token_order(self, grid: tuple[int, int, int], device: torch.device, transformer_options: dict) -> Tensor | None:
         """Returns the order of tokens that serves the attention of this run best, None for raster order."""
+        if (memory := memory_of(transformer_options)) is not None:
+            return memory.token_order(grid, device)
         return self.run_attention(transformer_options).config.token_order(grid, device)
 
     def run_attention(self, transformer_options: dict) -> RunAttention:
@@ -69,8 +78,17 @@ class ComfyDiT(SimpleGVRDiT):
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, block: int, transformer_options: dict) -> Tensor:
         """Returns attention (B, L, n, d) by the node's configuration, else the checkpoint's; full attention is ComfyUI's."""
         transformer_options["grid_sizes"], transformer_options["block_index"] = layout.grid, block
+        if (memory := memory_of(transformer_options)) is not None:
+            prompts = transformer_options["uuids"]  # whose batches lie behind each other
+            batches = zip(prompts, *(x.chunk(len(prompts)) for x in (q, k, v)), strict=True)
+            return torch.cat([memory.attend(q_, k_, v_, layout=layout, block=block, branch=prompt) for prompt, q_, k_, v_ in batches])
         attention = self.run_attention(transformer_options)
         return attention(q, k, v, layout, block, partial(dense_attention, transformer_options=transformer_options))
+
+
+def memory_of(transformer_options: dict) -> SlabMemory | None:
+    """Returns the keys and values of the segments before, where a clip comes in segments and the attention is causal."""
+    return transformer_options.get(MEMORY_OPTION)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
@@ -152,20 +170,22 @@ def model_config(dit: DiTConfig, shift: float, weights: dict[str, Tensor], model
     return config
 
 
-def load_model(path: str, model_options: dict, disable_dynamic: bool = False) -> ModelPatcher:
-    """Returns the MODEL of a GVR checkpoint, its configuration applied.
+def load_model(path: str, model_options: dict, family: str = "auto", disable_dynamic: bool = False) -> ModelPatcher:
+    """Returns the MODEL of a checkpoint with a condition, its configuration applied.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, ours or one that foreign.read_any recognises.
         model_options: ComfyUI's: dtype and fp8_optimizations are read.
+        family: Whose weights they are where the file does not say it, of foreign.FAMILIES.
         disable_dynamic: Whether ComfyUI wants the patcher that does not load weights on demand.
 
     Raises:
-        ValueError: It is no complete GVR checkpoint, or does not fit its configuration. The message names the file.
+        ValueError: It is no complete checkpoint of that kind, or does not fit its configuration. The message names the file.
     """
-    weights, config = checkpoint.read(Path(path), "dit")
+    weights, config = read_any(Path(path), "dit", family)
     dit, attention = parse_dit_config(config, Path(path))
     checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), weights, Path(path))
+    weights = time_in_float32(dit, weights)
     sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
     colors = checkpoint.parse_config(PreviewColors, config, "preview", Path(path)) if "preview" in config else None
     network = SimpleGVRModel(model_config(dit, sampling.shift, weights, model_options), dit, attention, sampling, colors)
@@ -177,25 +197,27 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     if not comfy.model_management.is_device_cpu(model.offload_device):
         network.to(model.offload_device)
     network.load_model_weights(weights, assign=model.is_dynamic())
-    model.cached_patcher_init = (load_model, (path, model_options))
+    model.cached_patcher_init = (load_model, (path, model_options, family))
+    set_origin(model, config, path)
     return model
 
 
-def load_upsampler(path: str) -> ModelPatcher:
-    """Returns the LATENT_UPSCALE_MODEL of an upsampler checkpoint, under ComfyUI's memory management.
+def load_upsampler(path: str, family: str = "auto") -> ModelPatcher:
+    """Returns the LATENT_UPSCALE_MODEL of an upsampler checkpoint, under ComfyUI's memory management. family: as of load_model.
 
     Raises ValueError that names the file when it is no complete upsampler or does not fit its configuration.
     """
-    state_dict, config = checkpoint.read(Path(path), "upsampler")
-    upsampler_config = checkpoint.parse_config(UpsamplerConfig, config, "model", Path(path))
-    checkpoint.check_fit(LatentUpsampler(upsampler_config, device="meta"), state_dict, Path(path))
+    state_dict, config = read_any(Path(path), "upsampler", family)
+    upsampler_config = parse_upsampler_config(config, Path(path))
+    checkpoint.check_fit(make_upsampler(upsampler_config, device="meta"), state_dict, Path(path))
     dtype = comfy.model_management.vae_dtype(allowed_dtypes=[torch.bfloat16, torch.float32])
-    model = LatentUpsampler(upsampler_config, dtype=dtype, operations=comfy.ops.disable_weight_init).eval()
+    model = make_upsampler(upsampler_config, dtype=dtype, operations=comfy.ops.disable_weight_init).eval()
     comfy.model_management.archive_model_dtypes(model)
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
     )
     model.load_state_dict(state_dict, assign=patcher.is_dynamic())
+    set_origin(patcher, config, path)
     return patcher
 
 

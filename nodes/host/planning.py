@@ -13,9 +13,10 @@ from ...simplegvr_core.latent_space import SPATIAL_FACTOR, token_grid
 from ...simplegvr_core.networks.dit import DiTConfig
 from ...simplegvr_core.planning.boxes import Machine, Networks, plan_tiling
 from ...simplegvr_core.planning.flops import dit_flops
-from ...simplegvr_core.planning.network_memory import implementation
+from ...simplegvr_core.planning.network_memory import dit_bytes, implementation
 from ...simplegvr_core.planning.plan import Job, Plan, plan_sampling, trial
-from ...simplegvr_core.tiling import Tiling, aligned_tiling
+from ...simplegvr_core.tiling import Tiling
+from .attention import describe
 from .bridge import free_memory, null_prompt
 from .networks import SimpleGVRModel
 from .override import attention_of
@@ -58,11 +59,27 @@ def chosen_tiling(tiling: dict | None, model: ModelPatcher, shape: tuple[int, in
     """
     if tiling is None or tiling["tiling"] == "auto":
         return run_tiling(model, shape)
-    alignment = attention_of(model).alignment
+    attention = attention_of(model)
     if tiling["tiling"] == "whole":
-        return aligned_tiling((None, None, None), alignment)
+        return attention.tiling((None, None, None))
     rows, columns = (-(-tiling[side] // SPATIAL_FACTOR) for side in ("tile_height", "tile_width"))
-    return aligned_tiling((tiling["segment"] or None, rows or None, columns or None), alignment)
+    return attention.tiling((tiling["segment"] or None, rows or None, columns or None))
+
+
+def box_bytes(model: ModelPatcher, batch: int, box: tuple[int, int, int]) -> int:
+    """Returns the counted bytes of the MODEL's forward pass on a box (T, H, W), beside its weights."""
+    networks, machine = describe_model(model), machine_of(model)
+    return dit_bytes(networks.dit, networks.attention, batch, box, machine.dtype, machine.implementation)
+
+
+def describe_attention(model: ModelPatcher, grid: tuple[int, int, int]) -> str:
+    """Returns in words which self-attention the MODEL runs on a grid of tokens."""
+    networks, attention = describe_model(model), attention_of(model)
+    if attention.kind == "full" and attention.unit is None:
+        return "ComfyUI: full attention"
+    ordered = isinstance(model.model, SimpleGVRModel)
+    head_dim = networks.dit.dim // networks.dit.num_heads
+    return describe(attention, grid, ordered, model.load_device, model.model.get_dtype_inference(), head_dim)
 
 
 def machine_of(model: ModelPatcher, free_bytes: int | None = None) -> Machine:

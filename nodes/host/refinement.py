@@ -16,13 +16,17 @@ from comfy_api.latest import io
 from torch import Tensor
 from tqdm import tqdm
 
-from ...simplegvr_core.latent_space import pixels
+from ...simplegvr_core.latent_space import pixels, token_grid
+from ...simplegvr_core.networks.slab_memory import SlabMemory, slab_memory
+from ...simplegvr_core.planning.network_memory import amount
 from ...simplegvr_core.sampling.latent_file import LatentFile, LatentFrames
 from ...simplegvr_core.sampling.refine import STATE, Refinement, TiledVelocity, refine
 from ...simplegvr_core.sampling.super_resolve_to_file import Append, Runtime
 from ...simplegvr_core.tiling import Tiling, padded
 from .bridge import LATENT_FORMAT, is_out_of_memory, upsample, upsampler_network
+from .networks import MEMORY_OPTION
 from .override import attention_of
+from .planning import box_bytes, describe_attention
 from .preview import ClipPreview
 from .sampling import takes_condition
 
@@ -67,6 +71,7 @@ class ComfyRun:
         boxes = [box.size for box in self.tiling.boxes(padded((T, H, W)))]
         empty = torch.zeros(B, C, *self.largest_box((T, H, W)))
         positive, negative = self.prompts
+        attention = attention_of(self.model)
         if self.takes_condition:
             with_empty = partial(node_helpers.conditioning_set_values, values={"concat_latent_image": empty})
             positive, negative = with_empty(positive), with_empty(negative)
@@ -75,13 +80,15 @@ class ComfyRun:
         progress = Progress(ClipPreview(self.model, T), refinement.steps, refinement.finished_steps, boxes)
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
+            memory = slab_memory(attention, T)
             velocity = TiledVelocity(
-                network_of(denoise, x.device, extra_args),
+                network_of(denoise, x.device, with_memory(extra_args, memory)),
                 self.tiling,
-                attention_of(self.model).alignment,
+                attention.alignment,
                 progress.add,
                 self.out_of_memory,
                 is_out_of_memory,
+                memory,
             )
             with progress.shown(disable):
                 refine(velocity, refinement, progress.preview)
@@ -94,15 +101,29 @@ class ComfyRun:
     def largest_box(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
         return self.tiling.tile_size(padded(extent))
 
-    def describe(self, extent: tuple[int, int, int]) -> str:
-        """Returns how much of a latent of that extent the model is given at a time, as a sentence."""
-        count = len(self.tiling.boxes(padded(extent)))
-        return f"{count} boxes a step, of {describe_box(self.largest_box(extent))}." if count > 1 else "The whole video at a time."
+    def describe(self, shape: tuple[int, int, int, int]) -> list[str]:
+        """Returns what runs on a latent of shape (B, T, H, W), as sentences: the attention, the counted memory, the boxes."""
+        batch, T, H, W = shape
+        largest, count = self.largest_box((T, H, W)), len(self.tiling.boxes(padded((T, H, W))))
+        return [
+            f"Attention: {describe_attention(self.model, token_grid(largest))}.",
+            f"Memory: {amount(box_bytes(self.model, batch, largest))} for the model's largest box, counted, beside "
+            f"{amount(self.model.model_size())} of weights.",
+            f"{count} boxes a step, of {describe_box(largest)}." if count > 1 else "The whole video at a time.",
+        ]
 
     def out_of_memory(self, size: tuple[int, int, int], tiling: Tiling) -> None:
         """Frees what ComfyUI caches, and notes what happened."""
         comfy.model_management.soft_empty_cache()
         self.events.append(f"Out of memory with {describe_box(size)}: continued with {describe_box(tiling.tile_size(size))} at a time.")
+
+
+def with_memory(extra_args: dict, memory: SlabMemory | None) -> dict:
+    """Returns the arguments of ComfyUI's guider with what causal attention remembers of earlier segments."""
+    if memory is None:
+        return extra_args
+    options = extra_args["model_options"]
+    return {**extra_args, "model_options": {**options, "transformer_options": {**options["transformer_options"], MEMORY_OPTION: memory}}}
 
 
 def network_of(denoise, device: torch.device, extra_args: dict) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:

@@ -25,6 +25,7 @@ from .layers import apply_rotary, rotary_table, sinusoidal_embedding
 from .windows import TokenLayout
 
 CONDITIONS = ("channel", "token")
+TIME_LAYERS = ("time_embedding.", "time_projection.", "head.head.")
 STOCK_PREFIX = "model.diffusion_model."
 # ends of names of weights that training begins with at zero
 FIRST_ZERO = ("modulation", "condition_embedding", "cross_attn.o.weight", "time_embedding.2.weight", "time_projection.1.weight")
@@ -278,6 +279,13 @@ def modulation(parameter: Tensor, x: Tensor, e: Tensor) -> tuple[Tensor, ...]:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Returns x (1 + scale) + shift in x's dtype. x: (B, L, D); shift, scale: (B, 1, D)."""
     return torch.addcmul(shift, x.to(shift.dtype), 1 + scale).to(x.dtype)
+
+
+def time_in_float32(config: DiTConfig, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights with those of the layers that DiTConfig.time_dtype keeps in float32 in that dtype."""
+    if not config.exact_time:
+        return state_dict
+    return {name: tensor.float() if name.startswith(TIME_LAYERS) else tensor for name, tensor in state_dict.items()}
 
 
 def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> dict[str, Tensor]:
