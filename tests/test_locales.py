@@ -96,7 +96,8 @@ def test_the_front_end_shows_a_node_in_chinese(chinese_page):
     title, widgets = chinese_page.evaluate("""() => {
         const node = LiteGraph.createNode('SimpleGVRSampler')
         app.graph.add(node)
-        for (const name of ['settings', 'tiling']) node.widgets.find(widget => widget.name === name).value = 'custom'
+        for (const [name, value] of [['size', 'scale'], ['settings', 'custom'], ['tiling', 'custom']])
+            node.widgets.find(widget => widget.name === name).value = value
         return [node.title, Object.fromEntries(node.widgets.map(widget => [widget.name, [widget.label, widget.tooltip]]))]
     }""")
     texts = read("zh")["SimpleGVRSampler"]

@@ -47,7 +47,8 @@ def widen_a_range(nodes):
 
 def change_a_default_inside_an_option(nodes):
     size = next(entry for entry in nodes["SimpleGVRSampler"]["inputs"] if entry["name"] == "size")
-    size["options"][0]["inputs"][0]["default"] = 4.0
+    scale = next(option for option in size["options"] if option["key"] == "scale")
+    scale["inputs"][0]["default"] = 4.0
 
 
 def reorder_options(nodes):
