@@ -13,7 +13,16 @@ from einops import rearrange
 
 from simplegvr_core.degradations import RECIPES, ModelGuidedConfig, Recipe, degrade_latent, degrade_video
 from simplegvr_core.degradations.blur import BlurConfig, bell_kernel, sample_kernels, sinc_kernel
-from simplegvr_core.degradations.classical import ClassicalConfig, NoiseConfig, PassConfig, ResizeConfig, apply_noise, degrade_classical
+from simplegvr_core.degradations.classical import (
+    PUBLISHED_AREA,
+    ClassicalConfig,
+    NoiseConfig,
+    PassConfig,
+    ResizeConfig,
+    apply_codec,
+    apply_noise,
+    degrade_classical,
+)
 from simplegvr_core.degradations.codecs import DECODERS, jpeg, video_codec
 from simplegvr_core.degradations.flow_based import FlowBasedConfig, FrameMotion, bleed_colors, degrade_flow_based
 from simplegvr_core.degradations.motion import MotionConfig, estimate_motion, optical_flow_picture
@@ -270,6 +279,36 @@ def test_fewer_bits_look_worse(codec, film):
     frames = list(rearrange(area_downscale(film, 2)[0] / 2 + 0.5, "C F H W -> F H W C").contiguous().numpy())
     few, many = (psnr(np.array(video_codec(frames, codec, bits)), np.array(frames)) for bits in (10_000, 100_000))
     assert few + 2 < many
+
+
+def mosaic(film: torch.Tensor, rows: int, columns: int) -> np.ndarray:
+    """Returns frames (F, rows * 216, columns * 256, 3) in [0, 1]: one crop of the film, again and again."""
+    crop = rearrange(film[0, :, :5, 50:266, 100:356] / 2 + 0.5, "C F H W -> F H W C").numpy()
+    return np.tile(crop, (1, rows, columns, 1))
+
+
+@pytest.mark.parametrize("bits", [1e4, 1e5])
+def test_compression_is_as_strong_on_large_frames_as_on_the_crops_its_bits_were_published_for(film, bits, monkeypatch):
+    """The same texture, thirty times as much of it: a tenth of the bits a pixel would cost more than 8 dB."""
+    found = {}
+    for rows, columns in ((1, 1), (5, 6)):
+        frames = mosaic(film, rows, columns)
+        area = frames.shape[1] * frames.shape[2] / PUBLISHED_AREA
+        config = ClassicalConfig(codecs=("libx264",), bits=(bits, bits))
+        out = np.stack(apply_codec(list(frames), config, area, seeded(0)))
+        found[rows] = psnr(out, frames)
+    assert abs(found[5] - found[1]) < 2.5
+    unscaled = np.stack(apply_codec(list(mosaic(film, 5, 6)), config, 1, seeded(0)))
+    assert psnr(unscaled, mosaic(film, 5, 6)) < found[1] - 5
+
+
+def test_one_order_leaves_the_second_pass_out_and_hurts_less(film):
+    clean = area_downscale(film[:, :, :3], 3)
+    errors = {
+        name: np.mean([psnr(degrade_video(film[:, :, :3], 3, RECIPES[name], seeded(seed)).numpy(), clean.numpy()) for seed in range(4)])
+        for name in ("one_order", "classical")
+    }
+    assert errors["one_order"] > errors["classical"] + 1
 
 
 def test_jpeg_keeps_colors_and_loses_with_quality(film):

@@ -394,7 +394,7 @@ def test_prompts_guide_gvr_and_bfloat16_is_what_it_computes_in(finished, tmp_pat
     assert not torch.equal(outs["null"], outs["guided"])
     assert 30 < psnr(outs["bf16"], outs["null"]).mean() < 80
     (tmp_path / "contexts").mkdir()
-    with pytest.raises(ValueError, match=r"--contexts: .*one\.safetensors has no tensor"):
+    with pytest.raises(ValueError, match=r"one\.safetensors has no tensor"):
         Evaluate(clips, tmp_path / "none", ("gvr",), contexts=tmp_path / "contexts", **chosen).run()
 
 

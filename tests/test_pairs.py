@@ -7,16 +7,22 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import DIT, REPO, random_weights, save_dit
 from einops import rearrange
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from simplegvr_core.networks import checkpoint
+from simplegvr_core.networks.dit import SimpleGVRDiT
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae
+from simplegvr_core.training.batches import Crop, PairSampler
 from simplegvr_core.training.build_pairs import BuildPairs
+from simplegvr_core.training.pair_maker import fractions
 from simplegvr_core.training.pairs import Pairs
 from simplegvr_core.video.frames import area_downscale, crop_centre, resize_frames, to_images, to_video
 from simplegvr_core.video.read import read_video
@@ -65,7 +71,7 @@ def test_a_pair_is_the_latents_of_a_clip_and_of_its_small_version(build):
     assert len(pairs) == 5
     assert set(pairs.scales) == {2, 3}
     for i, (name, start) in enumerate([("a.mp4", 0), ("a.mp4", 5), ("a.mp4", 10), ("below/b.mp4", 0), ("below/b.mp4", 5)]):
-        scale = pairs.scales[i]
+        scale = int(pairs.scales[i])
         z_lr, z_hr = pairs[i]
         assert pairs.entries[i] == {"id": i, "shard": "shard_00000.safetensors", "video": name, "frame": start, "scale": scale}
         video = to_video(crop_centre(read_video(build.videos / name)[0][start : start + 5], 8 * scale))
@@ -194,6 +200,107 @@ def test_a_recipe_with_a_model_wants_one_that_fits(build, models):
         replace(build, recipe="aigc").run()
     with pytest.raises(ValueError, match=r"gvr\.safetensors takes 32 channels, a text-to-video model 16"):
         replace(build, recipe="aigc", t2v=models / "gvr.safetensors").run()
+
+
+@pytest.fixture
+def stock(build, models, tmp_path):
+    """The command with a text-to-video model as Wan's authors store it, and features of two captions and of a negative prompt."""
+    weights = {f"model.diffusion_model.{key}": value for key, value in load_file(models / "t2v.safetensors").items()}
+    save_file(weights, tmp_path / "wan.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "below/b", "negative"):
+        (tmp_path / "contexts" / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"context": torch.randn(7, DIT.text_dim, generator=generator)}, tmp_path / "contexts" / f"{name}.safetensors")
+    return replace(build, recipe="aigc", t2v=tmp_path / "wan.safetensors", t2v_steps=3)
+
+
+def base_of(folder: Path) -> dict:
+    with safe_open(folder / "shard_00000.safetensors", "pt") as shard:
+        return json.loads(shard.metadata()["simplegvr_pairs"])["base"]
+
+
+def test_stock_wan_is_refused_without_prompts_as_the_sampler_node_refuses_it(stock, tmp_path):
+    contexts, negative = tmp_path / "contexts", tmp_path / "contexts" / "negative.safetensors"
+    for lacking in ({}, {"cfg": 1.0}, {"contexts": contexts}, {"negative": negative}):
+        with pytest.raises(ValueError, match="is a stock Wan model, which is not trained with the null prompt"):
+            replace(stock, **lacking).run()
+    assert replace(stock, contexts=contexts, cfg=1.0).run()["pairs"] == 5
+    (contexts / "a.safetensors").unlink()
+    with pytest.raises(ValueError, match=r'a\.safetensors has no tensor "context"'):
+        replace(stock, contexts=contexts, cfg=1.0, out=tmp_path / "lacking").run()
+
+
+def test_stock_wan_makes_pairs_with_prompts_and_guidance_and_the_shard_says_so(stock, tmp_path):
+    chosen = {"contexts": tmp_path / "contexts", "negative": tmp_path / "contexts" / "negative.safetensors"}
+    guided = replace(stock, **chosen)
+    plain = replace(stock, **chosen, cfg=1.0, out=tmp_path / "plain")
+    guided.run()
+    plain.run()
+    base = base_of(guided.out)
+    assert (base["t2v"], base["stock"], base["cfg"], base["steps"], base["shift"]) == ("wan.safetensors", True, 5.0, 3, 5.0)
+    assert (base["prompts"], base["negative"], base["alpha"]) == ("captions", "given", [0.3, 0.4])
+    assert base["sha256"] == hashlib.sha256(guided.t2v.read_bytes()).hexdigest() and base_of(plain.out)["cfg"] == 1
+    alphas = [entry["alpha"] for entry in Pairs(guided.out).entries]
+    assert all(0.3 <= alpha <= 0.4 for alpha in alphas) and len(set(alphas)) == 5
+    with safe_open(guided.out / "shard_00000.safetensors", "pt") as shard:
+        assert [record["alpha"] for record in json.loads(shard.metadata()["simplegvr_pairs"])["records"]] == alphas
+    for i in range(5):
+        assert not torch.equal(Pairs(guided.out)[i][0], Pairs(plain.out)[i][0]) and torch.equal(
+            Pairs(guided.out)[i][1], Pairs(plain.out)[i][1]
+        )
+
+
+def test_the_captions_rows_are_padded_to_those_that_wan_was_trained_on(stock, tmp_path, monkeypatch):
+    seen, forward = set(), SimpleGVRDiT.forward
+    monkeypatch.setattr(
+        SimpleGVRDiT, "forward", lambda self, z, t, context, *rest: seen.add(tuple(context.shape)) or forward(self, z, t, context)
+    )
+    replace(stock, contexts=tmp_path / "contexts", cfg=1.0).run()
+    assert seen == {(1, 512, DIT.text_dim)}
+
+
+def test_scales_are_drawn_between_whole_numbers_and_both_ends_are_whole_latent_pixels(build, tmp_path):
+    for name in ("a.mp4", "below/b.mp4"):
+        (build.videos / name).unlink()
+    write_video(build.videos / "c.mp4", footage(60, 200, 232), Fraction(24))
+    drawn = replace(build, scales=(), out=tmp_path / "drawn")
+    assert drawn.run()["pairs"] == 12
+    pairs = Pairs(drawn.out)
+    assert len(set(pairs.scales)) > 5 and all(1.5 <= scale <= 4 for scale in pairs.scales)
+    assert any(scale.denominator > 1 for scale in pairs.scales)
+    for i, scale in enumerate(pairs.scales):
+        z_lr, z_hr = pairs[i]
+        assert all(large == scale * small for large, small in zip(z_hr.shape[2:], z_lr.shape[2:], strict=True))
+    gaps = [float(b - a) for a, b in pairwise(fractions(1.5, 4))]
+    assert min(fractions(1.5, 4)) == 1.5 and max(fractions(1.5, 4)) == 4 and max(gaps) <= 1 / 6 + 1e-9
+    assert {Fraction(9, 4), Fraction(5, 2), Fraction(11, 4)} <= set(fractions(1.5, 4))
+    with pytest.raises(ValueError, match="wanted the smallest and the largest scale"):
+        replace(build, scales=(), scale_range=(4, 1.5)).run()
+
+
+@pytest.mark.parametrize("scale", [Fraction(9, 4), Fraction(5, 3), Fraction(2)])
+def test_crops_of_fractional_pairs_show_the_same_place_at_both_ends(tmp_path, scale):
+    """Latents whose values are their own places: the middle of both crops is the same."""
+    large, small = (5 * scale.numerator, 6 * scale.numerator), (5 * scale.denominator, 6 * scale.denominator)
+    place = [
+        torch.stack(torch.meshgrid(*((torch.arange(side) + 0.5) * factor for side in size), indexing="ij")).float()[:, None]
+        for size, factor in ((small, float(scale)), (large, 1.0))
+    ]
+    z_lr, z_hr = (torch.cat([p, torch.zeros(14, *p.shape[1:])]) for p in place)
+    save_file({"00000.z_lr": z_lr, "00000.z_hr": z_hr}, tmp_path / "shard_00000.safetensors")
+    entry = {"id": 0, "shard": "shard_00000.safetensors", "video": "v.mp4", "frame": 0, "scale": float(scale)}
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [entry]}))
+    size = (2 * scale.numerator + (scale.denominator > 1), 3 * scale.numerator)
+    sampler = PairSampler((tmp_path,), Crop(num_frames=1, size=size, batch=8))
+    batch = sampler.sample(torch.Generator().manual_seed(0), 4)
+    assert batch["z_hr"].shape[3:] == (2 * scale.numerator, 3 * scale.numerator)
+    assert batch["z_lr"].shape[3:] == (2 * scale.denominator, 3 * scale.denominator)
+    middles = [batch[name][:, :2].mean((2, 3, 4)) for name in ("z_lr", "z_hr")]
+    torch.testing.assert_close(*middles)
+    assert len(middles[0].unique(dim=0)) > 1
+    if scale.denominator > 1:
+        with pytest.raises(ValueError, match=f"wanted at least {scale.numerator} for pairs of scale"):
+            PairSampler((tmp_path,), Crop(num_frames=1, size=(scale.denominator, 99), batch=1))
 
 
 def test_options_that_cannot_work_are_refused(build):

@@ -55,7 +55,13 @@ def test_pairs_and_training_of_its_latents_with_a_stock_text_to_video_model(stoc
     t2v = random_weights(SimpleGVRDiT(DiTConfig(in_dim=16, dim=128, ffn_dim=160, num_heads=1, num_layers=2), AttentionConfig()))
     save_file({f"model.diffusion_model.{name}": tensor for name, tensor in t2v.state_dict().items()}, tmp_path / "wan_t2v.safetensors")
     files = {"vae": stock[1], "t2v": tmp_path / "wan_t2v.safetensors"}
-    BuildPairs(REPO / "assets", out=tmp_path / "pairs", recipe="aigc", num_frames=5, spacing=20, height=108, scales=(2,), **files).run()
+    (tmp_path / "contexts").mkdir()
+    for video in ("demo", "demo_original"):
+        save_file({"context": torch.ones(3, 4096)}, tmp_path / "contexts" / f"{video}.safetensors")
+    prompts = {"contexts": tmp_path / "contexts", "cfg": 1.0}
+    BuildPairs(
+        REPO / "assets", out=tmp_path / "pairs", recipe="aigc", num_frames=5, spacing=20, height=108, scales=(2,), **files, **prompts
+    ).run()
     z_lr, z_hr = Pairs(tmp_path / "pairs")[0]
     assert z_hr.shape[1:] == (2, 2 * z_lr.shape[2], 2 * z_lr.shape[3])
     train = replace(

@@ -5,6 +5,7 @@ A generator on the CPU is the only source of randomness: the same seed gives the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -31,16 +32,19 @@ class Recipe:
     model_guided: ModelGuidedConfig | None = None
 
 
+# "classical": RealBasicVSR's two passes, which the ICLR text of the paper names. "one_order": what arXiv version 1 describes, where two
+# passes are too much for generated video. "aigc": both of the paper's degradations on one clip, one after the other.
 RECIPES = {
     "area": Recipe(),
     "classical": Recipe(classical=ClassicalConfig()),
+    "one_order": Recipe(classical=ClassicalConfig(second=None)),
     "flow_based": Recipe(flow_based=FlowBasedConfig()),
     "model_guided": Recipe(model_guided=ModelGuidedConfig()),
     "aigc": Recipe(flow_based=FlowBasedConfig(), model_guided=ModelGuidedConfig()),
 }
 
 
-def degrade_video(video: Tensor, scale: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def degrade_video(video: Tensor, scale: int | Fraction, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Returns the low-resolution video after the degradations of a recipe that act on pixels.
 
     Args:

@@ -1,11 +1,13 @@
 """Classical degradation of RealBasicVSR: blur, resize, noise, JPEG and a video codec, twice (arXiv 2111.12704).
 
-The parameters are its published ones. Its sharpening of the original is left out, since the original itself is the target here.
+The parameters are its published ones, for crops of 256 x 256 pixels; the bits of a frame grow with its area. Its sharpening of the original
+is left out, since the original itself is the target here.
 Between the steps a clip is a list of frames, float32 (h, w, 3) in [0, 1], which may differ in size.
 """
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from .opencv import opencv
 from .randomness import Drift, choose, happens, uniform
 
 Frames = list[np.ndarray]
+PUBLISHED_AREA = 256 * 256  # pixels of the crops that the bits were published for
+FEWEST_BITS = 1000  # of a frame, that every encoder takes
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,14 @@ class PassConfig:
 
 @dataclass(frozen=True)
 class ClassicalConfig:
-    """The two passes and what they share.
+    """The passes and what they share.
 
     Attributes:
         first: First pass.
-        second: Second pass.
+        second: Second pass, after a codec of its own; None for a recipe of one order.
         quality: JPEG quality, 1 to 100.
         codecs: Video encoders, equally likely.
-        bits: Range of the mean bits of a frame, sampled once per clip and codec step.
+        bits: Range of the mean bits of a frame of 256 x 256 pixels at full resolution, sampled once per clip and codec step.
         last_blur: Sinc filter after the last resize.
     """
 
@@ -79,7 +83,7 @@ class ClassicalConfig:
         ResizeConfig((0.2, 0.7, 0.1), smallest=0.15, largest=1.5, step=0.015),
         NoiseConfig(Drift(1, 30, 0.1), Drift(0.05, 3, 0.005)),
     )
-    second: PassConfig = PassConfig(
+    second: PassConfig | None = PassConfig(
         BlurConfig(probability=0.8, sigma=Drift(0.2, 1.5, 0.02)),
         ResizeConfig((0.3, 0.4, 0.3), smallest=0.3, largest=1.2, step=0.03),
         NoiseConfig(Drift(1, 25, 0.1), Drift(0.05, 2.5, 0.005)),
@@ -90,7 +94,7 @@ class ClassicalConfig:
     last_blur: BlurConfig = BlurConfig(probability=0.8, kernels=(SINC,), weights=(1.0,), omega=Drift(math.pi / 3, math.pi, 0.02 * math.pi))
 
 
-def degrade_classical(video: Tensor, scale: int, config: ClassicalConfig, generator: torch.Generator) -> Tensor:
+def degrade_classical(video: Tensor, scale: int | Fraction, config: ClassicalConfig, generator: torch.Generator) -> Tensor:
     """Returns a degraded low-resolution video. The last steps, a codec and the final resize with its sinc filter, come in random order.
 
     Args:
@@ -102,18 +106,20 @@ def degrade_classical(video: Tensor, scale: int, config: ClassicalConfig, genera
     Returns:
         (1, 3, F, H // scale, W // scale) in [-1, 1].
     """
-    height, width = (extent // scale for extent in video.shape[3:])
-    frames = to_frames(video[..., : height * scale, : width * scale])
+    height, width = (int(extent // scale) for extent in video.shape[3:])
+    frames = to_frames(video[..., : int(height * scale), : int(width * scale)])
+    area = frames[0].shape[0] * frames[0].shape[1] / PUBLISHED_AREA
     frames = apply_pass(frames, config.first, config.quality, generator)
-    frames = apply_codec(frames, config, generator)
-    frames = apply_pass(frames, config.second, config.quality, generator)
+    if config.second is not None:
+        frames = apply_codec(frames, config, area, generator)
+        frames = apply_pass(frames, config.second, config.quality, generator)
     codec_first = happens(0.5, generator)
     if codec_first:
-        frames = apply_codec(frames, config, generator)
+        frames = apply_codec(frames, config, area, generator)
     frames = resize_to([(height, width)] * len(frames), frames, generator)
     frames = apply_blur(frames, config.last_blur, generator)
     if not codec_first:
-        frames = apply_codec(frames, config, generator)
+        frames = apply_codec(frames, config, area, generator)
     return to_video(frames).to(video.device)
 
 
@@ -176,11 +182,18 @@ def photon_noise(frame: np.ndarray, gray: bool, generator: torch.Generator) -> n
     return (torch.poisson(image * photons, generator=generator) / photons - image).numpy()
 
 
-def apply_codec(frames: Frames, config: ClassicalConfig, generator: torch.Generator) -> Frames:
-    """Returns the frames after a random video codec, all at the size of the first."""
+def apply_codec(frames: Frames, config: ClassicalConfig, area: float, generator: torch.Generator) -> Frames:
+    """Returns the frames after a random video codec, all at the size of the first.
+
+    Args:
+        frames: Frames of any sizes.
+        config: Its codecs and bits.
+        area: Area of the clip at full resolution over that of the published crops: the factor of the bits.
+        generator: Source of randomness, on the CPU.
+    """
     cv2 = opencv()
     size = frames[0].shape[1::-1]
-    codec, bits = choose(config.codecs, generator), round(uniform(*config.bits, generator))
+    codec, bits = choose(config.codecs, generator), max(FEWEST_BITS, round(area * uniform(*config.bits, generator)))
     return video_codec([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in frames], codec, bits)
 
 

@@ -142,10 +142,11 @@ class Evaluate:
         reading = Reading(self.suite, self.scale, self.num_frames, self.height, self.result_size, borders)
         found = find_clips(self.clips, self.suite)
         finished = find_finished(self.videos, found)
-        contexts = {name: read_context(self.contexts, name, models.dit.config.text_dim) for name in found} if self.contexts else {}
+        text_dim = models.dit.config.text_dim
+        contexts = {name: read_context(self.contexts / f"{name}.safetensors", text_dim) for name in found} if self.contexts else {}
         measured = {}
         for name, files in tqdm(found.items(), unit="clip"):
-            models = replace(models, context=contexts[name].to(self.device) if contexts else None)
+            models = replace(models, context=contexts[name][None].to(self.device) if contexts else None)
             clip = read_clip(files, reading, models.vae.decode)
             measured[name] = self.measured(name, clip, replace(comparison, models=models, finished=finished[name]))
         reconstructions = [method for method in methods if METHODS[method].sees == "original"]

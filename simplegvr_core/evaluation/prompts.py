@@ -31,22 +31,20 @@ def read_prompts(clips: Path, names: list[str]) -> dict[str, str]:
         raise ValueError(f"{path} is no manifest of scripts/aigc100.py ({error!r}): move it, or make it anew") from error
 
 
-def read_context(folder: Path, clip: str, text_dim: int) -> Tensor:
-    """Returns the text features (1, S, text_dim) of a clip's prompt, float32.
+def read_context(path: Path, text_dim: int) -> Tensor:
+    """Returns the text features (S, text_dim) of a prompt, float32.
 
     Args:
-        folder: Folder with a file CLIP.safetensors for each clip.
-        clip: Name of the clip.
+        path: Safetensors file, tensor "context".
         text_dim: Width of the text features.
 
     Raises:
         ValueError: The file is not there, or has no features of this width.
     """
-    path = folder / f"{clip}.safetensors"
     try:
         context = load_file(path)["context"].float()
     except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f'--contexts: {path} has no tensor "context" that can be read ({error!r})') from error
+        raise ValueError(f'{path} has no tensor "context" that can be read ({error!r})') from error
     if context.ndim != 2 or context.shape[1] != text_dim or not context.isfinite().all():
-        raise ValueError(f"--contexts: {path} has a context of shape {tuple(context.shape)}, wanted (tokens, {text_dim}), all finite")
-    return context[None]
+        raise ValueError(f"{path} has a context of shape {tuple(context.shape)}, wanted (tokens, {text_dim}), all finite")
+    return context

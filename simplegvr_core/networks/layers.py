@@ -156,3 +156,12 @@ def uncompiled(function: Function) -> Function:
 def default_device() -> str:
     """Returns where commands run networks unless told otherwise: "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def mixed_precision(device: torch.device | str) -> torch.autocast:
+    """Returns the context in which trained networks compute, as in training and in ComfyUI: bfloat16 on a GPU, float32 on a CPU.
+
+    In float32 there is no Triton kernel for sparse attention.
+    """
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu")

@@ -5,6 +5,7 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ class Crop:
     num_frames: int = 17
     """Video frames, from the start of a pair."""
     size: tuple[int, int] = (132, 240)
-    """Height and width in latent pixels (8 x 8 pixels), multiples of every scale of the pairs."""
+    """Height and width in latent pixels (8 x 8 pixels), multiples of every whole scale of the pairs. A batch of a fractional scale
+    a / b has the largest multiple of a that fits."""
     batch: int = 32
     """Crops in a batch."""
 
@@ -49,12 +51,14 @@ class PairSampler:
         """
         self.crop, self.contexts, self.null_prompt = crop, contexts, null_prompt
         self.pairs = [(pairs, i) for pairs in map(Pairs, folders) for i in range(len(pairs))]
-        self.by_scale: dict[int, list[int]] = {}
+        self.by_scale: dict[Fraction, list[int]] = {}
         for index, (pairs, i) in enumerate(self.pairs):
             self.by_scale.setdefault(pairs.scales[i], []).append(index)
         for scale in self.by_scale:
-            if any(side % scale for side in crop.size):
+            if scale.denominator == 1 and any(side % scale for side in crop.size):
                 raise ValueError(f"--crop.size is {crop.size} latent pixels, wanted multiples of {scale}, a scale of the pairs")
+            if min(crop.size) < scale.numerator:
+                raise ValueError(f"--crop.size is {crop.size} latent pixels, wanted at least {scale.numerator} for pairs of scale {scale}")
         if crop.num_frames % 4 != 1:
             raise ValueError(f"--crop.num-frames is {crop.num_frames}, wanted 4 times a number of latent frames plus 1, such as 17 or 77")
 
@@ -80,15 +84,17 @@ class PairSampler:
     def cut(self, pairs: Pairs, i: int, below: Callable[[int], int]) -> tuple[Tensor, Tensor]:
         """Returns the same random part of both latents of pair i. below: limit -> random integer below it."""
         z_lr, z_hr = pairs[i]
-        scale, (height, width), frames = pairs.scales[i], self.crop.size, self.crop.latent_frames
+        large, small = pairs.scales[i].as_integer_ratio()
+        rows, columns = (side // large for side in self.crop.size)
+        height, width, frames = rows * large, columns * large, self.crop.latent_frames
         if any(have < want for have, want in zip(z_hr.shape[1:], (frames, height, width), strict=True)):
             raise ValueError(
                 f"{pairs.folder} has a pair of {tuple(z_hr.shape[1:])} latent frames, rows, columns, crops want {(frames, height, width)}: "
                 "make --crop.size or --crop.num-frames smaller, or build pairs of larger or longer video"
             )
-        y, x = (below((have - want) // scale + 1) for have, want in zip(z_hr.shape[2:], self.crop.size, strict=True))
-        low = z_lr[:, :frames, y : y + height // scale, x : x + width // scale]
-        return low, z_hr[:, :frames, y * scale : y * scale + height, x * scale : x * scale + width]
+        y, x = (below((have - want) // large + 1) for have, want in zip(z_hr.shape[2:], (height, width), strict=True))
+        low = z_lr[:, :frames, y * small : (y + rows) * small, x * small : (x + columns) * small]
+        return low, z_hr[:, :frames, y * large : y * large + height, x * large : x * large + width]
 
     def context(self, pairs: Pairs, i: int, text_dim: int, is_null: bool) -> Tensor:
         """Returns text features (S, text_dim); one row of zeros is the null prompt."""

@@ -4,17 +4,17 @@ A folder of video is cut into clips, filters drop some, a recipe degrades the ot
 has a seed of its own, so neither order nor number of processes changes a pair. The metadata of every shard has the records of
 the clips up to its last pair, so a killed run resumes after it.
 
-F video frames, T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; latents are normalised
+F video frames, T latent frames, S text tokens; h, w low-resolution latent pixels, H = scale h, W = scale w; latents are normalised
 """
 
-import hashlib
 import json
 import logging
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,91 +22,25 @@ import torch
 import tyro
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..degradations import RECIPES, Recipe, degrade_latent, degrade_video
+from ..degradations import RECIPES, Recipe
+from ..evaluation.prompts import read_context
 from ..files import atomic_write, sha256, write_text
-from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
+from ..latent_space import LATENT_CHANNELS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
-from ..video.frames import crop_centre, to_video
 from .clips import Clip, Survey, read_clips, survey
-from .filters import Drop, FilterConfig, judge, load_musiq
+from .filters import Drop, FilterConfig, load_musiq
+from .pair_maker import Base, Pair, PairMaker, fractions
 
-METADATA_KEY = "simplegvr_pairs"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A latent pair.
-
-    Attributes:
-        scale: Ratio of the two sizes.
-        z_lr: Low-resolution latent (16, T, h, w), float16.
-        z_hr: Target latent (16, T, H, W), float16.
-    """
-
-    scale: int
-    z_lr: Tensor
-    z_hr: Tensor
-
-
-@dataclass(frozen=True)
-class PairMaker:
-    """Makes pairs of clips.
-
-    Attributes:
-        recipe: Degradation of the low resolution.
-        scales: Scales, of which each clip gets one at random.
-        filters: Limits that a clip must meet.
-        seed: Seed of all clips; each clip's own follows from it, its video and its first frame.
-        device: Device of the networks.
-        vae: Autoencoder of both latents.
-        t2v: Text-to-video model of a model-guided recipe.
-        musiq: Quality metric among the filters, None where it is not available.
-    """
-
-    recipe: Recipe
-    scales: tuple[int, ...]
-    filters: FilterConfig
-    seed: int
-    device: str
-    vae: TinyVAE | WanVAE
-    t2v: SimpleGVRDiT | None
-    musiq: nn.Module | None
-
-    @torch.inference_mode()
-    def make(self, clip: Clip) -> Pair | Drop:
-        """Returns the clip's pair, or the reason why there is none."""
-        if isinstance(clip.images, Drop):
-            return clip.images
-        if drop := judge(clip.images, self.filters, self.musiq):
-            return drop
-        digest = hashlib.sha256(json.dumps([self.seed, clip.video, clip.frame]).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
-        images = crop_centre(clip.images, SPATIAL_FACTOR * scale)
-        if not images.numel():
-            height, width = clip.images.shape[1:3]
-            return Drop(
-                "too small", f"{width} x {height} pixels, scale {scale} wants at least {SPATIAL_FACTOR * scale} x {SPATIAL_FACTOR * scale}"
-            )
-        video = to_video(images)
-        z_lr = self.vae.encode(degrade_video(video, scale, self.recipe, generator).to(self.device))
-        z_lr = degrade_latent(z_lr, self.recipe, self.velocity, generator)
-        z_hr = self.vae.encode(video.to(self.device))
-        return Pair(scale, z_lr[0].half().cpu(), z_hr[0].half().cpu())
-
-    def velocity(self, z_t: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the text-to-video model's velocity of z_t (B, 16, T, h, w) at noise level sigma, for the null prompt."""
-        assert self.t2v is not None  # only model-guided recipes ask for it
-        null_context = z_t.new_zeros(len(z_t), 1, self.t2v.config.text_dim)
-        return self.t2v(z_t, (1000 * sigma).expand(len(z_t)), null_context)
+METADATA_KEY = "simplegvr_pairs"  # one key: several have no fixed order in the file
+WAN_CFG = 5.0  # of Wan 2.1's own script
+TEXT_TOKENS = 512  # rows that Wan is trained on, zeros behind the caption's
 
 
 class Worker:
@@ -114,7 +48,7 @@ class Worker:
 
     def __init__(self, maker: PairMaker):
         torch.set_num_threads(1)
-        for model in filter(None, (maker.vae, maker.t2v, maker.musiq)):
+        for model in filter(None, (maker.vae, maker.base and maker.base.model, maker.musiq)):
             model.to(maker.device)
         self.maker = maker
 
@@ -174,8 +108,21 @@ class BuildPairs:
     """Video frames from the start of a clip to that of the next."""
     height: int = 1080
     """Height in pixels to which taller video is reduced by area averaging."""
-    scales: tuple[int, ...] = (2, 3, 4)
-    """Scales, of which each clip gets one at random."""
+    contexts: Path | None = None
+    """Folder with a file VIDEO.safetensors for each video, tensor "context" (S, text_dim): the text encoder's features of its caption, for
+    --t2v. Stock Wan needs it; ours has the null prompt without it."""
+    negative: Path | None = None
+    """Safetensors file, tensor "context": the text encoder's features of the negative prompt. Stock Wan needs it where --cfg is not 1."""
+    cfg: float | None = None
+    """Guidance scale of --t2v; by default 5 for stock Wan, 1 for ours."""
+    t2v_steps: int | None = None
+    """Steps of --t2v from alpha to 0; by default those of the recipe."""
+    t2v_shift: float | None = None
+    """Shift of the noise levels of --t2v; by default that of the recipe."""
+    scales: tuple[int, ...] = ()
+    """Whole scales, of which each clip gets one at random. Without them scales are fractional, in --scale-range."""
+    scale_range: tuple[float, float] = (1.5, 4.0)
+    """Smallest and largest fractional scale. Each clip gets one of the fractions between them with a denominator of at most 6."""
     filters: FilterConfig = FilterConfig()
     """Limits that a clip must meet."""
     shard_pairs: int = 64
@@ -202,7 +149,8 @@ class BuildPairs:
         self.check()
         found = survey(self.videos, self.num_frames)
         musiq, musiq_note = load_musiq()
-        maker = PairMaker(RECIPES[self.recipe], self.scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
+        scales = [Fraction(scale) for scale in self.scales] or fractions(*self.scale_range)
+        maker = PairMaker(self.chosen_recipe, scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
         self.begin(found, musiq_note)
         records = read_records(self.out)
         starts = found.starts(self.num_frames, self.spacing)
@@ -221,10 +169,45 @@ class BuildPairs:
             raise ValueError(f"--spacing is {self.spacing} frames, wanted at least the {self.num_frames} of a clip")
         if self.out.resolve().is_relative_to(self.videos.resolve()):
             raise ValueError(f"--out {self.out} is inside --videos {self.videos}: choose a folder elsewhere")
+        if not self.scales and not fractions(*self.scale_range):
+            raise ValueError(f"--scale-range is {self.scale_range}, wanted the smallest and the largest scale, such as 1.5 4")
+        if min((*self.scales, 1)) < 1 or min((*self.scale_range, 1)) < 1:
+            raise ValueError(f"--scales {self.scales} and --scale-range {self.scale_range}: wanted scales of at least 1")
         if RECIPES[self.recipe].model_guided and self.t2v is None:
             raise ValueError(f"recipe {self.recipe!r} is made by a text-to-video model: give its checkpoint with --t2v")
+        if self.chosen_recipe.model_guided and self.is_stock and (self.contexts is None or (self.negative is None and self.guidance != 1)):
+            raise ValueError(
+                f"--t2v {self.t2v} is a stock Wan model, which is not trained with the null prompt: give the text features of each video's "
+                "caption with --contexts, and those of the negative prompt with --negative or --cfg 1"
+            )
 
-    def load_models(self) -> tuple[TinyVAE | WanVAE, SimpleGVRDiT | None]:
+    @property
+    def is_stock(self) -> bool:
+        return self.t2v is not None and not checkpoint.is_ours(self.t2v)
+
+    @property
+    def guidance(self) -> float:
+        return self.cfg if self.cfg is not None else (WAN_CFG if self.is_stock else 1.0)
+
+    @property
+    def chosen_recipe(self) -> Recipe:
+        """The recipe, with the steps and the shift asked for."""
+        recipe = RECIPES[self.recipe]
+        if recipe.model_guided is None:
+            return recipe
+        steps, shift = self.t2v_steps or recipe.model_guided.steps, self.t2v_shift or recipe.model_guided.shift
+        return replace(recipe, model_guided=replace(recipe.model_guided, steps=steps, shift=shift))
+
+    def base_settings(self) -> dict:
+        """Returns what the metadata of a shard says about the text-to-video model; {} for a recipe without one."""
+        config = self.chosen_recipe.model_guided
+        if config is None or self.t2v is None:
+            return {}
+        prompts = {"prompts": "captions" if self.contexts else "null", "negative": "given" if self.negative else "null"}
+        settings = {"t2v": self.t2v.name, "sha256": sha256(self.t2v), "stock": self.is_stock, "cfg": self.guidance}
+        return settings | prompts | asdict(config)
+
+    def load_models(self) -> tuple[TinyVAE | WanVAE, Base | None]:
         vae = load_vae(self.vae)
         if not RECIPES[self.recipe].model_guided:
             return vae, None
@@ -234,14 +217,15 @@ class BuildPairs:
         checkpoint.load_strict(t2v, weights, self.t2v)
         if t2v.config.in_dim != LATENT_CHANNELS:
             raise ValueError(f"--t2v {self.t2v} takes {t2v.config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
-        return vae, t2v
+        negative = None if self.negative is None else read_context(self.negative, t2v.config.text_dim)
+        return vae, Base(t2v, self.contexts, negative, self.guidance, TEXT_TOKENS if self.is_stock else 0)
 
     def begin(self, found: Survey, musiq_note: str) -> None:
         """Writes the options to build.json. Raises ValueError when the folder was begun with others."""
         options = {key: value for key, value in asdict(self).items() if key not in ("videos", "out", "workers", "ray")}
         options |= {"videos": {name: f"{length} frames" for name, length in found.lengths.items()}, "musiq": musiq_note}
-        options |= {"recipe_numbers": asdict(RECIPES[self.recipe])}
-        files = {name: sha256(path) for name in ("vae", "t2v") if (path := getattr(self, name))}
+        options |= {"recipe_numbers": asdict(self.chosen_recipe)}
+        files = {name: sha256(path) for name in ("vae", "t2v", "negative") if (path := getattr(self, name))}
         options = flatten(json.loads(json.dumps(options | files, default=str)))
         path = self.out / "build.json"
         if not path.exists():
@@ -258,18 +242,22 @@ class BuildPairs:
     def write_shards(self, starts: list[tuple[str, int]], outcomes: Iterator[Pair | Drop], records: list[dict], progress: tqdm) -> None:
         """Appends a record for each outcome to records, and writes the pairs among them, shard by shard."""
         saved, tensors, number = len(records), {}, sum("id" in record for record in records)
+        base = self.base_settings()
         for (video, frame), outcome in zip(starts[saved:], outcomes, strict=True):
             record, shard = {"video": video, "frame": frame}, shard_name(number // self.shard_pairs)
             if isinstance(outcome, Drop):
                 records.append(record | asdict(outcome))
             else:
-                records.append({"id": number, "shard": shard, **record, "scale": outcome.scale})
+                scale = outcome.scale.numerator if outcome.scale.denominator == 1 else float(outcome.scale)
+                noised = {} if outcome.alpha is None else {"alpha": outcome.alpha}
+                records.append({"id": number, "shard": shard, **record, "scale": scale, **noised})
                 tensors |= {f"{number:05d}.z_lr": outcome.z_lr, f"{number:05d}.z_hr": outcome.z_hr}
                 number += 1
             progress.update()
             if tensors and (number % self.shard_pairs == 0 or len(records) == len(starts)):
                 with atomic_write(self.out / shard) as partial:
-                    partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(records[saved:])}))
+                    metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
+                    partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(metadata)}))
                 saved, tensors = len(records), {}
 
     def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
@@ -312,7 +300,8 @@ def read_records(folder: Path) -> list[dict]:
     number = 0
     while (path := folder / shard_name(number)).exists():
         with safe_open(path, framework="pt") as shard:
-            records += json.loads(shard.metadata()[METADATA_KEY])
+            metadata = json.loads(shard.metadata()[METADATA_KEY])
+        records += metadata["records"] if isinstance(metadata, dict) else metadata
         number += 1
     return records
 

@@ -20,15 +20,15 @@ from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, atomic_write, write_text
 from ..flow import shifted_sigmas
 from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
-from ..networks.layers import default_device
+from ..networks.layers import default_device, mixed_precision
 from ..networks.upsampler import Upsampler, load_upsampler
 from ..sampling.super_resolve import SamplingConfig, super_resolve
-from ..sampling.timesteps import Curve
+from ..sampling.timesteps import FLOOR, Change, Curve
 from .pairs import Pairs
 
 
-def high_frequency_energy(z: Tensor) -> float:
-    """Returns the mean square of the cosine coefficients in the upper half of either axis: detail that half the size would lose.
+def high_frequencies(z: Tensor) -> np.ndarray:
+    """Returns the cosine coefficients (B, C, T, K) in the upper half of either axis: detail that half the size would lose.
 
     Args:
         z: Latent (B, C, T, H, W); each latent frame is transformed alone (orthonormal DCT-II).
@@ -36,7 +36,7 @@ def high_frequency_energy(z: Tensor) -> float:
     coefficients = np.asarray(scipy.fft.dctn(z.cpu().double().numpy(), axes=(-2, -1), norm="ortho"))
     height, width = z.shape[-2:]
     rows, columns = np.arange(height)[:, None] >= height / 2, np.arange(width) >= width / 2
-    return float(np.square(coefficients)[..., rows | columns].mean())
+    return coefficients[..., rows | columns]
 
 
 def measure_curve(
@@ -46,6 +46,8 @@ def measure_curve(
     *,
     sampling: SamplingConfig,
     seed: int,
+    change: Change = "coefficients",
+    floor: float = FLOOR,
 ) -> Curve:
     """Returns the curve of a model over the sampling of clips, for the null prompt.
 
@@ -55,21 +57,38 @@ def measure_curve(
         latents: Low-resolution latent (1, 16, T, h, w) and target size (H, W) in latent pixels of each clip.
         sampling: Its sampling; denoise is set to 1, so that all noise levels occur.
         seed: Seed of the first clip's noise; each clip has its own.
+        change: What the density follows, see Curve.
+        floor: Weight of the uniform distribution in the density.
     """
     sampling = replace(sampling, denoise=1.0)
     device = next(model.parameters()).device
-    sigma, energies = shifted_sigmas(sampling.steps, sampling.shift)[:-1], []
+    sigma, energies, variations = shifted_sigmas(sampling.steps, sampling.shift)[:-1], [], []
     for i, (z_lr, size) in enumerate(tqdm(latents, unit="clip")):
-        energy = np.zeros(sampling.steps)
+        energy: list[float] = []
+        variation: list[float] = []
+        last: list[np.ndarray] = []
 
-        def record(step: int, z_t: Tensor, z_0: Tensor, energy: np.ndarray = energy) -> None:
-            energy[step] = high_frequency_energy(z_0)
+        def record(
+            step: int,
+            z_t: Tensor,
+            z_0: Tensor,
+            energy: list[float] = energy,
+            variation: list[float] = variation,
+            last: list[np.ndarray] = last,
+        ) -> None:
+            now = high_frequencies(z_0)
+            energy.append(float(np.square(now).mean()))
+            variation.extend(float(np.abs(now - before).mean()) for before in last)
+            last[:] = [now]
 
         super_resolve(
             model, upsampler, z_lr.to(device), size, sampling=sampling, seed=seed + 2 * i, noise_seed=seed + 2 * i + 1, on_step=record
         )
         energies.append(energy)
-    return Curve(tuple(sigma.tolist()), tuple(np.mean(energies, axis=0).tolist()), len(energies))
+        variations.append(variation)
+    means = (tuple(np.mean(rows, axis=0).tolist()) for rows in (energies, variations))
+    energy_mean, variation_mean = means
+    return Curve(tuple(sigma.tolist()), energy_mean, len(energies), variation_mean, change, floor)
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,10 @@ class MeasureCurve:
     """Number of pairs, spread over the folder; at most all of them."""
     steps: int = 50
     """Sampling steps."""
+    change: Change = "coefficients"
+    """What the density follows: the change of the high-frequency coefficients, as the paper has it, or that of their mean energy."""
+    floor: float = FLOOR
+    """Weight of the uniform distribution in the density, in [0, 1]; the paper has none."""
     seed: int = 0
     """Seed of the first clip's noise."""
     device: str = default_device()
@@ -104,7 +127,9 @@ class MeasureCurve:
         sampling = parse_config(SamplingConfig, config, "sampling", self.model)
         chosen = (pairs[i * len(pairs) // clips] for i in range(clips))
         latents = ((z_lr[None], (z_hr.shape[-2], z_hr.shape[-1])) for z_lr, z_hr in chosen)
-        curve = measure_curve(dit, upsampler, latents, sampling=replace(sampling, steps=self.steps), seed=self.seed)
+        sampling = replace(sampling, steps=self.steps)
+        with mixed_precision(self.device):
+            curve = measure_curve(dit, upsampler, latents, sampling=sampling, seed=self.seed, change=self.change, floor=self.floor)
         write_curve(self.out, curve)
         return curve
 

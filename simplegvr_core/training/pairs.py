@@ -1,13 +1,17 @@
 """Latent pairs that build_pairs.py wrote, read for training.
 
-T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; latents are normalised
+T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; latents are normalised. A scale is a fraction of small whole
+numbers, a / b: every crop of b latent pixels of the low resolution is one of a latent pixels of the target.
 """
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+DENOMINATOR = 6  # largest, of a scale: neighbors differ by at most 1/6
 
 
 class Pairs:
@@ -16,7 +20,7 @@ class Pairs:
     Attributes:
         folder: Folder that `simplegvr pairs` wrote.
         entries: Record of each pair: its number, shard, video, first frame and scale.
-        scales: Scale of each pair.
+        scales: Scale of each pair; a whole number or a fraction.
     """
 
     def __init__(self, folder: Path):
@@ -26,7 +30,7 @@ class Pairs:
         if not index.is_file():
             raise ValueError(f"{folder} holds no pairs.json: give a folder of pairs, or run the command that builds it to its end")
         self.entries = json.loads(index.read_text())["pairs"]
-        self.scales = [entry["scale"] for entry in self.entries]
+        self.scales = [Fraction(entry["scale"]).limit_denominator(DENOMINATOR) for entry in self.entries]
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -15,6 +15,7 @@ from .train import Train
 TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
 TINY_SAMPLING = SamplingConfig(steps=2, shift=3.0, noise_augmentation=0.0, denoise=0.15)
 
+CURVE = Path("runs/stage1/curve.json")  # of the model with a uniform density, which `simplegvr curve` measures after stage 1
 STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True)
 TINY = replace(
     STAGE,
@@ -30,6 +31,8 @@ TINY = replace(
     crop=Crop(size=(24, 24), batch=4),
     loop=LoopConfig(steps=2000, learning_rate=5e-4, warmup=100),
 )
+# Stage 1 trains on RealBasicVSR's two passes (recipe "classical"), as the ICLR text has it. arXiv version 1 has one pass (recipe
+# "one_order"), since two are too much for generated video: give its pairs with --pairs.
 PRESETS = {
     "stage1": STAGE,
     "stage2": replace(
@@ -38,6 +41,7 @@ PRESETS = {
         out=Path("runs/stage2"),
         init_dit=Path("runs/stage1/dit.safetensors"),
         init_upsampler=Path("runs/stage1/upsampler.safetensors"),
+        curve=CURVE,
         loop=replace(STAGE.loop, steps=10_000),
     ),
     "stage3": replace(
@@ -46,6 +50,7 @@ PRESETS = {
         out=Path("runs/stage3"),
         init_dit=Path("runs/stage2/dit.safetensors"),
         init_upsampler=Path("runs/stage2/upsampler.safetensors"),
+        curve=CURVE,
         attention=AttentionConfig(scope="video"),
         crop=replace(STAGE.crop, num_frames=77),
         loop=replace(STAGE.loop, steps=5_000),

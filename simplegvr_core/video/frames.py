@@ -4,6 +4,8 @@ B batch, F frames, H, W pixels. Images are uint8 (F, H, W, 3), as files store th
 (B, 3, F, H, W) in [-1, 1], as networks take it.
 """
 
+from fractions import Fraction
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -50,18 +52,18 @@ def resize_frames(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return rearrange(F.interpolate(frames, size, mode=mode, **exact), "(B F) C H W -> B C F H W", B=video.shape[0])
 
 
-def area_downscale(video: Tensor, scale: int) -> Tensor:
+def area_downscale(video: Tensor, scale: int | Fraction) -> Tensor:
     """Returns a video downscaled by area averaging.
 
     Args:
         video: (B, 3, F, H, W), any range. Rows and columns beyond a multiple of scale are cut off.
-        scale: Pixels along each side of the squares that are averaged.
+        scale: Pixels along each side of the squares that are averaged; with a fraction, squares overlap by less than a pixel.
 
     Returns:
         (B, 3, F, H // scale, W // scale).
     """
-    height, width = (extent // scale for extent in video.shape[3:])
-    return resize_frames(video[..., : height * scale, : width * scale], (height, width), "area")
+    height, width = (int(extent // scale) for extent in video.shape[3:])
+    return resize_frames(video[..., : int(height * scale), : int(width * scale)], (height, width), "area")
 
 
 def limit_height(frame: Tensor, height: int) -> Tensor:
