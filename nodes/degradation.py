@@ -245,7 +245,7 @@ def classical_config(blur: float, smallest: float, noise: float, jpeg_quality: i
     return replace(
         default,
         first=changed(default.first, smallest),
-        second=changed(default.second, 2 * smallest),
+        second=default.second and changed(default.second, 2 * smallest),
         quality=replace(default.quality, low=jpeg_quality),
         bits=(1e3 * kilobits, 1e4 * kilobits),
     )
