@@ -24,7 +24,14 @@ SMALL = {  # what makes a workflow take seconds; frames, height and width of wha
         {**SMALL_T2V, "SimpleGVRSampler": {**TWICE, "settings.steps": 2, "settings.cfg": 1.0}},
         (5, 2 * 48, 2 * 80),
     ),
+    "wan21_ultraflash_1k": (SMALL_T2V, (5, 2 * 48, 2 * 80)),
+    "wan21_ultraflash_2k": (SMALL_T2V, (5, 3 * 48, 3 * 80)),
+    "wan22_training_free_4_steps": (
+        {"EmptyHunyuanLatentVideo": SMALL_T2V["EmptyHunyuanLatentVideo"], "SimpleGVRSampler": TWICE},
+        (5, 2 * 48, 2 * 80),
+    ),
 }
+SAVED_BY_US = ("long_video", "wan21_ultraflash_1k", "wan21_ultraflash_2k", "wan22_training_free_4_steps")
 
 
 def screenshot(page, name: str) -> None:
@@ -45,7 +52,7 @@ def test_a_dropped_workflow_runs_and_its_result_shows(page, stocked, name):
         set_widgets(page, node_type, values)
     show_graph(page)
     press_run(page)
-    shown = shown_result(page, "SimpleGVRDecodeSave" if name == "long_video" else "SaveVideo")
+    shown = shown_result(page, "SimpleGVRDecodeSave" if name in SAVED_BY_US else "SaveVideo")
     screenshot(page, name)
     assert (shown["height"], shown["width"]) == shape[1:]
     file = stocked.base / "output" / shown["file"]

@@ -1,6 +1,7 @@
 """Every workflow is valid for the real server, and loads in the real front end with no missing node."""
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -25,6 +26,9 @@ def test_all_are_there_with_twin_and_thumbnail():
         "quickstart_video",
         "wan21_t2v_to_1080p",
         "wan21_training_free_1080p",
+        "wan21_ultraflash_1k",
+        "wan21_ultraflash_2k",
+        "wan22_training_free_4_steps",
     ]
     for name in NAMES:
         assert (REPO / "workflows" / "api" / f"{name}.json").exists()
@@ -73,12 +77,38 @@ def test_front_end_loads_it_and_gives_the_api_workflow_back(page, name):
         assert inputs.items() <= loaded[id][1].items(), class_type
 
 
-def test_models_carry_download_links(page):
-    graph = json.loads((REPO / "workflows" / "wan21_training_free_1080p.json").read_text())
+BASE = {"umt5_xxl_fp8_e4m3fn_scaled.safetensors": "text_encoders", "wan_2.1_vae.safetensors": "vae"}
+WAN21 = {"wan2.1_t2v_1.3B_fp16.safetensors": "diffusion_models", "umt5_xxl_fp8_e4m3fn_scaled.safetensors": "text_encoders"}
+FILES = {  # that a workflow names, and their folders
+    "wan21_training_free_1080p": {**BASE, **WAN21},
+    "wan21_ultraflash_1k": {
+        **WAN21,
+        "1K-Causal-Sparse-SR-Dit-fidelity-step_12800.pth": "diffusion_models",
+        "1K-ultraLatentUpsampler-step_19900.pth": "latent_upscale_models",
+        "taew2_1.safetensors": "vae_approx",
+    },
+    "wan21_ultraflash_2k": {
+        **BASE,
+        **WAN21,
+        "2K-Causal-Sparse-SR-Dit-fidelity-step_12800.pth": "diffusion_models",
+        "2K-ultraLatentUpsampler-step_28100.pth": "latent_upscale_models",
+    },
+    "wan22_training_free_4_steps": {
+        **BASE,
+        "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": "diffusion_models",
+        "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": "diffusion_models",
+        "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors": "loras",
+        "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors": "loras",
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_models_carry_download_links(name):
+    graph = json.loads((REPO / "workflows" / f"{name}.json").read_text())
     linked = {model["name"]: model for node in graph["nodes"] for model in node["properties"].get("models", [])}
-    assert linked.keys() == {"wan2.1_t2v_1.3B_fp16.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"}
-    assert all(model["url"].startswith("https://huggingface.co/") for model in linked.values())
-    assert {model["directory"] for model in linked.values()} == {"diffusion_models", "text_encoders", "vae"}
+    assert {name: model["directory"] for name, model in linked.items()} == FILES[name]
+    assert all(re.fullmatch(rf"https://huggingface\.co/\S+/{re.escape(name)}\?download=true", linked[name]["url"]) for name in linked)
 
 
 SHIPPED = sorted([*(REPO / "workflows").glob("*.json"), *(REPO / "subgraphs").glob("*.json")])

@@ -19,10 +19,14 @@ THREE_TIMES = {"size": "scale", "size.scale": 3.0}
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """captions: of what went in and what came out, or of the panels of a video that holds several side by side. widgets: by node type."""
+    """captions: of what went in and what came out, or of the panels of a video that holds several side by side. widgets: by node type.
+
+    clip: whether the bundled clip takes the place of the text-to-video model.
+    """
 
     captions: tuple[str, ...]
     widgets: dict[str, dict] = field(default_factory=dict)
+    clip: bool = False
 
 
 THUMBNAILS = {
@@ -37,7 +41,14 @@ THUMBNAILS = {
         ("text-to-video   (shown: gvr_tiny, a toy)", "training-free   (shown: gvr_tiny)"),
         {**SMALL_T2V, "SimpleGVRSampler": {**THREE_TIMES, "settings.cfg": 1.0}},
     ),
+    "wan21_ultraflash_1k": Thumbnail(
+        ("low resolution   (shown: the bundled clip)", "one step, twice the size   (shown: gvr_tiny)"), clip=True
+    ),
+    "wan21_ultraflash_2k": Thumbnail(
+        ("low resolution   (shown: the bundled clip)", "one step, three times the size   (shown: gvr_tiny)"), clip=True
+    ),
 }
+GRAPHS = ("wan22_training_free_4_steps",)  # whose pictures are their graphs: no small model can take the place of Wan 2.2
 
 
 def run(page, base: Path, name: str, thumbnail: Thumbnail) -> tuple[list, list]:
@@ -50,6 +61,8 @@ def run(page, base: Path, name: str, thumbnail: Thumbnail) -> tuple[list, list]:
 
     drop_file(page, REPO / "workflows" / f"{name}.json")
     use_stand_ins(page)
+    if thumbnail.clip:
+        use_clip(page)
     for node_type, values in thumbnail.widgets.items():
         set_widgets(page, node_type, values)
     saver = page.evaluate(
@@ -73,9 +86,38 @@ def run(page, base: Path, name: str, thumbnail: Thumbnail) -> tuple[list, list]:
     show_graph(page)
     press_run(page)
     video = base / "output" / shown_result(page, saver)["file"]
-    page.wait_for_function("fetch('api/prompt').then(answer => answer.json()).then(state => state.exec_info.queue_remaining === 0)")
+    while page.evaluate("fetch('api/prompt').then(answer => answer.json()).then(state => state.exec_info.queue_remaining)"):
+        page.wait_for_timeout(200)  # the other output
     before = [Image.open(path) for path in sorted((base / "output").glob(f"{BEFORE}_{name}_*.png"))]
     return before, [Image.fromarray(image.numpy()) for image in read_video(video)[0]]
+
+
+def use_clip(page) -> None:
+    """Gives SimpleGVR Sampler the encoded bundled clip, in the open workflow."""
+    page.evaluate("""() => {
+        const add = type => { const node = LiteGraph.createNode(type); app.graph.add(node); return node }
+        const [load, parts, encode] = ['LoadVideo', 'GetVideoComponents', 'VAEEncode'].map(add)
+        load.widgets.find(widget => widget.name === 'file').value = 'demo.mp4'
+        load.connect(0, parts, 'video')
+        parts.connect(0, encode, 'pixels')
+        app.graph._nodes.find(node => node.type === 'SimpleGVRLoadTinyVAE').connect(0, encode, 'vae')
+        encode.connect(0, app.graph._nodes.find(node => node.type === 'SimpleGVRSampler'), 'latent')
+        const unused = /KSampler|UNETLoader|ModelSampling|Empty/
+        for (const node of app.graph._nodes.filter(node => unused.test(node.type))) app.graph.remove(node)
+    }""")
+
+
+def draw_graph(page, name: str):
+    """Returns the picture of a workflow's graph."""
+    from io import BytesIO
+
+    from browser import drop_file, show_graph
+    from PIL import Image
+
+    drop_file(page, REPO / "workflows" / f"{name}.json")
+    show_graph(page)
+    beside_buttons = {"x": 60, "y": 80, "width": 1376, "height": 740}
+    return Image.open(BytesIO(page.screenshot(clip=beside_buttons))).convert("RGB")
 
 
 def picture(panels: list, captions: tuple[str, ...], columns: int, size: tuple[int, int]):
@@ -96,8 +138,11 @@ def picture(panels: list, captions: tuple[str, ...], columns: int, size: tuple[i
 
 def main() -> None:
     with authoring() as (page, base):
-        for name in sys.argv[1:] or THUMBNAILS:
+        for name in sys.argv[1:] or (*THUMBNAILS, *GRAPHS):
             say(f"running {name} for its picture")
+            if name in GRAPHS:
+                draw_graph(page, name).save(REPO / "workflows" / f"{name}.jpg", quality=80)
+                continue
             thumbnail = THUMBNAILS[name]
             before, after = run(page, base, name, thumbnail)
             if before:

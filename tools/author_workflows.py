@@ -14,11 +14,22 @@ from tempfile import TemporaryDirectory
 
 from comfyui import HOME, REPO, find_comfyui, say, server, version
 
-WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
-DOWNLOADS = {
-    "wan2.1_t2v_1.3B_fp16.safetensors": "diffusion_models",
-    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": "text_encoders",
-    "wan_2.1_vae.safetensors": "vae",
+HUB = "https://huggingface.co"
+WAN, WAN22 = (f"{HUB}/Comfy-Org/{name}/resolve/main/split_files" for name in ("Wan_2.1_ComfyUI_repackaged", "Wan_2.2_ComfyUI_Repackaged"))
+ULTRA_FLASH = f"{HUB}/xin1u/UltraFlash/resolve/main"
+DOWNLOADS = {  # (folder, address) of each file that a workflow names
+    "wan2.1_t2v_1.3B_fp16.safetensors": ("diffusion_models", f"{WAN}/diffusion_models"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{WAN}/text_encoders"),
+    "wan_2.1_vae.safetensors": ("vae", f"{WAN}/vae"),
+    "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{WAN22}/diffusion_models"),
+    "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{WAN22}/diffusion_models"),
+    "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors": ("loras", f"{WAN22}/loras"),
+    "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors": ("loras", f"{WAN22}/loras"),
+    "1K-Causal-Sparse-SR-Dit-fidelity-step_12800.pth": ("diffusion_models", ULTRA_FLASH),
+    "1K-ultraLatentUpsampler-step_19900.pth": ("latent_upscale_models", ULTRA_FLASH),
+    "2K-Causal-Sparse-SR-Dit-fidelity-step_12800.pth": ("diffusion_models", ULTRA_FLASH),
+    "2K-ultraLatentUpsampler-step_28100.pth": ("latent_upscale_models", ULTRA_FLASH),
+    "taew2_1.safetensors": ("vae_approx", f"{HUB}/Kijai/WanVideo_comfy/resolve/main"),
 }
 NOTES = {
     "quickstart_video": """## SimpleGVR quickstart
@@ -56,6 +67,32 @@ The sampler's LATENT goes straight into **SimpleGVR Sampler**; nothing is decode
     "wan21_training_free_1080p": """## Wan 2.1 to 1080p, training-free
 Works today with stock Wan 2.1 1.3B: the upsampled latent is noised to **denoise** (0.3 to 0.6) and refined by the
 same model with sparse attention. This is not the trained SimpleGVR; expect less detail and more change.""",
+    "wan21_ultraflash_1k": """## Wan 2.1 to 1664 x 960 in one step
+Wan 2.1 1.3B samples 832 x 480; [Ultra Flash](https://huggingface.co/xin1u/UltraFlash) (Apache-2.0, arXiv 2606.09150)
+doubles the latent and refines it in one step. taew2_1 (MIT) decodes it: small and quick. For the exact decode connect
+**Load VAE** with `wan_2.1_vae`.
+
+Put the two 1K files into `models/diffusion_models` and `models/latent_upscale_models`, taew2_1 into
+`models/vae_approx`. PyTorch 2.10 or newer reads .pth files; `simplegvr convert FILE` makes a safetensors file of one.
+
+The prompt stays connected: the model was distilled with prompts. *We have run none of these files: see
+docs/weights.md.*""",
+    "wan21_ultraflash_2k": """## Wan 2.1 to 2496 x 1440 in one step
+As *wan21_ultraflash_1k*, three times as large: the 2K transformer and the 2K upsampler of [Ultra
+Flash](https://huggingface.co/xin1u/UltraFlash) (Apache-2.0). They belong together: each pair knows one scale.
+
+Put them into `models/diffusion_models` and `models/latent_upscale_models`. Wan's own VAE decodes a few frames at a
+time, in tiles where a frame does not fit. **Load SimpleGVR Video Decoder** with taew2_1 is quicker.
+
+*We have run none of these files: see docs/weights.md.*""",
+    "wan22_training_free_4_steps": """## Wan 2.2 to 1080p, training-free in 4 steps
+Both experts of Wan 2.2 14B with LightX2V's 4-step LoRAs sample 832 x 480. **SimpleGVR Sampler** then refines the
+upsampled latent with the low-noise expert, its LoRA and sparse attention: `settings` *distilled* is 4 steps at cfg 1
+from noise level 0.4, in place of 40 passes.
+
+For another noise level take `settings` *custom* with steps 4, cfg 1 and your denoise. With Wan 2.1 1.3B or 14B use its
+own few-step LoRA. This is not the trained SimpleGVR; expect change in detail. *We have run none of these files: see
+docs/weights.md.*""",
 }
 
 ADDRESS = re.search(r'^Repository = "(.*)"$', (REPO / "pyproject.toml").read_text(), re.MULTILINE)[1]
@@ -89,7 +126,7 @@ def author(page, name: str) -> dict:
     """Returns the UI workflow of one API workflow: arranged, seeds fixed, model links and a note added."""
     api = json.loads((REPO / "workflows" / "api" / f"{name}.json").read_text())
     downloads = {
-        file: {"name": file, "url": f"{WAN}/{folder}/{file}?download=true", "directory": folder} for file, folder in DOWNLOADS.items()
+        file: {"name": file, "url": f"{address}/{file}?download=true", "directory": folder} for file, (folder, address) in DOWNLOADS.items()
     }
     return page.evaluate(
         """async ([api, name, downloads, note]) => {

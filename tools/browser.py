@@ -91,14 +91,17 @@ def drop_file(page: Page, path: Path) -> None:
 
 
 def set_widgets(page: Page, node_type: str, values: dict) -> None:
-    """Sets widgets of the node of a type, in order: one may bring forth the next. Raises playwright.Error when one is not there."""
+    """Sets widgets of the nodes of a type, in order: one may bring forth the next. Raises playwright.Error when one is not there."""
     page.evaluate(
         """([type, values]) => {
-            const node = app.graph._nodes.find(node => node.type === type)
-            for (const [name, value] of Object.entries(values)) {
-                const widget = node.widgets.find(widget => widget.name === name)
-                widget.value = value
-                widget.callback?.(value)
+            const nodes = app.graph._nodes.filter(node => node.type === type)
+            if (!nodes.length) throw new Error(`no ${type}`)
+            for (const node of nodes) {
+                for (const [name, value] of Object.entries(values)) {
+                    const widget = node.widgets.find(widget => widget.name === name)
+                    widget.value = value
+                    widget.callback?.(value)
+                }
             }
         }""",
         [node_type, values],
