@@ -142,8 +142,10 @@ def test_the_templates_browser_shows_every_workflow_with_its_picture(clean):
     page.get_by_test_id("side-toolbar").get_by_role("button", name="Templates").click()
     page.get_by_role("button", name="ComfyUI-SimpleGVR").click()
     for name in SMALL:
-        picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
-        picture.scroll_into_view_if_needed()
+        card = page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()  # a picture that was never in sight is not there
+        picture = card.locator("img").first
+        picture.wait_for()
         assert picture.evaluate("async picture => { await picture.decode(); return picture.naturalWidth }") >= 720
     screenshot(page, "templates")
     page.get_by_test_id("template-workflow-quickstart_video").click()
