@@ -108,7 +108,8 @@ def test_in_comfyui_it_samples_as_the_lora_behind_the_stock_loader(comfy, checkp
     torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
     prompt = [[torch.randn(1, 6, 4096, generator=torch.Generator().manual_seed(0)), {}]]
     out, report = sample(model=ours, settings="recommended", positive=prompt, latent=latent(LATENT))
-    assert "25 steps, cfg 3, shift 5" in report and out.isfinite().all()
+    assert "25 steps, cfg 3, shift 5" in report and "no prompt" not in report and out.isfinite().all()
+    assert "neither Wan nor its control LoRA was trained with the null prompt" in sample(model=ours, steps=1)[1]
 
 
 def replaced(tensors: dict[str, Tensor], **changes) -> dict[str, Tensor]:

@@ -7,10 +7,12 @@ from comfy.model_patcher import ModelPatcher
 
 ORIGIN = "simplegvr_origin"  # key of a patcher's attachment: {"family", "source", "assumed", "file"}
 SCALES = {"1K": 2, "2K": 3}  # of Ultra Flash's transformers, by the beginning of their published names: nothing in the weights says it
-NO_PROMPT = (
-    "Warning: no prompt is connected, and Ultra Flash's model was distilled with prompts only. "
-    "Connect the positive prompt of the video's own sampler."
-)
+NO_PROMPT = {  # by family
+    "Ultra Flash": "Warning: no prompt is connected, and Ultra Flash's model was distilled with prompts only. "
+    "Connect the positive prompt of the video's own sampler.",
+    "control LoRA": "Warning: no prompt is connected, and neither Wan nor its control LoRA was trained with the null prompt. "
+    "Connect the positive and negative prompt of the video's own sampler.",
+}
 
 
 def set_origin(patcher: ModelPatcher, config: dict, path: str) -> None:
@@ -39,7 +41,7 @@ def pair_warnings(model: ModelPatcher, upsampler: ModelPatcher, positive: list |
     ours, theirs = origin_of(model), origin_of(upsampler)
     if ours is None or theirs is None:
         return []
-    found = [NO_PROMPT] if ours["family"] == "Ultra Flash" and positive is None else []
+    found = [NO_PROMPT[ours["family"]]] if ours["family"] in NO_PROMPT and positive is None else []
     families, scale = {ours["family"], theirs["family"]}, upsampler.model.config.scale
     trained = SCALES.get(re.split(r"[-_ .]", ours.get("source", ours["file"]))[0])
     if len(families) > 1 and "Ultra Flash" in families:
