@@ -16,7 +16,7 @@ from ..simplegvr_core.networks.attention import AttentionConfig, DenseAttention
 from ..simplegvr_core.networks.attention_map import TOKEN, AttentionMap, draw_map, map_attention
 from ..simplegvr_core.networks.windows import TokenLayout
 from .host.attention import RunAttention
-from .host.bridge import CATEGORY, add_condition, latent_samples, null_prompt, refuse, to_core, to_image
+from .host.bridge import CATEGORY, add_condition, latent_samples, null_prompt, refuse, rgb_frames, to_core, to_image
 from .host.inputs import seed_input
 from .host.override import attention_of, with_attention
 from .host.sampling import recommended, takes_condition
@@ -96,6 +96,7 @@ class SimpleGVRAttentionMap(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent, x, y, frame, block, head, sigma, seed, positive=None, images=None) -> io.NodeOutput:
         samples, config = latent_samples(latent, cls)[:1], attention_of(model)
+        images = None if images is None else rgb_frames(images, cls, "images")
         check(model, config, samples.shape, (x, y, frame), (block, head), images)
         token = latent_frames(frame + 1) - 1, y // TOKEN, x // TOKEN
         attention = MappedAttention(config, block=block, token=token, head=head - 1 if head else None)
@@ -212,5 +213,5 @@ def preview(pictures: list[Image.Image], node: type[io.ComfyNode]) -> ui.SavedIm
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """Returns the picture, RGB, of one image (H, W, C) of an IMAGE."""
-    return Image.fromarray((255 * image[..., :3].cpu().clamp(0, 1)).round().byte().numpy())
+    """Returns the picture, RGB, of an image (H, W, 3) in [0, 1]."""
+    return Image.fromarray((255 * image.float().cpu().clamp(0, 1)).round().byte().contiguous().numpy())

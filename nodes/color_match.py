@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..simplegvr_core.sampling.color_match import match_frame
-from .host.bridge import CATEGORY, refuse
+from .host.bridge import CATEGORY, refuse, rgb_frames
 
 
 class SimpleGVRColorMatch(io.ComfyNode):
@@ -49,16 +49,17 @@ class SimpleGVRColorMatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, reference: Tensor, strength: float, levels: int) -> io.NodeOutput:
+        colors, sources = rgb_frames(images, cls, "images"), rgb_frames(reference, cls, "reference")
         if len(images) != len(reference):
             raise refuse(
                 cls,
                 f"images has {len(images)} frames and reference {len(reference)}, wanted as many: "
                 "cut the longer one (SimpleGVR Trim does it for a video that went through a latent)",
             )
-        matched, bar = torch.empty_like(images), comfy.utils.ProgressBar(len(images))
-        for frame, (image, source) in enumerate(zip(images, reference, strict=True)):
+        matched, bar = colors.clone(), comfy.utils.ProgressBar(len(images))
+        for frame, (image, source) in enumerate(zip(colors, sources, strict=True)):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            matched[frame] = image
-            matched[frame, ..., :3] = match_frame(image[..., :3], source[..., :3].to(image), strength, levels)
+            matched[frame] = match_frame(image.float(), source.to(image.device, torch.float32), strength, levels)
             bar.update(1)
-        return io.NodeOutput(matched)
+        transparency = images[..., 3:] if images.shape[3] > 2 else images[..., 1:]
+        return io.NodeOutput(torch.cat((matched, transparency), dim=3))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .host.bridge import CATEGORY
+from .host.bridge import CATEGORY, rgb_frames
 from .host.comparison import comparison
 
 
@@ -30,4 +30,4 @@ class SimpleGVRCompare(io.ComfyNode):
 
     @classmethod
     def execute(cls, before, after, fps) -> io.NodeOutput:
-        return io.NodeOutput(ui=comparison(before, after, fps))
+        return io.NodeOutput(ui=comparison(rgb_frames(before, cls, "before"), rgb_frames(after, cls, "after"), fps))

@@ -20,12 +20,15 @@ from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_fr
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.networks.video_decoder import VideoDecoder
 from ..simplegvr_core.planning.plan import amount
+from ..simplegvr_core.planning.preflight import check_encoding, check_folder, check_name, video_bytes
 from ..simplegvr_core.tiling import Box, OutOfMemory
 from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame
-from ..simplegvr_core.video.write import AUDIO_LAYOUTS, Encoding, join
-from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory, refuse
+from ..simplegvr_core.video.sound import Sound, checked_sound
+from ..simplegvr_core.video.write import Encoding, join
+from .host.bridge import CATEGORY, LATENT_FORMAT, is_out_of_memory, named_choices, refuse
+from .host.file_names import resolve_prefix
 from .host.inputs import trim_input
-from .host.working_files import RESUME_FOLDER, fingerprint, save_path, working_folder
+from .host.working_files import RESUME_FOLDER, fingerprint, reserve_path, save_path, working_folder
 
 PART_LENGTH = 10  # chunks; at 24 frames a second a part is some 3 seconds
 # Of the VAE's own estimate: memory for a chunk while the decoder's state is on the host. Measured with Wan's VAE and TinyVAE; counted
@@ -82,18 +85,20 @@ class SimpleGVRDecodeSave(io.ComfyNode):
         )
 
     @classmethod
+    @named_choices
     def execute(cls, vae, latent, fps, filename_prefix, trim, crf, resume, audio=None) -> io.NodeOutput:
         samples = video_samples(latent)
         decode_chunk = chunk_decoder(vae)
         frames, height, width = trimmed_size(samples.shape, trim)
         encoding = Encoding(width - width % 2, height - height % 2, Fraction(round(fps * 1000), 1000), crf)
-        save_path(filename_prefix, encoding, io.FolderType.output)  # a name that cannot be used is refused before the work, not after it
-        sounds = [sound(audio, item) for item in range(len(samples))]
-        report = []
+        filename_prefix = resolve_prefix(filename_prefix, cls.hidden.prompt, (cls.hidden.extra_pnginfo or {}).get("workflow"))
+        sounds, report = preflight(samples, encoding, frames, filename_prefix, audio), []
+        if sounds[0] and sounds[0].rate != sounds[0].encoded_rate:
+            report.append(f"AAC has no {sounds[0].rate} Hz: the sound became {sounds[0].encoded_rate} Hz.")
         if (encoding.width, encoding.height) != (width, height):
             report.append(f"H.264 needs even sides: {width} x {height} became {encoding.width} x {encoding.height}.")
         name = fingerprint(samples, vae.patcher, str(vae.vae_dtype), frames, str(encoding), av.__version__) if resume else None
-        with comfy.model_management.cuda_device_context(vae.device), working_folder(name) as folder:
+        with comfy.model_management.cuda_device_context(vae.device), working_folder(name, report.append) as folder:
             decoder, length = stream_decoder(vae, decode_chunk, samples, report), PART_LENGTH if resume else None
             parts = []
             for item in range(len(samples)):
@@ -101,9 +106,8 @@ class SimpleGVRDecodeSave(io.ComfyNode):
                 z, where = samples[item : item + 1], folder / f"{item:03}"
                 on_chunk = progress(item, len(samples), latent_frames(frames), report)
                 try:
-                    parts.append(
-                        decode_to_parts(z, decoder, frames=frames, encoding=encoding, folder=where, part_length=length, on_chunk=on_chunk)
-                    )
+                    plan = {"frames": frames, "encoding": encoding, "folder": where, "part_length": length}
+                    parts.append(decode_to_parts(z, decoder, **plan, on_chunk=on_chunk, note=report.append))
                 except OutOfMemory as error:
                     raise OutOfMemory(f"SimpleGVR Decode and Save: {error}") from error
             if decoder.most_tiles > 1:
@@ -124,6 +128,11 @@ def video_samples(latent: dict) -> Tensor:
             f"the latent has shape {tuple(samples.shape)}, wanted (batch, 16, frames, height, width): "
             "connect a video latent of Wan 2.1, from its sampler, SimpleGVR Sampler or VAE Encode with Wan 2.1's VAE",
         )
+    if not samples.numel():
+        raise refuse(
+            SimpleGVRDecodeSave,
+            f"the latent has shape {tuple(samples.shape)}, wanted at least one frame: trim fewer frames before this node",
+        )
     return samples
 
 
@@ -141,6 +150,31 @@ def trimmed_size(shape: tuple[int, ...], trim: dict) -> tuple[int, int, int]:
             "set those of the source times the sampler's scale, or 0 for all",
         )
     return wanted
+
+
+def preflight(samples: Tensor, encoding: Encoding, frames: int, prefix: str, audio: dict | None) -> list[Sound | None]:
+    """Returns the sound of each item, after everything that the files will need is checked.
+
+    Raises ValueError or OSError, of the node, for latents, a size, a rate, a name, a folder or a sound that cannot become a file.
+    """
+    try:
+        check_finite(samples)
+        check_encoding(encoding)
+        path, _ = save_path(prefix, encoding, io.FolderType.output)
+        check_name(path)
+        check_folder(path.parent, len(samples) * video_bytes(encoding, frames))
+        return sounds_of(audio, len(samples), float(frames / encoding.rate))
+    except NotADirectoryError as error:
+        raise refuse(SimpleGVRDecodeSave, f"{error.filename} is a file, wanted a folder: choose another filename_prefix") from error
+    except (ValueError, OSError) as error:
+        raise refuse(SimpleGVRDecodeSave, str(error)) from error
+
+
+def check_finite(samples: Tensor) -> None:
+    """Raises ValueError that names the first latent frame with NaN or infinite values, if there is one."""
+    for frame in range(samples.shape[2]):
+        if not samples[:, :, frame].isfinite().all():
+            raise ValueError(f"latent frame {frame} contains NaN or infinite values: look for the cause in the sampler")
 
 
 def chunk_decoder(vae) -> Callable:
@@ -231,14 +265,14 @@ def progress(item: int, items: int, total: int, report: list[str]) -> Callable[[
 
 
 def save_all(
-    prefix: str, encoding: Encoding, parts: list[list[Path]], sounds: list[dict | None], metadata: dict
+    prefix: str, encoding: Encoding, parts: list[list[Path]], sounds: list[Sound | None], metadata: dict
 ) -> list[tuple[Path, ui.SavedResult]]:
     """Returns path and shown result of the file that is made of each item's parts. When one cannot be written, none stays."""
     saved = []
     try:
         for item_parts, item_sound in zip(parts, sounds, strict=True):
-            saved.append(save_path(prefix, encoding, io.FolderType.output))
-            join(saved[-1][0], item_parts, encoding.rate, audio=item_sound, metadata=metadata)
+            saved.append(reserve_path(prefix, encoding, io.FolderType.output))
+            join(saved[-1][0], item_parts, encoding.rate, sound=item_sound, metadata=metadata)
     except BaseException:
         for path, _ in saved:
             with suppress(OSError):
@@ -247,18 +281,17 @@ def save_all(
     return saved
 
 
-def sound(audio: dict | None, item: int) -> dict | None:
-    """Returns an AUDIO's sound for one item of a batch, the last one's for all that have none of their own.
+def sounds_of(audio: dict | None, count: int, seconds: float) -> list[Sound | None]:
+    """Returns an AUDIO's sound for each item of a batch, the last one's for all that have none of their own.
 
-    Raises ValueError when it has a number of channels that has no name.
+    Raises ValueError when one cannot be encoded.
     """
     if audio is None:
-        return None
-    waveform = audio["waveform"][min(item, len(audio["waveform"]) - 1)]
-    if len(waveform) not in AUDIO_LAYOUTS:
-        wanted = ", ".join(map(str, AUDIO_LAYOUTS))
-        raise refuse(SimpleGVRDecodeSave, f"the audio has {len(waveform)} channels, wanted one of {wanted}: mix it to stereo")
-    return {**audio, "waveform": waveform}
+        return [None] * count
+    waveforms = audio["waveform"]
+    if waveforms.ndim != 3 or not len(waveforms):
+        raise ValueError(f"the audio has shape {tuple(waveforms.shape)}, wanted (batch, channels, samples): load it with Load Audio")
+    return [checked_sound(waveforms[min(item, len(waveforms) - 1)], audio["sample_rate"], seconds) for item in range(count)]
 
 
 def workflow(hidden) -> dict:

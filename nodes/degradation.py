@@ -19,7 +19,7 @@ from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import positional_noise, shifted_sigmas
 from ..simplegvr_core.sampling.super_resolve import sample_euler
 from ..simplegvr_core.video.frames import area_downscale
-from .host.bridge import CATEGORY, null_prompt, refuse, to_latent
+from .host.bridge import CATEGORY, null_prompt, refuse, rgb_frames, to_latent
 from .host.comparison import comparison
 from .host.inputs import seed_input
 
@@ -83,11 +83,12 @@ class SimpleGVRFlowDegrade(io.ComfyNode):
             blend=(color_bleeding / 2, color_bleeding),
             blur_gain=(motion_blur / 2, motion_blur),
         )
-        video = video_of(images)
+        colors = rgb_frames(images, cls, "images").cpu().float()
+        video = video_of(colors)
         motion = estimate_motion(video, config.motion)
         degraded = degrade_flow_based(video, motion, config, torch.Generator().manual_seed(seed))
         moving = torch.from_numpy(motion.moving)
-        out = torch.where(moving[..., None], images_of(degraded), images[..., :3].cpu())  # bit-identical where nothing moves
+        out = torch.where(moving[..., None], images_of(degraded), colors)  # bit-identical where nothing moves
         return pictures(video, degraded, motion, out)
 
 
@@ -145,7 +146,10 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, scale, seed, blur, smallest, noise, jpeg_quality, kilobits) -> io.NodeOutput:
-        video, config = video_of(images), classical_config(blur, smallest, noise, jpeg_quality, kilobits)
+        video, config = (
+            video_of(rgb_frames(images, cls, "images").cpu().float()),
+            classical_config(blur, smallest, noise, jpeg_quality, kilobits),
+        )
         if min(video.shape[3:]) < scale:
             height, width = video.shape[3:]
             raise refuse(cls, f"nothing is left of {width} x {height} pixels at scale {scale}: choose a smaller scale")
@@ -281,8 +285,8 @@ def pictures(before: Tensor, after: Tensor, motion: ClipMotion, degraded: Tensor
 
 
 def video_of(images: Tensor) -> Tensor:
-    """Returns video (1, 3, F, H, W) in [-1, 1] of an IMAGE (F, H, W, C) in [0, 1], without its alpha channel."""
-    return rearrange(images[..., :3], "F H W C -> 1 C F H W").cpu() * 2 - 1
+    """Returns video (1, 3, F, H, W) in [-1, 1] of images (F, H, W, 3) in [0, 1]."""
+    return rearrange(images, "F H W C -> 1 C F H W") * 2 - 1
 
 
 def images_of(video: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..simplegvr_core.evaluation.metrics import METRICS, Metric, finite, measure
 from ..simplegvr_core.evaluation.result import EvaluationClip, Result
 from ..simplegvr_core.evaluation.seam_plot import Panel, draw_panels
 from ..simplegvr_core.video.pictures import most_detailed, most_different, side_by_side
-from .host.bridge import CATEGORY, refuse, to_image
+from .host.bridge import CATEGORY, refuse, rgb_frames, to_image
 
 QUALITY, STEADINESS = ([name for name, metric in METRICS.items() if metric.group == group] for group in ("quality", "steadiness"))
 GROUPS = {
@@ -104,7 +104,9 @@ class EvaluatedVideos:
 
     def __init__(self, result: Tensor, original: Tensor | None, source: Tensor | None):
         """Raises ValueError that names the input and the cure when they do not fit."""
-        self.result, self.original, self.source = result, original, source
+        self.result = rgb_frames(result, SimpleGVREvaluate, "result")
+        self.original = None if original is None else rgb_frames(original, SimpleGVREvaluate, "original")
+        self.source = None if source is None else rgb_frames(source, SimpleGVREvaluate, "source")
         self.frames, self.height, self.width = result.shape[:3]
         if original is not None and original.shape[:3] != result.shape[:3]:
             raise refuse(
@@ -167,8 +169,8 @@ def blocks(frames: int) -> Iterator[slice]:
 
 
 def to_video(images: Tensor) -> Tensor:
-    """Returns video (1, 3, F, H, W) in [-1, 1] of images (F, H, W, 3 or more) in [0, 1]."""
-    return rearrange(images[..., :3], "F H W C -> 1 C F H W").cpu().float() * 2 - 1
+    """Returns video (1, 3, F, H, W) in [-1, 1] of images (F, H, W, 3) in [0, 1]."""
+    return rearrange(images.cpu().float(), "F H W C -> 1 C F H W") * 2 - 1
 
 
 def measures(images: Tensor) -> str:
@@ -226,5 +228,5 @@ def worst_place(clip: EvaluatedVideos, frame: int, label: str) -> Image.Image:
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """Returns an image (H, W, 3) uint8 of one (H, W, 3 or more) in [0, 1]."""
-    return image[..., :3].float().cpu().clamp(0, 1).mul(255).round().byte()
+    """Returns an image (H, W, 3) uint8 of one (H, W, 3) in [0, 1]."""
+    return image.float().cpu().clamp(0, 1).mul(255).round().byte().contiguous()

@@ -11,8 +11,10 @@ from .host.bridge import (
     NormalizedFrames,
     add_condition,
     latent_samples,
+    named_choices,
     null_prompt,
     refuse,
+    rgb_frames,
     target_size,
     to_core,
     to_latent,
@@ -40,6 +42,7 @@ class SimpleGVRLatentUpscale(io.ComfyNode):
         )
 
     @classmethod
+    @named_choices
     def execute(cls, upsampler: ModelPatcher, latent: dict, size: dict) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
         frames = []
@@ -122,6 +125,8 @@ class SimpleGVRTrim(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, source: Tensor, scale: float, even: bool) -> io.NodeOutput:
+        rgb_frames(images, cls, "images")  # checks it; the channels are left
+        rgb_frames(source, cls, "source")
         wanted = (source.shape[0], round(source.shape[1] * scale), round(source.shape[2] * scale))
         if any(have < want for have, want in zip(images.shape, wanted, strict=False)):
             raise refuse(

@@ -8,9 +8,10 @@ from comfy_api.latest import io, ui
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR
 from ..simplegvr_core.planning.picture import draw_plan
 from ..simplegvr_core.planning.plan import Job
-from .host.bridge import CATEGORY, latent_samples, refuse, target_size, to_image
+from .host.bridge import CATEGORY, latent_samples, named_choices, refuse, target_size, to_image
 from .host.inputs import settings_input, size_input
 from .host.planning import plan_run, seconds_per_operation
+from .host.preflight import Request, missing
 from .host.sampling import sampling_config
 
 
@@ -78,6 +79,7 @@ class SimpleGVRPlan(io.ComfyNode):
         )
 
     @classmethod
+    @named_choices
     def execute(
         cls,
         model: ModelPatcher,
@@ -100,6 +102,7 @@ class SimpleGVRPlan(io.ComfyNode):
         if trial:
             plan = replace(plan, seconds_per_operation=seconds_per_operation(model, plan))
         segment, rows, columns = (side or 0 for side in plan.tiling.size)
-        report, picture = plan.text(), to_image(draw_plan(plan))[None]
+        request = Request(model, sampling, (len(samples), samples.shape[2], *target))
+        report, picture = "\n".join([plan.text(), *missing(request, cls)]), to_image(draw_plan(plan))[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
         return io.NodeOutput(segment, columns * SPATIAL_FACTOR, rows * SPATIAL_FACTOR, report, picture, ui=shown)

@@ -9,12 +9,12 @@ from torch import Tensor
 from ..simplegvr_core.latent_space import pixels
 from ..simplegvr_core.sampling.super_resolve import SamplingConfig
 from ..simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file
-from .host.bridge import CATEGORY, NormalizedFrames, latent_samples, null_prompt, refuse, target_size, to_latent
+from .host.bridge import CATEGORY, NormalizedFrames, latent_samples, named_choices, target_size, to_latent
 from .host.family import describe_weights, origin_of, pair_warnings
 from .host.inputs import noise_seed_input, seed_input, settings_input, size_input, tiling_input
-from .host.planning import chosen_tiling
+from .host.preflight import Request, preflight
 from .host.refinement import ComfyRun, ancestry
-from .host.sampling import check_prompts, has_lora, sampling_config, takes_condition
+from .host.sampling import has_lora, sampling_config
 from .host.working_files import fingerprint, working_folder
 
 UNDISTILLED = (
@@ -80,6 +80,7 @@ class SimpleGVRSampler(io.ComfyNode):
         )
 
     @classmethod
+    @named_choices
     def execute(
         cls,
         model: ModelPatcher,
@@ -98,49 +99,20 @@ class SimpleGVRSampler(io.ComfyNode):
         samples = latent_samples(latent, cls)
         H, W = target_size(size, samples, cls, upsampler)
         sampling = sampling_config(model, settings, cls)
-        check(model, sampling, positive, negative)
         warnings = pair_warnings(model, upsampler, positive)
         for warning in warnings:
             logging.warning(f"SimpleGVR Sampler: {warning}")
         target = samples.shape[0], samples.shape[2], H, W
-        try:
-            boxes = chosen_tiling(tiling, model, target)
-        except ValueError as error:
-            raise refuse(cls, f"{error}; or choose tiling custom, which is not checked beforehand") from error
-        run = ComfyRun(cls, model, upsampler, (positive or null_prompt(), negative or null_prompt()), sampling.cfg, boxes)
+        prompts, boxes = preflight(Request(model, sampling, target, positive, negative, tiling), cls)
+        run = ComfyRun(cls, model, upsampler, prompts, sampling.cfg, boxes)
         prompt = ancestry(cls.hidden.dynprompt.get_node, cls.hidden.unique_id) if resume else None
-        with working_folder(fingerprint(prompt, samples, model, upsampler) if resume else None) as folder:
+        with working_folder(fingerprint(prompt, samples, model, upsampler) if resume else None, run.events.append) as folder:
             options = {"sampling": sampling, "seed": seed, "noise_seed": noise_seed, "color_match": color_match}
             out = super_resolve_to_file(folder, NormalizedFrames(samples), (H, W), run.runtime(), **options)[:]
         hints = [UNDISTILLED] if settings["settings"] == "distilled" and not has_lora(model) else []
         hints += warnings
-        report = "\n".join([*describe(samples, (H, W), sampling, run), *hints, *run.events])
+        report = "\n".join([*describe(samples, (H, W), sampling, run), *prompts.notes, *hints, *run.events])
         return io.NodeOutput(to_latent(out), report, ui=ui.PreviewText(report))
-
-
-def check(model: ModelPatcher, sampling: SamplingConfig, positive: list | None, negative: list | None) -> None:
-    """Raises ValueError unless the model can run with these settings and prompts."""
-    node = SimpleGVRSampler
-    if not takes_condition(model, node):
-        if sampling.denoise == 1:
-            raise refuse(
-                node,
-                "denoise is 1 with a stock Wan model, which would ignore the source: "
-                "set denoise to 0.3-0.6 for training-free mode, or load a SimpleGVR model",
-            )
-        if positive is None or (negative is None and sampling.cfg != 1):
-            raise refuse(
-                node,
-                "a stock Wan model is not trained with the null prompt: "
-                "connect the positive and negative prompt of the video's own sampler",
-            )
-        check_prompts(model, [positive, negative], node)
-    if "context_handler" in model.model_options:
-        raise refuse(
-            node,
-            "the model has context windows, but the sampler cuts long videos itself: "
-            "remove the context windows node, and choose segments in tiling",
-        )
 
 
 def describe(samples: Tensor, size: tuple[int, int], sampling: SamplingConfig, run: ComfyRun) -> list[str]:

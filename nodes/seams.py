@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..simplegvr_core.evaluation.seam_plot import draw_panels
 from ..simplegvr_core.evaluation.seams import LATENT, VIDEO, Borders, Seam, describe, measure
-from .host.bridge import CATEGORY, latent_samples, refuse, to_core, to_image
+from .host.bridge import CATEGORY, latent_samples, refuse, rgb_frames, to_core, to_image
 
 
 class SimpleGVRSeamMeter(io.ComfyNode):
@@ -96,7 +96,9 @@ class SimpleGVRSeamMeter(io.ComfyNode):
         tile_overlap_height: int,
     ) -> io.NodeOutput:
         is_latent = isinstance(video, dict)
-        clip = to_core(latent_samples(video, cls)) if is_latent else rearrange(video[..., :3], "F H W C -> 1 C F H W")
+        clip = (
+            to_core(latent_samples(video, cls)) if is_latent else rearrange(rgb_frames(video, cls, "video").float(), "F H W C -> 1 C F H W")
+        )
         try:
             borders = Borders(period, (tile_width, tile_height), first_border or None, overlap, (tile_overlap_width, tile_overlap_height))
             seams, panels = measure(watched(clip), borders, LATENT if is_latent else VIDEO)

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..simplegvr_core.networks.attention_config import AttentionConfig, Scope
 from .host.attention import RunAttention, describe
-from .host.bridge import CATEGORY, refuse
+from .host.bridge import CATEGORY, named_choices, refuse
 from .host.networks import SimpleGVRModel
 from .host.override import with_attention
 
@@ -69,6 +69,7 @@ class SimpleGVRSparseAttention(io.ComfyNode):
         )
 
     @classmethod
+    @named_choices
     def execute(cls, model: ModelPatcher, preset: dict) -> io.NodeOutput:
         config = PRESETS.get(preset["preset"]) or AttentionConfig(
             window=(preset["window_frames"], preset["window_height"], preset["window_width"]),

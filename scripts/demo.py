@@ -35,31 +35,55 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from simplegvr_core.video.read import read_frames
-
-    try:
-        next(read_frames(arguments.input))
-    except (ValueError, StopIteration) as error:
-        sys.exit(str(error) or f"{arguments.input} has no frames")
+    notes = preflight(arguments)
     base = HOME / "base"
     base.mkdir(parents=True, exist_ok=True)
-    name = f"demo_{os.getpid()}{arguments.input.suffix}"  # other runs share this folder
+    name = f"demo_{os.getpid()}{'.mp4' if notes else arguments.input.suffix}"  # other runs share this folder
     (base / "input").mkdir(exist_ok=True)
-    shutil.copy(arguments.input, base / "input" / name)
+    place(arguments, base / "input" / name, notes)
     shutil.copy(BUNDLED, base / "input")  # the clip that the quickstart workflow names
-    arguments.out.mkdir(parents=True, exist_ok=True)
     say("starting ComfyUI")
     port = UI_PORT if arguments.ui and not is_open(UI_PORT) else None
     log = base / f"server_{os.getpid()}.log"
     with server(base, port, log) as (address, process):
         files, stages, peak = run_quickstart(address, process.pid, base, name, arguments)
-        report = write_results(files, arguments)
+        report = write_results(files, base / "input" / name, arguments, notes)
         print_report(report, stages, peak)
         if arguments.ui:
             say(f"ComfyUI is at {address} with the workflows under Templates; stop it with Ctrl+C")
             process.wait()
     for leftover in (log, base / "input" / name, *files):
         leftover.unlink()
+
+
+def preflight(arguments: argparse.Namespace) -> list[str]:
+    """Returns what is unusual about the input, as inspect_video says it. Ends the program when it or the output folder is no use."""
+    from simplegvr_core.planning.preflight import check_folder
+    from simplegvr_core.video.read import inspect_video
+
+    try:
+        check_folder(arguments.out)
+        frames, notes = inspect_video(arguments.input)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    if not frames:
+        sys.exit(f"{arguments.input} has no frames")
+    return notes
+
+
+def place(arguments: argparse.Namespace, path: Path, notes: list[str]) -> None:
+    """Writes the input to path for ComfyUI's Load Video, which knows neither shapes of pixels nor frame times: converted if it has any."""
+    from simplegvr_core.video.normalize import normalize_video
+
+    if not notes:
+        shutil.copy(arguments.input, path)
+        return
+    unusual = ", ".join(note.split(":")[0] for note in notes)
+    say(f"{arguments.input.name} has {unusual}: it is converted to square pixels, 8-bit SDR and a constant frame rate first")
+    try:
+        normalize_video(arguments.input, path)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: argparse.Namespace) -> tuple[list[Path], dict, float]:
@@ -78,7 +102,7 @@ def run_quickstart(address: str, pid: int, base: Path, name: str, arguments: arg
     nodes["SimpleGVRSampler"]["inputs"]["size.scale"] = nodes["SimpleGVRTrim"]["inputs"]["scale"] = arguments.scale
     nodes["SimpleGVRTrim"]["inputs"]["even"] = False
     nodes["SaveVideo"]["inputs"]["filename_prefix"] = f"video/{Path(name).stem}"
-    height, width = next(read_frames(arguments.input)).shape[:2]
+    height, width = next(read_frames(base / "input" / name)).shape[:2]
     if round(height * arguments.scale) % 2 or round(width * arguments.scale) % 2:
         trim = next(id for id, node in workflow.items() if node["class_type"] == "SimpleGVRTrim")
         say("the result has an odd size, which the stock Save Video cannot write: it is written from pictures, without sound")
@@ -139,8 +163,11 @@ class PeakMemory:
         self.thread.join()
 
 
-def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
-    """Returns paths, sizes and, where the original is known, quality; writes the mp4, the PNG and demo.json."""
+def write_results(files: list[Path], placed: Path, arguments: argparse.Namespace, notes: list[str]) -> dict:
+    """Returns paths, sizes and, where the original is known, quality; writes the mp4, the PNG and demo.json.
+
+    placed: the input as ComfyUI was given it. notes: what was converted of it.
+    """
     import torch
 
     from simplegvr_core.evaluation import metrics
@@ -154,7 +181,7 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
     from simplegvr_core.video.write import write_video
 
     result = arguments.out / f"{arguments.input.stem}_simplegvr.mp4"
-    source, rate = read_video(arguments.input)
+    source, rate = read_video(placed)
     if files[0].suffix == ".png":
         write_video(result, torch.stack([read_video(file)[0][0] for file in files]), rate)
     else:
@@ -171,7 +198,13 @@ def write_results(files: list[Path], arguments: argparse.Namespace) -> dict:
         "latent bilinear": latent_bilinear[:, :, : len(source), : size[0], : size[1]],
         "SimpleGVR": gvr,
     }
-    report = {"result": str(result), "input": list(source.shape[:3]), "output": [gvr.shape[2], *size], "scale": arguments.scale}
+    report = {
+        "result": str(result),
+        "input": list(source.shape[:3]),
+        "output": [gvr.shape[2], *size],
+        "scale": arguments.scale,
+        "notes": notes,
+    }
     if arguments.input.resolve() == BUNDLED and arguments.scale == 3:
         original = to_video(read_video(BUNDLED_ORIGINAL)[0])
         compared = {**videos, "low-res through TinyVAE, bilinear": resize_frames(decoded, size, "bilinear")}

@@ -21,7 +21,8 @@ GVR_TINY_VAE = BUNDLE / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields where to write the file that is to be path: beside it, NAME.partial.SUFFIX. It is renamed when the block ends.
 
-    The folder is made. When the block fails, what was written is removed and what was at path before stays.
+    The folder is made. The file is on the disk before it is renamed, so that a power cut leaves a whole file or none. When the block
+    fails, what was written is removed and what was at path before stays.
 
     Args:
         path: of the file.
@@ -36,7 +37,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)  # safetensors' writer makes files that only their owner may read
+        sync(partial)
         os.replace(partial, path)
+        if os.name != "nt":  # Windows opens no folder
+            sync(path.parent)
     except (OSError, SafetensorError) as error:
         if not is_of_writing(error, {partial, *path.parents}):
             raise
@@ -46,6 +50,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_of_writing(error: OSError | SafetensorError, places: set[Path]) -> bool:

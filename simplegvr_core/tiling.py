@@ -34,6 +34,17 @@ class Box:
         T, H, W = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
         return T, H, W
 
+    def moved(self, by: tuple[int, int, int]) -> "Box":
+        """Returns the box moved by a number of latent pixels along T, H, W."""
+        t, h, w = by
+        return Box(*((T + t, H + h, W + w) for T, H, W in (self.start, self.stop)))
+
+    def intersection(self, other: "Box") -> "Box | None":
+        """Returns the latent pixels that are in both boxes; None without any."""
+        t, h, w = (max(pair) for pair in zip(self.start, other.start, strict=True))
+        T, H, W = (min(pair) for pair in zip(self.stop, other.stop, strict=True))
+        return Box((t, h, w), (T, H, W)) if t < T and h < H and w < W else None
+
     @property
     def slices(self) -> tuple:
         """Returns the index of the box in a latent (B, C, T, H, W)."""

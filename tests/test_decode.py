@@ -236,7 +236,7 @@ def test_another_latent_is_refused(tiny, save, shape):
 def test_nan_is_found_where_it_is(tiny, save, output):
     bad = latent(5)
     bad["samples"][0, 3, 3, 2, 2] = torch.nan
-    with pytest.raises(ValueError, match="latent frames 3 to 4 contain NaN"):
+    with pytest.raises(ValueError, match="latent frame 3 contains NaN"):
         save(tiny, bad)
     assert not [path for path in output.parent.rglob("*") if path.is_file()]
 
@@ -338,7 +338,7 @@ def test_a_run_killed_between_a_part_and_its_progress_goes_on(tiny, save, short_
     real = core.save_progress
 
     def killed(folder, parts, tiles):
-        if parts == 2:
+        if len(parts) == 2:
             raise KeyboardInterrupt
         real(folder, parts, tiles)
 
@@ -346,7 +346,7 @@ def test_a_run_killed_between_a_part_and_its_progress_goes_on(tiny, save, short_
     with pytest.raises(KeyboardInterrupt):
         save(tiny, latent(5), **LOSSLESS)
     unfinished = next((output / "simplegvr_resume").iterdir()) / "000"
-    assert {path.name for path in unfinished.iterdir()} == {"part_00000.mp4", "part_00001.mp4", "progress.safetensors"}
+    assert {path.name for path in unfinished.iterdir()} == {"part_00000.mp4", "part_00001.mp4", "progress_odd.safetensors"}
     (unfinished / "part_00002.partial.mp4").write_bytes(b"half")
     monkeypatch.setattr(core, "save_progress", real)
     assert torch.equal(read_video(save(tiny, latent(5), **LOSSLESS)[0][0])[0], whole)
@@ -380,7 +380,7 @@ TINY_VAE = REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors"
 def decode_in_parts(folder: Path, on_latent_frames) -> tuple[Path, int]:
     """Decodes without ComfyUI; returns the file, and how many parts were there before."""
     decoder = StreamDecoder(load_tiny_vae(TINY_VAE).decode_chunk, tiles_of_frame((3, 5), lambda height, width: True), lambda error: False)
-    there = resume(folder / "parts", decoder)
+    there = len(resume(folder / "parts", decoder))
     encoding = Encoding(40, 24, Fraction(24), 0.0)
     z = latent(9, (3, 5))["samples"]
     parts = decode_to_parts(

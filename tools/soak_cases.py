@@ -19,7 +19,16 @@ SOURCES = [  # least and most latent frames, rows, columns
     ((21, 21), (5, 6), (5, 6)),
     ((41, 41), (5, 6), (5, 6)),
 ]
-SHARES = {"none": 48, "interrupt": 16, "out of memory once": 10, "out of memory above": 8, "bad input": 14, "killed server": 2}
+SHARES = {
+    "none": 48,
+    "interrupt": 16,
+    "out of memory once": 10,
+    "out of memory above": 8,
+    "bad input": 14,
+    "killed server": 2,
+    "damaged file": 6,
+    "emptied temp": 6,
+}
 BAD_INPUTS = [  # (inputs by node, what the server must answer)
     (
         {"sampler": {"size": "width x height", "size.width": 1924, "size.height": 1080}},
@@ -30,6 +39,8 @@ BAD_INPUTS = [  # (inputs by node, what the server must answer)
     ({"sampler": {"model": ["t2v", 0], "settings.denoise": 1.0}}, r"denoise is 1 with a stock Wan model"),
     ({"sampler": {"model": ["t2v", 0], "settings.denoise": 0.4}}, r"a stock Wan model is not trained with the null prompt"),
     ({"sampler": {"latent": ["image", 0]}}, r"the latent has shape \(1, 4, 8, 8\), wanted \(batch, 16, frames, height, width\)"),
+    ({"sampler": {"size": "scal"}}, r"SimpleGVR Sampler: size is 'scal', wanted one of scale, width x height, short side"),
+    ({"sampler": {"tiling": "whol"}}, r"SimpleGVR Sampler: tiling is 'whol', wanted one of auto, whole, custom"),
     ({"gvr": {"model_name": "not_there.safetensors"}}, r"value_not_in_list.*not_there\.safetensors"),
 ]
 

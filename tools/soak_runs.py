@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shutil
+import threading
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from comfyui import server as serve
 from safetensors.torch import load
 from soak_cases import BAD_INPUTS, SOURCE, Case, workflow
 from torch import Tensor
+
+from simplegvr_core.sampling.refine import STATES
 
 FAULTS = REPO / "tests" / "faults"
 TOLERANCE = 0.2  # of a run that went on in smaller boxes, in standard deviations
@@ -209,7 +212,7 @@ def run_killed(servers: Servers, case: Case) -> str:
         servers.victim.process.wait(20)
     else:
         raise Unexplained(f"the server outlived call {call}")
-    stepped = any(Path(name).name == "z.safetensors" for name in servers.victim.files())
+    stepped = any(Path(name).name in STATES for name in servers.victim.files())
     servers.victim.stop()
     servers.victim.start()
     latent, _ = servers.victim.run(workflow(case))
@@ -219,6 +222,49 @@ def run_killed(servers: Servers, case: Case) -> str:
     return "resumed" if stepped else "killed in the first step"
 
 
+def run_damaged(servers: Servers, case: Case) -> str:
+    """An interrupted run, one of whose files is emptied, zeroed or cut: it is continued, and ends like the unbroken run."""
+    case = replace(case, sampler={**case.sampler, "resume": True})
+    try:
+        latent, _ = servers.steady.run(workflow(case), interrupt_after=2.5 * case.draw)
+        check(case, latent)
+        return "finished first"
+    except WorkflowError as error:
+        expect(str(error), "^interrupted$")
+    files = sorted((servers.steady.base / "output" / "simplegvr_resume").glob("*/*.safetensors"))
+    if files:
+        number = int(case.draw * 1000)
+        path = files[number % len(files)]
+        data = path.read_bytes()
+        path.write_bytes((b"", bytes(len(data)), data[: len(data) // 2])[number % 3])
+    latent, report = servers.steady.run(workflow(case))
+    check(case, latent)
+    if files:
+        expect(report, "of an earlier run was damaged and is made again")
+    expected, _ = servers.steady.run(workflow(case))
+    compare(latent, expected, 0)
+    return "continued" if files else "interrupted before the first file"
+
+
+def run_emptied(servers: Servers, case: Case) -> str:
+    """The temp folder is emptied all the time, as by other servers that start and end."""
+    done = threading.Event()
+
+    def empty() -> None:
+        while not done.wait(0.02):
+            shutil.rmtree(servers.steady.base / "temp", ignore_errors=True)
+
+    thread = threading.Thread(target=empty)
+    thread.start()
+    try:
+        latent, _ = servers.steady.run(workflow(case))
+    finally:
+        done.set()
+        thread.join()
+    check(case, latent)
+    return "finished"
+
+
 RUNS = {
     "none": run_whole,
     "interrupt": run_interrupted,
@@ -226,6 +272,8 @@ RUNS = {
     "out of memory above": run_out_of_memory_above,
     "bad input": run_bad,
     "killed server": run_killed,
+    "damaged file": run_damaged,
+    "emptied temp": run_emptied,
 }
 
 

@@ -3,6 +3,8 @@
 ComfyUI's LATENT contains the VAE's own values ("VAE space"); the core only ever sees normalised latents z.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -40,6 +42,22 @@ def refuse(node: type[io.ComfyNode], text: str) -> ValueError:
     return ValueError(f"{node.define_schema().display_name}: {text}")
 
 
+def named_choices(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Returns a node's execute, which raises ValueError when a choice is none of its options. ComfyUI drops such an input in silence."""
+
+    @wraps(execute)
+    def checked(cls: type[io.ComfyNode], **inputs) -> io.NodeOutput:
+        hidden = getattr(cls, "hidden", None)
+        given = hidden.dynprompt.get_node(hidden.unique_id)["inputs"] if hidden and hidden.dynprompt and hidden.unique_id else {}
+        for each in cls.define_schema().inputs:
+            if isinstance(each, io.DynamicCombo.Input) and each.id not in inputs and (each.id in given or not each.optional):
+                came = f"is {given[each.id]!r}" if each.id in given else "is missing, or none of its options"
+                raise refuse(cls, f"{each.id} {came}, wanted one of {', '.join(option.key for option in each.options)}")
+        return execute(cls, **inputs)
+
+    return checked
+
+
 def register_model_folders() -> None:
     """Adds the pack's models/ folder to ComfyUI's search paths, after the user's own."""
     models = Path(__file__).resolve().parents[2] / "models"
@@ -67,6 +85,8 @@ def latent_samples(latent: dict, node: type[io.ComfyNode]) -> Tensor:
             f"the latent has {samples.shape[1]} channels, wanted 16: SimpleGVR works on Wan 2.1 latents "
             "(also Wan 2.2 14B); for another model, decode it and encode the video with the Wan 2.1 VAE",
         )
+    if not samples.numel():
+        raise refuse(node, f"the latent has shape {tuple(samples.shape)}, wanted at least one frame: trim fewer frames before this node")
     if not all(torch.isfinite(frame).all() for frame in samples.unbind(2)):
         raise refuse(node, "the latent contains NaN or infinite values: look for the cause in the sampler before it")
     return samples
@@ -90,6 +110,28 @@ class NormalizedFrames:
 def to_latent(samples: Tensor) -> dict:
     """Returns a LATENT of VAE-space samples, on the device and in the dtype ComfyUI keeps between nodes."""
     return {"samples": samples.to(comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype())}
+
+
+def rgb_frames(images: Tensor, node: type[io.ComfyNode], name: str) -> Tensor:
+    """Returns the colors (F, H, W, 3) of an IMAGE of any floating-point dtype, without a copy where that is possible.
+
+    Gray, of one channel or two with transparency, becomes three equal channels. The transparency of four is left out.
+
+    Args:
+        images: (F, H, W, 1 to 4) in [0, 1].
+        node: The node that the error names.
+        name: Of the input.
+
+    Raises:
+        ValueError: It is no IMAGE.
+    """
+    if images.ndim != 4 or images.shape[3] not in (1, 2, 3, 4) or not images.is_floating_point() or not images.numel():
+        raise refuse(
+            node,
+            f"{name} is {images.dtype} of shape {tuple(images.shape)}, wanted floating-point (frames, height, width, 1 to 4 channels): "
+            "connect an IMAGE, as VAE Decode or Get Video Components gives it",
+        )
+    return images[..., :3] if images.shape[3] > 2 else images[..., :1].expand(*images.shape[:3], 3)
 
 
 def to_image(picture: Image.Image) -> Tensor:

@@ -110,6 +110,7 @@ class SimpleGVRModel(comfy.model_base.WAN21):
     """
 
     diffusion_model: ComfyDiT
+    checkpoint_config: dict  # of the file that was loaded
 
     def __init__(
         self,
@@ -125,6 +126,11 @@ class SimpleGVRModel(comfy.model_base.WAN21):
         self.image_to_video, self.sampling = False, sampling
         if colors is not None:
             self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = colors.factors, colors.bias
+
+    def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:
+        """Returns what ComfyUI's Model Save writes: the weights, and the configuration as a tensor, as it writes metadata of its own."""
+        with_config = {**unet_state_dict, checkpoint.METADATA_KEY: checkpoint.config_tensor(self.checkpoint_config)}
+        return super().state_dict_for_saving(with_config, *args, **kwargs)
 
     def concat_cond(self, **kwargs) -> Tensor | None:
         """Returns the condition, normalised, of the latent's size. The stock model would fill in zeros or resize it."""
@@ -184,11 +190,12 @@ def load_model(path: str, model_options: dict, family: str = "auto", disable_dyn
     """
     weights, config = read_any(Path(path), "dit", family)
     dit, attention = parse_dit_config(config, Path(path))
-    checkpoint.check_fit(SimpleGVRDiT(dit, attention, device="meta"), weights, Path(path))
+    checkpoint.check_fit_of(partial(SimpleGVRDiT, dit, attention), weights, Path(path))
     weights = time_in_float32(dit, weights)
     sampling = checkpoint.parse_config(SamplingConfig, config, "sampling", Path(path))
     colors = checkpoint.parse_config(PreviewColors, config, "preview", Path(path)) if "preview" in config else None
     network = SimpleGVRModel(model_config(dit, sampling.shift, weights, model_options), dit, attention, sampling, colors)
+    network.checkpoint_config = config
     # looked up at each call: with dynamic VRAM ComfyUI puts another class there when it starts
     patcher_class = ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     model = patcher_class(
@@ -209,7 +216,7 @@ def load_upsampler(path: str, family: str = "auto") -> ModelPatcher:
     """
     state_dict, config = read_any(Path(path), "upsampler", family)
     upsampler_config = parse_upsampler_config(config, Path(path))
-    checkpoint.check_fit(make_upsampler(upsampler_config, device="meta"), state_dict, Path(path))
+    checkpoint.check_fit_of(partial(make_upsampler, upsampler_config), state_dict, Path(path))
     dtype = comfy.model_management.vae_dtype(allowed_dtypes=[torch.bfloat16, torch.float32])
     model = make_upsampler(upsampler_config, dtype=dtype, operations=comfy.ops.disable_weight_init).eval()
     comfy.model_management.archive_model_dtypes(model)
@@ -276,7 +283,7 @@ class TinyVAESocket(VideoSocket):
     def __init__(self, path: str):
         state_dict, config = checkpoint.read(Path(path), "tiny_vae")
         vae_config = checkpoint.parse_config(TinyVAEConfig, config, "model", Path(path))
-        checkpoint.check_fit(TinyVAE(vae_config, device="meta"), state_dict, Path(path))
+        checkpoint.check_fit_of(partial(TinyVAE, vae_config), state_dict, Path(path))
         super().__init__(
             partial(ComfyTinyVAE, vae_config),
             state_dict,

@@ -17,17 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...simplegvr_core.latent_space import pixels, token_grid
-from ...simplegvr_core.networks.slab_memory import SlabMemory, slab_memory
+from ...simplegvr_core.networks.slab_memory import slab_memory
 from ...simplegvr_core.planning.network_memory import amount
 from ...simplegvr_core.sampling.latent_file import LatentFile, LatentFrames
-from ...simplegvr_core.sampling.refine import STATE, Refinement, TiledVelocity, refine
+from ...simplegvr_core.sampling.refine import Refinement, TiledVelocity, refine
 from ...simplegvr_core.sampling.super_resolve_to_file import Append, Runtime
 from ...simplegvr_core.tiling import Tiling, padded
+from .boxes import BoxedGuider, with_option
 from .bridge import LATENT_FORMAT, is_out_of_memory, upsample, upsampler_network
 from .networks import MEMORY_OPTION
 from .override import attention_of
 from .planning import box_bytes, describe_attention
 from .preview import ClipPreview
+from .prompts import Prompts, obstacles_to_boxes
 from .sampling import takes_condition
 
 
@@ -39,7 +41,7 @@ class ComfyRun:
         node: The node that errors name.
         model: The MODEL.
         upsampler: The LATENT_UPSCALE_MODEL.
-        prompts: Positive and negative CONDITIONING.
+        prompts: The prompts, fitted to the target.
         cfg: Guidance scale.
         tiling: Boxes that the model is given one at a time.
         events: What happened on the way, for the report; it grows.
@@ -48,7 +50,7 @@ class ComfyRun:
     node: type[io.ComfyNode]
     model: ModelPatcher
     upsampler: ModelPatcher
-    prompts: tuple[list, list]
+    prompts: Prompts
     cfg: float
     tiling: Tiling
     events: list[str] = field(default_factory=list)
@@ -60,7 +62,7 @@ class ComfyRun:
     def runtime(self) -> Runtime:
         """Returns what super_resolve_to_file needs of ComfyUI. The result is in VAE space."""
         latents = upsampler_network(self.upsampler, self.node).config.latents
-        return Runtime(self.upsample, self.integrate, self.takes_condition, latents, LATENT_FORMAT.process_out)
+        return Runtime(self.upsample, self.integrate, self.takes_condition, latents, LATENT_FORMAT.process_out, self.events.append)
 
     def upsample(self, z_lr: LatentFrames, size: tuple[int, int], append: Append) -> None:
         upsample(self.upsampler, z_lr, size, append, self.node)
@@ -68,35 +70,44 @@ class ComfyRun:
     def integrate(self, refinement: Refinement) -> LatentFile:
         """Returns the refined latent's file. ComfyUI prepares itself for one empty box; the clip stays in files."""
         B, C, T, H, W = refinement.upsampled.shape
-        boxes = [box.size for box in self.tiling.boxes(padded((T, H, W)))]
+        extent = padded((T, H, W))
+        boxes = [box.size for box in self.tiling.boxes(extent)]
         empty = torch.zeros(B, C, *self.largest_box((T, H, W)))
-        positive, negative = self.prompts
+        positive, negative = self.prompts.positive, self.prompts.negative
         attention = attention_of(self.model)
         if self.takes_condition:
             with_empty = partial(node_helpers.conditioning_set_values, values={"concat_latent_image": empty})
             positive, negative = with_empty(positive), with_empty(negative)
         if refinement.finished_steps:
             self.events.append(f"Resumed after step {refinement.finished_steps} of an earlier run.")
+        refined = []
         progress = Progress(ClipPreview(self.model, T), refinement.steps, refinement.finished_steps, boxes)
 
         def euler(denoise, x: Tensor, sigmas: Tensor, extra_args: dict, callback, disable) -> Tensor:
             memory = slab_memory(attention, T)
+            if memory is not None:
+                extra_args = with_option(extra_args, MEMORY_OPTION, memory)
+            uncuttable = obstacles_to_boxes(self.model, self.prompts)
+            guider = BoxedGuider(denoise, extra_args, extent=extent, device=x.device, uncuttable=uncuttable, node=self.node)
             velocity = TiledVelocity(
-                network_of(denoise, x.device, with_memory(extra_args, memory)),
+                guider,
                 self.tiling,
                 attention.alignment,
                 progress.add,
                 self.out_of_memory,
                 is_out_of_memory,
                 memory,
+                before_box=guider.enter,
             )
             with progress.shown(disable):
-                refine(velocity, refinement, progress.preview)
+                refined.append(refine(velocity, refinement, progress.preview))
+            guider.close()
+            self.events.extend(guider.report())
             return x
 
         sampler = comfy.samplers.KSAMPLER(euler)
         comfy.sample.sample_custom(self.model, empty, self.cfg, sampler, refinement.sigmas, positive, negative, empty, seed=refinement.seed)
-        return LatentFile(refinement.folder / STATE)
+        return refined[0]
 
     def largest_box(self, extent: tuple[int, int, int]) -> tuple[int, int, int]:
         return self.tiling.tile_size(padded(extent))
@@ -116,37 +127,6 @@ class ComfyRun:
         """Frees what ComfyUI caches, and notes what happened."""
         comfy.model_management.soft_empty_cache()
         self.events.append(f"Out of memory with {describe_box(size)}: continued with {describe_box(tiling.tile_size(size))} at a time.")
-
-
-def with_memory(extra_args: dict, memory: SlabMemory | None) -> dict:
-    """Returns the arguments of ComfyUI's guider with what causal attention remembers of earlier segments."""
-    if memory is None:
-        return extra_args
-    options = extra_args["model_options"]
-    return {**extra_args, "model_options": {**options, "transformer_options": {**options["transformer_options"], MEMORY_OPTION: memory}}}
-
-
-def network_of(denoise, device: torch.device, extra_args: dict) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
-    """Returns (z_t, condition or None, sigma) -> velocity by ComfyUI's guider.
-
-    denoise: what ComfyUI gives a sampler, (z_t, sigma (B,)) -> predicted clean latent.
-    """
-
-    def network(z: Tensor, condition: Tensor | None, sigma: Tensor) -> Tensor:
-        if condition is not None:
-            set_condition(denoise.inner_model, condition.to(device))
-        z, sigma = z.to(device), sigma.to(device)
-        return ((z - denoise(z, sigma.expand(len(z)), **extra_args)) / sigma).float().cpu()
-
-    return network
-
-
-def set_condition(guider: comfy.samplers.CFGGuider, condition: Tensor) -> None:
-    """Gives the guider's prompts the condition of the box that comes next, normalised."""
-    for prompts in guider.conds.values():
-        for prompt in prompts:
-            held = prompt["model_conds"]["c_concat"]
-            prompt["model_conds"]["c_concat"] = held._copy_with(condition)
 
 
 class Progress:

@@ -31,7 +31,8 @@ def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode
     Custom settings start from noise or from the condition as the model's recommended ones do.
 
     Raises:
-        ValueError: What takes_condition raises; or the settings are distilled and the model takes a condition.
+        ValueError: What takes_condition raises; the settings are distilled and the model takes a condition; or they are recommended
+            and the model is a SimpleGVR checkpoint without its settings.
     """
     shift = cast("float", model.get_model_object("model_sampling").shift)
     with_condition = takes_condition(model, node)
@@ -46,6 +47,12 @@ def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode
                 "choose recommended, which are the settings of the model's checkpoint",
             )
         own = DISTILLED
+    elif with_condition and not isinstance(model.model, SimpleGVRModel):
+        raise refuse(
+            node,
+            "the settings of the model's checkpoint are unknown, because a stock node loaded it: load it with Load SimpleGVR Model, "
+            "or choose settings custom (and put SimpleGVR Sparse Attention before this node)",
+        )
     return replace(own, shift=shift)
 
 

@@ -305,8 +305,7 @@ def widen(state_dict: dict[str, Tensor], in_dim: int = 2 * LATENT_CHANNELS) -> d
 def load_dit(path: Path, family: str = "auto") -> tuple[SimpleGVRDiT, dict]:
     """Returns the model of a checkpoint, float32, on the CPU, and its configuration. Raises what foreign.read_any and load_strict raise."""
     state_dict, config = read_any(path, "dit", family)
-    model = SimpleGVRDiT(*parse_dit_config(config, path))
-    checkpoint.load_strict(model, state_dict, path)
+    model = checkpoint.load_fitted(partial(SimpleGVRDiT, *parse_dit_config(config, path)), state_dict, path)
     return model.eval(), config
 
 
@@ -349,7 +348,8 @@ def read_dit_config(path: Path) -> DiTConfig:
 
 def parse_dit_config(config: dict, path: Path) -> tuple[DiTConfig, AttentionConfig]:
     """Returns the sizes and the attention in a checkpoint's configuration. Raises what parse_config raises."""
-    is_block_causal = config.get("attention", {}).get("kind") == "block_causal"
+    attention = config.get("attention")
+    is_block_causal = isinstance(attention, dict) and attention.get("kind") == "block_causal"
     return (
         checkpoint.parse_config(DiTConfig, config, "model", path),
         checkpoint.parse_config(BlockCausalConfig if is_block_causal else AttentionConfig, config, "attention", path),

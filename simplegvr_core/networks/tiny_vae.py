@@ -10,6 +10,7 @@ B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 1
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,5 @@ def from_blocks(blocks: Tensor) -> Tensor:
 def load_tiny_vae(path: Path) -> TinyVAE:
     """Returns the TinyVAE of a checkpoint, float32, on the CPU, not trainable. Raises what checkpoint.read raises."""
     state_dict, config = checkpoint.read(path, "tiny_vae")
-    vae = TinyVAE(checkpoint.parse_config(TinyVAEConfig, config, "model", path))
-    checkpoint.load_strict(vae, state_dict, path)
+    vae = checkpoint.load_fitted(partial(TinyVAE, checkpoint.parse_config(TinyVAEConfig, config, "model", path)), state_dict, path)
     return vae.eval().requires_grad_(False)

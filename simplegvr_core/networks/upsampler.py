@@ -6,6 +6,7 @@ B batch, C channels, T latent frames, h, w low-resolution latent pixels, H, W ta
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -286,8 +287,7 @@ def sampling_position(z: Tensor, tile: Tile) -> Tensor:
 def load_upsampler(path: Path, family: str = "auto") -> Upsampler:
     """Returns the upsampler of a checkpoint, float32, on the CPU. Raises what foreign.read_any and load_strict raise."""
     state_dict, config = read_any(path, "upsampler", family)
-    upsampler = make_upsampler(parse_upsampler_config(config, path))
-    checkpoint.load_strict(upsampler, state_dict, path)
+    upsampler = checkpoint.load_fitted(partial(make_upsampler, parse_upsampler_config(config, path)), state_dict, path)
     return upsampler.eval()
 
 
@@ -298,5 +298,6 @@ def make_upsampler(config: AnyUpsamplerConfig, **factory) -> Upsampler:
 
 def parse_upsampler_config(config: dict, path: Path) -> AnyUpsamplerConfig:
     """Returns the sizes in a checkpoint's configuration. Raises what parse_config raises."""
-    is_ultra = config.get("model", {}).get("kind") == "ultra_flash"
+    model = config.get("model")
+    is_ultra = isinstance(model, dict) and model.get("kind") == "ultra_flash"
     return checkpoint.parse_config(UltraUpsamplerConfig if is_ultra else UpsamplerConfig, config, "model", path)

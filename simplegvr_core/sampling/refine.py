@@ -19,9 +19,9 @@ from torch import Tensor
 from ..flow import clean_from_velocity, interpolate, positional_noise
 from ..networks.slab_memory import SlabMemory
 from ..tiling import Box, Tiling, blend_weights, is_out_of_memory, spans, with_less_memory
-from .latent_file import LatentFile, LatentFrames, write_latent
+from .latent_file import LatentFile, LatentFrames, undamaged, write_latent
 
-STATE = "z.safetensors"  # of the last whole step
+STATES = ("z.safetensors", "z_odd.safetensors")  # of the last two whole steps: when one is damaged, the other is left
 
 Network = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (z_t, condition or None, sigma) -> velocity
 OnSegment = Callable[[int, int, Tensor], None]  # (step, first frame, z_0)
@@ -43,6 +43,7 @@ class TiledVelocity:
         on_out_of_memory: Called with the size of a box for which there was not enough memory, and the tiling that is tried next.
         is_out_of_memory: Whether an error means that memory ran out.
         memory: What a network with causal attention looks back on from one segment to the next. Then segments have no overlap.
+        before_box: Called with each box before the network is given it. Its latent pixels are counted from the clip's first.
     """
 
     network: Network
@@ -52,6 +53,7 @@ class TiledVelocity:
     on_out_of_memory: Callable[[tuple[int, int, int], Tiling], None] = lambda size, tiling: None
     is_out_of_memory: Callable[[Exception], bool] = is_out_of_memory
     memory: SlabMemory | None = None
+    before_box: Callable[[Box], None] = lambda box: None
 
     def __call__(self, z: Tensor, condition: Tensor | None, sigma: Tensor, start: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
         """Returns the velocity (B, 16, T, H, W) of z.
@@ -71,6 +73,7 @@ class TiledVelocity:
         def predict(tiling: Tiling) -> Tensor:
             if not tiling.fits(extent):
                 return self.blended(z, condition, sigma, tiling, start)
+            self.before_box(Box((0, 0, 0), extent).moved(start))
             with self.memory.segment(start[0], (*start[1:], H, W)) if self.memory else nullcontext():
                 velocity = self.network(z, condition, sigma)
             self.on_tile(T * H * W)
@@ -104,8 +107,7 @@ class TiledVelocity:
         """Returns the velocity of z, blended of those of its boxes."""
         extent, v = (z.shape[2], z.shape[3], z.shape[4]), torch.zeros_like(z)
         for box in tiling.boxes(extent):
-            t, h, w = (first + inside for first, inside in zip(start, box.start, strict=True))
-            part = self(z[box.slices], None if condition is None else condition[box.slices], sigma, (t, h, w))
+            part = self(z[box.slices], None if condition is None else condition[box.slices], sigma, box.moved(start).start)
             v[box.slices] += blend_weights(box, extent, tiling.overlap).to(z.device) * part
         return v
 
@@ -119,9 +121,10 @@ class Refinement:
         condition: The condition, of the same shape; None for a network without one.
         sigmas: Noise levels that fall to 0, one more than there are steps.
         seed: Seed of the starting noise, which depends on it and on the position.
-        folder: Folder of the file with the last whole step. A refinement whose file is there is continued from it.
+        folder: Folder of the files with the last two whole steps.
         finish: (z, frame) -> z, applied to each latent frame of the result before it is written.
         start: SamplingConfig.start.
+        resumed: The last whole step of an earlier run, from which the refinement is continued; None begins anew.
     """
 
     upsampled: LatentFrames
@@ -131,6 +134,7 @@ class Refinement:
     folder: Path
     finish: Callable[[Tensor, int], Tensor] = lambda z, frame: z
     start: Literal["noise", "condition"] = "noise"
+    resumed: LatentFile | None = None
 
     @property
     def steps(self) -> int:
@@ -138,9 +142,19 @@ class Refinement:
 
     @property
     def finished_steps(self) -> int:
-        """Returns the number of steps that are in the folder's file; 0 without one."""
-        path = self.folder / STATE
-        return int(LatentFile(path).metadata["step"]) if path.exists() else 0
+        """Returns the number of steps of the earlier run; 0 without one."""
+        return 0 if self.resumed is None else step_of(self.resumed)
+
+
+def step_of(latent: LatentFile) -> int:
+    """Returns the number of the step whose result is in a file, counted from 1."""
+    return int(latent.metadata["step"])
+
+
+def last_step(folder: Path, note: Callable[[str], None]) -> LatentFile | None:
+    """Returns the file of the last whole step in a folder, None without one. Damaged files are deleted; note gets a sentence on each."""
+    found = [latent for name in STATES if (latent := undamaged(folder / name, note)) is not None]
+    return max(found, key=step_of, default=None)
 
 
 def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegment = lambda step, first_frame, z_0: None) -> LatentFile:
@@ -152,8 +166,7 @@ def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegmen
         on_segment: Called in each step, for each segment, with the step's number, the segment's first latent frame and the clean
             latent z_0 that the velocity predicts there.
     """
-    upsampled, sigmas = refinement.upsampled, refinement.sigmas.cpu()
-    path = refinement.folder / STATE
+    upsampled, sigmas, latent = refinement.upsampled, refinement.sigmas.cpu(), refinement.resumed
 
     def noised_frame(frame: int) -> Tensor:
         z_0 = upsampled[frame : frame + 1]
@@ -161,29 +174,31 @@ def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegmen
             return z_0
         return interpolate(z_0, positional_noise(tuple(z_0.shape), refinement.seed, frame), sigmas[0])
 
-    def noised(start: int, stop: int) -> Tensor:
-        return torch.cat([noised_frame(frame) for frame in range(start, stop)], dim=2)
+    def frames(start: int, stop: int) -> Tensor:
+        if latent is None:
+            return torch.cat([noised_frame(frame) for frame in range(start, stop)], dim=2)
+        return latent[start:stop]
 
-    def stepped(start: int, stop: int) -> Tensor:
-        return LatentFile(path)[start:stop]
-
-    def step(i: int, sigma: Tensor, sigma_next: Tensor) -> None:
+    def step(i: int, sigma: Tensor, sigma_next: Tensor) -> LatentFile:
+        path = refinement.folder / STATES[(i + 1) % 2]
         with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
-            for first, z, v in fused_segments(velocity, stepped if i else noised, refinement.condition, upsampled.shape[2], sigma):
+            for first, z, v in fused_segments(velocity, frames, refinement.condition, upsampled.shape[2], sigma):
                 on_segment(i, first, clean_from_velocity(z, v, sigma))
                 for frame, (z_t, velocity_t) in enumerate(zip(z.split(1, dim=2), v.split(1, dim=2), strict=True), first):
                     z_next = z_t + (sigma_next - sigma) * velocity_t
                     append(refinement.finish(z_next, frame) if i == refinement.steps - 1 else z_next)
                 del z, v, z_t, velocity_t  # before there are those of the next segment
+        return LatentFile(path)
 
     for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[refinement.finished_steps :]:
         while True:
             try:
-                step(i, sigma, sigma_next)
+                latent = step(i, sigma, sigma_next)
                 break
             except StartAgain:  # with the tiling that is smaller now
                 continue
-    return LatentFile(path)
+    assert latent is not None  # there is at least one step
+    return latent
 
 
 def fused_segments(

@@ -16,8 +16,8 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.slab_memory import slab_memory
 from ..networks.upsampler import Upsampler
 from ..tiling import Tiling
-from .latent_file import LatentFile, LatentFrames, write_latent
-from .refine import OnSegment, Refinement, TiledVelocity, refine
+from .latent_file import LatentFile, LatentFrames, undamaged, write_latent
+from .refine import OnSegment, Refinement, TiledVelocity, last_step, refine
 from .super_resolve import PAPER, UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network, match_source, takes_condition, whole
 
 Append = Callable[[Tensor], None]
@@ -33,6 +33,7 @@ class Runtime:
         takes_condition: Whether the model takes a condition.
         latents: Autoencoder of the latents, a key of COLOR_FACTORS.
         finish: Applied to each frame of the result before it is written.
+        note: Called with a sentence on each file of an earlier run that is damaged.
     """
 
     upsample: Callable[[LatentFrames, tuple[int, int], Append], None]
@@ -40,6 +41,7 @@ class Runtime:
     takes_condition: bool
     latents: str
     finish: Callable[[Tensor], Tensor] = lambda z: z
+    note: Callable[[str], None] = lambda text: None
 
 
 @torch.inference_mode()
@@ -57,7 +59,7 @@ def super_resolve_to_file(
     """Returns the file of the super-resolved latent (B, 16, T, H, W), what super_resolve returns.
 
     Args:
-        folder: Folder for the files. A run whose files are there is continued after its last whole step.
+        folder: Folder for the files. A run whose files are there is continued after its last whole step; a damaged file is made again.
         z_lr: Low-resolution latent (B, 16, T, h, w), read a few frames at a time.
         size: (H, W), target size in latent pixels.
         runtime: The networks. Their guidance and tiling are its own.
@@ -71,7 +73,11 @@ def super_resolve_to_file(
         OSError: A file cannot be written, see files.atomic_write.
     """
     batch, channels, frames, *_ = z_lr.shape
-    z_up = stored(folder / "upsampled.safetensors", (batch, channels, frames, *size), lambda append: runtime.upsample(z_lr, size, append))
+
+    def upsample(append: Append) -> None:
+        runtime.upsample(z_lr, size, append)
+
+    z_up = stored(folder / "upsampled.safetensors", (batch, channels, frames, *size), upsample, runtime.note)
 
     def write_condition(append: Append) -> None:
         for frame in range(frames):
@@ -80,16 +86,25 @@ def super_resolve_to_file(
     def finish(z: Tensor, frame: int) -> Tensor:
         return runtime.finish(match_source(z, z_lr[frame : frame + 1], runtime.latents, color_match))
 
-    condition = stored(folder / "condition.safetensors", z_up.shape, write_condition) if runtime.takes_condition else None
+    condition = stored(folder / "condition.safetensors", z_up.shape, write_condition, runtime.note) if runtime.takes_condition else None
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-    return runtime.integrate(Refinement(z_up, condition, sigmas, seed, folder, finish, sampling.start))
+    resumed = last_step(folder, runtime.note)
+    return runtime.integrate(Refinement(z_up, condition, sigmas, seed, folder, finish, sampling.start, resumed))
 
 
-def stored(path: Path, shape: tuple[int, ...], write: Callable[[Append], None]) -> LatentFile:
-    """Returns the latent at path, which write makes unless an earlier run has. write: is given append, see write_latent."""
-    if not path.exists():
-        with write_latent(path, shape, {}) as append:
-            write(append)
+def stored(path: Path, shape: tuple[int, ...], write: Callable[[Append], None], note: Callable[[str], None]) -> LatentFile:
+    """Returns the latent at path, which write makes unless an earlier run has.
+
+    Args:
+        path: The file.
+        shape: (B, 16, T, H, W).
+        write: Makes the latent with append, see write_latent.
+        note: Called with a sentence when the file of the earlier run is damaged.
+    """
+    if (latent := undamaged(path, note)) is not None:
+        return latent
+    with write_latent(path, shape, {}) as append:
+        write(append)
     return LatentFile(path)
 
 

@@ -7,24 +7,26 @@ z latent chunk (1, 16, t, H, W) as the decoder takes it; video (1, 3, f, 8H, 8W)
 and 4t for the others. Latent frame t > 0 is frames 4t - 3 to 4t of the clip.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_write
+from ..files import atomic_write, sha256
 from ..latent_space import SPATIAL_FACTOR, first_frame, latent_frames
 from ..tiling import Box, blend_weights, with_less_memory
 from .frames import to_images
 from .write import Encoding, write_frames
 
 OVERLAP = 8  # latent pixels
-PROGRESS = "progress.safetensors"
+PROGRESS = ("progress.safetensors", "progress_odd.safetensors")  # after the last two parts: when one is damaged, the other is left
+PART = "part_{:05}.mp4"
 
 CausalState = dict[str, Tensor]  # the last two axes of each are rows and columns of the tile, at any resolution; at first empty
 DecodeChunk = Callable[[Tensor, CausalState], tuple[Tensor, CausalState]]  # (z, state) -> (video, next state); state is not changed
@@ -216,6 +218,7 @@ def decode_to_parts(
     folder: Path,
     part_length: int | None = None,
     on_chunk: Callable[[int, int], None] = lambda start, stop: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Decodes a latent to video files. Resumes after the last finished file when rerun with the same arguments.
 
@@ -227,6 +230,7 @@ def decode_to_parts(
         folder: Folder of the files and of the progress.
         part_length: Chunks in each file; None makes one file.
         on_chunk: Called after each chunk with its first latent frame and the one after its last.
+        note: Called with a sentence on what an earlier run left damaged.
 
     Returns:
         The files, in order.
@@ -237,8 +241,9 @@ def decode_to_parts(
     """
     schedule = chunks(latent_frames(frames))
     length = part_length or len(schedule)
-    paths = [folder / f"part_{i:05}.mp4" for i in range(-(-len(schedule) // length))]
-    for i, path in list(enumerate(paths))[resume(folder, decoder) :]:
+    paths = [folder / PART.format(i) for i in range(-(-len(schedule) // length))]
+    finished = resume(folder, decoder, note)
+    for i, path in list(enumerate(paths))[len(finished) :]:
         with write_frames(path, encoding) as add:
             for start, stop in schedule[i * length : (i + 1) * length]:
                 chunk = z[:, :, start:stop]
@@ -249,30 +254,70 @@ def decode_to_parts(
                 wanted = (..., slice(frames - first_frame(start)), slice(encoding.height), slice(encoding.width))
                 add(to_images(decoder(chunk)[wanted]).cpu())
                 on_chunk(start, stop)
-        save_progress(folder, i + 1, decoder.tiles if path != paths[-1] else [])
+        finished.append(sha256(path))
+        save_progress(folder, finished, decoder.tiles if path != paths[-1] else [])
     return paths
 
 
-def save_progress(folder: Path, parts: int, tiles: list[StatefulTile]) -> None:
-    """Writes what the next part needs: the number of finished parts, and the tiles with their states."""
+def save_progress(folder: Path, parts: list[str], tiles: list[StatefulTile]) -> None:
+    """Writes what the next part needs.
+
+    Args:
+        folder: Folder of the parts.
+        parts: Checksums of the finished parts, in order.
+        tiles: Tiles of the frame with their states.
+    """
     boxes = json.dumps([(tile.box.start, tile.box.stop) for tile in tiles])
     states = {f"{i}/{name}": values.contiguous() for i, tile in enumerate(tiles) for name, values in tile.state.items()}
-    with atomic_write(folder / PROGRESS) as partial:
-        save_file(states, partial, {"parts": str(parts), "boxes": boxes})
+    metadata = {"parts": json.dumps(parts), "boxes": boxes, "states": checksum(states)}
+    with atomic_write(folder / PROGRESS[len(parts) % 2]) as partial:
+        save_file(states, partial, metadata)
 
 
-def resume(folder: Path, decoder: StreamDecoder) -> int:
-    """Returns the number of finished parts in a folder, 0 for a new one, and restores the decoder for the next part."""
-    if not (folder / PROGRESS).exists():
-        return 0
-    with safe_open(folder / PROGRESS, "pt") as file:
-        done = int(file.metadata()["parts"])
-        if len(list(folder.glob("part_?????.mp4"))) < done:  # a clean-up that failed left the progress without its parts
-            return 0
-        tiles = [StatefulTile(Box(tuple(start), tuple(stop)), {}) for start, stop in json.loads(file.metadata()["boxes"])]
-        for name in file.offset_keys():
-            tile, layer = name.split("/", 1)
-            tiles[int(tile)].state[layer] = file.get_tensor(name)
-        if tiles:  # a part is missing
-            decoder.restore(tiles)
-        return done
+def checksum(states: CausalState) -> str:
+    """Returns the SHA-256 of tensors by name, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(states):
+        digest.update(name.encode())
+        digest.update(states[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def resume(folder: Path, decoder: StreamDecoder, note: Callable[[str], None] = lambda text: None) -> list[str]:
+    """Returns the checksums of the finished parts in a folder, in order, and restores the decoder for the next part.
+
+    Args:
+        folder: Folder of the parts, or of a run that has not begun.
+        decoder: Decoder, reset.
+        note: Called with a sentence on what an earlier run left damaged. Damaged parts are decoded again.
+    """
+    found = [progress for name in PROGRESS if (progress := read_progress(folder / name, note)) is not None]
+    for parts, tiles in sorted(found, key=lambda progress: -len(progress[0])):
+        paths = [folder / PART.format(i) for i in range(len(parts))]
+        damaged = [path.name for path, part in zip(paths, parts, strict=True) if not path.exists() or sha256(path) != part]
+        if not damaged:
+            if tiles:  # a part is missing
+                decoder.restore(tiles)
+            return parts
+        note(f"{', '.join(damaged)} of an earlier run: damaged, decoded again.")
+    return []
+
+
+def read_progress(path: Path, note: Callable[[str], None]) -> tuple[list[str], list[StatefulTile]] | None:
+    """Returns what `save_progress` wrote to a file: parts and tiles; None where there is no file or, after a note, a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, states = file.metadata(), {name: file.get_tensor(name) for name in file.offset_keys()}
+        parts, boxes = json.loads(metadata["parts"]), json.loads(metadata["boxes"])
+        if checksum(states) != metadata["states"]:
+            raise ValueError("the states are not those that were written")
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        note(f"{path.name} of an earlier run was damaged and is not used.")
+        return None
+    tiles = [StatefulTile(Box(tuple(start), tuple(stop)), {}) for start, stop in boxes]
+    for name, values in states.items():
+        tile, layer = name.split("/", 1)
+        tiles[int(tile)].state[layer] = values
+    return parts, tiles

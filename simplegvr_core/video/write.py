@@ -6,7 +6,6 @@ f frames, H, W pixels; images uint8 (f, H, W, 3) RGB
 
 import heapq
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +13,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from ..files import atomic_write
+from .sound import Sound, sound_packets
 
 BT709 = 1  # in ITU-T H.273
 VISUALLY_LOSSLESS = 12.0  # crf
 DELAY = 2  # frames by which x264, at its defaults, decodes one before it is shown
-AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
-AUDIO_STRETCH = 65536  # samples that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,14 @@ class Encoding:
         return "yuv444p" if self.full_chroma or self.width % 2 or self.height % 2 else "yuv420p"
 
 
+def configure(codec: av.VideoCodecContext, encoding: Encoding) -> None:
+    """Sets size, quality and colors of an encoder that is not open."""
+    codec.options = {"crf": f"{encoding.crf:g}"}
+    codec.width, codec.height, codec.pix_fmt = encoding.width, encoding.height, encoding.pixel_format
+    codec.colorspace = codec.color_primaries = codec.color_trc = BT709
+    codec.color_range = ColorRange.MPEG
+
+
 @contextmanager
 def write_frames(path: Path, encoding: Encoding) -> Iterator[Callable[[Tensor], None]]:
     """Yields a function that appends images (f, H, W, 3) uint8 to a file. The file appears at path when the block ends.
@@ -62,11 +67,8 @@ def write_frames(path: Path, encoding: Encoding) -> Iterator[Callable[[Tensor], 
         OSError: What `files.atomic_write` raises.
     """
     with atomic_write(path) as partial, av.open(partial, "w") as container:
-        stream = container.add_stream("libx264", rate=encoding.rate, options={"crf": f"{encoding.crf:g}"})
-        stream.width, stream.height, stream.pix_fmt = encoding.width, encoding.height, encoding.pixel_format
-        codec = stream.codec_context
-        codec.colorspace = codec.color_primaries = codec.color_trc = BT709
-        codec.color_range = ColorRange.MPEG
+        stream = container.add_stream("libx264", rate=encoding.rate)
+        configure(stream.codec_context, encoding)
 
         def add(images: Tensor) -> None:
             for image in images:
@@ -96,14 +98,14 @@ def write_video(path: Path | str, images: Tensor, rate: Fraction, lossless: bool
         add(images)
 
 
-def join(path: Path, parts: list[Path], rate: Fraction, *, audio: dict | None = None, metadata: dict | None = None) -> None:
+def join(path: Path, parts: list[Path], rate: Fraction, *, sound: Sound | None = None, metadata: dict | None = None) -> None:
     """Concatenates files without encoding their frames again.
 
     Args:
         path: File to write.
         parts: Files of `write_frames` with one encoding, in order.
         rate: Frames per second.
-        audio: "waveform" (channels, samples) in [-1, 1] with 1, 2, 6 or 8 channels, and "sample_rate" in Hz; cut to the video's length.
+        sound: Sound of the length of the video or shorter.
         metadata: JSON values by name, written as container tags.
 
     Raises:
@@ -117,16 +119,9 @@ def join(path: Path, parts: list[Path], rate: Fraction, *, audio: dict | None = 
             video = container.add_stream_from_template(first.streams.video[0])
         video.time_base = 1 / rate
         streams = [video_packets(parts, video, rate)]
-        if audio is not None:
-            frames = sum(count_frames(part) for part in parts)
-            streams.append(audio_packets(container, audio, math.ceil(frames / rate * audio["sample_rate"])))
+        if sound is not None:
+            streams.append(sound_packets(container, sound))
         container.mux(heapq.merge(*streams, key=lambda packet: (packet.dts or 0) * packet.time_base))
-
-
-def count_frames(path: Path) -> int:
-    """Returns the number of frames of a file of `write_frames`."""
-    with av.open(path) as container:
-        return container.streams.video[0].frames
 
 
 def video_packets(parts: Iterable[Path], stream: av.VideoStream, rate: Fraction) -> Iterator[av.Packet]:
@@ -144,19 +139,3 @@ def video_packets(parts: Iterable[Path], stream: av.VideoStream, rate: Fraction)
                     count += 1
                     yield packet
         first = count
-
-
-def audio_packets(container: OutputContainer, audio: dict, samples: int) -> Iterator[av.Packet]:
-    """Adds an audio stream to the container. Returns an iterator over the packets of its first samples."""
-    channels, rate = audio["waveform"].shape[0], int(audio["sample_rate"])
-    stream = container.add_stream("aac", rate=rate, layout=AUDIO_LAYOUTS[channels])
-
-    def packets() -> Iterator[av.Packet]:
-        for start in range(0, min(samples, audio["waveform"].shape[1]), AUDIO_STRETCH):
-            stretch = audio["waveform"][:, start : min(start + AUDIO_STRETCH, samples)]
-            frame = av.AudioFrame.from_ndarray(stretch.float().cpu().contiguous().numpy(), "fltp", AUDIO_LAYOUTS[channels])
-            frame.sample_rate, frame.pts = rate, start
-            yield from stream.encode(frame)
-        yield from stream.encode()
-
-    return packets()

@@ -1,0 +1,125 @@
+"""What cannot succeed is refused before the work; what can be converted is."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from conftest import latent, scale
+from test_decode import frames_seen, module, output, save, tiny  # noqa: F401 (fixtures)
+from test_decode import latent as smooth
+
+from simplegvr_core.planning.preflight import check_encoding, check_folder
+from simplegvr_core.video.sound import checked_sound
+from simplegvr_core.video.write import Encoding
+
+
+def tone(rate: float, seconds: float = 1, channels: int = 2, dtype=torch.float32) -> dict:
+    """Returns an AUDIO of 440 Hz."""
+    times = torch.arange(round(seconds * rate)) / rate
+    return {"waveform": (0.5 * (2 * math.pi * 440 * times).sin()).expand(1, channels, -1).to(dtype), "sample_rate": rate}
+
+
+def sound_of(path: Path) -> tuple[torch.Tensor, int]:
+    """Returns samples (C, N) and rate of a file's sound."""
+    with av.open(path) as container:
+        frames = list(container.decode(audio=0))
+        return torch.cat([torch.from_numpy(frame.to_ndarray()) for frame in frames], dim=1), frames[0].sample_rate
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("rate", "encoded"), [(40000, 44100), (192000, 96000), (6000, 7350), (22050.0, 22050), (48000, 48000)])
+def test_a_sound_of_any_rate_becomes_one_that_aac_has(tiny, save, rate, encoded, dtype):  # noqa: F811
+    (path,), report = save(tiny, smooth(5), fps=17.0, audio=tone(rate, 2, dtype=dtype))
+    samples, found = sound_of(path)
+    assert found == encoded
+    assert (f"AAC has no {rate} Hz: the sound became {encoded} Hz." in report) == (rate != encoded)
+    assert encoded <= samples.shape[1] < encoded + 3000  # of 17 frames at 17 a second
+    spectrum = torch.fft.rfft(samples[0, :encoded]).abs()
+    assert abs(int(spectrum.argmax()) - 440) <= 1
+
+
+def broken(value: float) -> dict:
+    audio = tone(8000, 2)
+    audio["waveform"] = audio["waveform"].clone()
+    audio["waveform"][0, 1, 800] = value
+    return audio
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio": broken(torch.nan)}, r"the audio has NaN or infinite values from 0\.10 seconds on: look for the cause"),
+        ({"audio": broken(-torch.inf)}, r"the audio has NaN or infinite values from 0\.10 seconds on"),
+        ({"audio": tone(8000, channels=5)}, "the audio has 5 channels, wanted one of 1, 2, 6, 8: mix it to stereo"),
+        ({"audio": tone(8000) | {"sample_rate": 0}}, "the audio has 0 samples per second, wanted at least 1"),
+        ({"audio": tone(8000) | {"waveform": torch.zeros(1, 2, 800, dtype=torch.int16)}}, r"the audio is torch\.int16 of shape"),
+        ({"audio": tone(8000) | {"waveform": torch.zeros(2, 800)}}, r"the audio has shape \(2, 800\), wanted \(batch, channels, samples\)"),
+        ({"filename_prefix": "video/" + 300 * "a"}, r"the file name a{40}\.\.\. has 311 bytes, wanted at most 247: shorten it"),
+        ({"filename_prefix": "file/below"}, "is a file, wanted a folder|cannot be written"),
+        ({"latent": smooth(1, (1, 2049))}, "the frames are 16392 x 8, H.264 takes sides of at most 16384 pixels: choose a smaller size"),
+    ],
+    ids=["nan", "inf", "5 channels", "no rate", "integers", "no batch", "long name", "file as folder", "too wide"],
+)  # fmt: skip
+def test_what_cannot_be_saved_is_refused_before_the_first_frame(tiny, save, output, frames_seen, changes, message):  # noqa: F811
+    (output / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=f"SimpleGVR Decode and Save: .*({message})"):
+        save(tiny, **({"latent": smooth(5)} | changes))
+    assert not frames_seen
+    assert not [path for path in output.parent.rglob("*.mp4") if path.is_file()]
+
+
+def test_a_full_disk_is_found_before_the_first_frame(tiny, save, frames_seen, monkeypatch):  # noqa: F811
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    with pytest.raises(ValueError, match=r"SimpleGVR Decode and Save: .* has 0.* free, the run needs at least .*: free space there"):
+        save(tiny, smooth(1))
+    assert not frames_seen
+
+
+def test_a_full_disk_is_found_before_the_first_step(sample, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(ValueError, match=r"SimpleGVR Sampler: .* has .* free, the run needs at least"):
+        sample()
+
+
+def test_the_plan_shows_what_stops_a_run(comfy, model, wan):
+    inputs = {"latent": latent(), "size": scale(2), "memory": {"memory": "free"}, "trial": False}
+    custom = {"settings": "custom", "steps": 2, "cfg": 1.0, "noise_augmentation": 0.4, "denoise": 1.0}
+    report = comfy.run("SimpleGVRPlan", model=wan, settings=custom, **inputs)[3]
+    assert "It cannot run yet. SimpleGVR Plan: denoise is 1 with a stock Wan model" in report
+    assert "cannot run" not in comfy.run("SimpleGVRPlan", model=model, settings=custom, **inputs)[3]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 16384), (16384, 8), (16, 16)])
+@pytest.mark.parametrize("rate", [Fraction(1, 100), 24, 1000])
+def test_what_the_encoder_takes_is_not_refused(size, rate):
+    check_encoding(Encoding(*size, Fraction(rate)))
+
+
+def test_a_frame_of_too_many_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"H\.264 does not take frames of 16384 x 16384 at 24 a second"):
+        check_encoding(Encoding(16384, 16384, Fraction(24)))
+
+
+def test_folders_are_named_with_the_cure(tmp_path):
+    check_folder(tmp_path / "new" / "folder", 1)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="a file, wanted a folder: choose another"):
+            check_folder(folder)
+    with pytest.raises(OSError, match="free, the run needs at least"):
+        check_folder(tmp_path, 1e15)
+
+
+def test_only_the_sound_of_the_video_counts():
+    waveform = torch.zeros(1, 1000)
+    waveform[0, 500] = torch.nan
+    assert checked_sound(waveform, 1000, 0.5).waveform.shape == (1, 500)
+    with pytest.raises(ValueError, match=r"from 0\.50 seconds on"):
+        checked_sound(waveform, 1000, 0.6)
