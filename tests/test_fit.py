@@ -161,3 +161,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--out .*file.run cannot be written to \(Not a directory\): choose another folder"):
         fit(Regression(), draw, LOOP, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: bytes(len(data)), lambda data: data[: len(data) // 2]])
+def test_a_damaged_state_is_named(tmp_path, damage):
+    fit(Regression(), draw, LoopConfig(steps=4, learning_rate=3e-2, cpu=True), tmp_path)
+    state = tmp_path / "state.pt"
+    state.write_bytes(damage(state.read_bytes()))
+    with pytest.raises(ValueError, match=r"state\.pt is damaged .*: delete it to begin anew"):
+        fit(Regression(), draw, LoopConfig(steps=4, learning_rate=3e-2, cpu=True), tmp_path)

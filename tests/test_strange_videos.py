@@ -142,3 +142,13 @@ def test_the_demo_refuses_before_all_the_work(tmp_path, input, out, message):
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "starting ComfyUI" not in ran.stderr
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: bytes(len(data)), lambda data: data[: len(data) // 2]])
+def test_a_damaged_shard_is_made_again(build, damage):  # noqa: F811
+    build.run()
+    shard = build.out / "shard_00000.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(damage(whole))
+    build.run()
+    assert shard.read_bytes() == whole

@@ -65,6 +65,8 @@ class DiTConfig:
     def __post_init__(self):
         if self.condition not in CONDITIONS:
             raise ValueError(f"condition is {self.condition!r}, wanted one of {', '.join(CONDITIONS)}")
+        if self.num_heads < 1 or self.dim % (2 * self.num_heads):
+            raise ValueError(f"dim is {self.dim} and num_heads {self.num_heads}, wanted heads of an even number of channels")
 
     @property
     def patch_channels(self) -> int:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
@@ -295,12 +295,16 @@ def shard_name(number: int) -> str:
 
 
 def read_records(folder: Path) -> list[dict]:
-    """Returns the records of all clips up to the last pair of the folder's shards, in order."""
+    """Returns the records of all clips up to the last pair of the folder's shards, in order; up to a damaged shard, with a word on it."""
     records: list[dict] = []
     number = 0
     while (path := folder / shard_name(number)).exists():
-        with safe_open(path, framework="pt") as shard:
-            metadata = json.loads(shard.metadata()[METADATA_KEY])
+        try:
+            with safe_open(path, framework="pt") as shard:
+                metadata = json.loads(shard.metadata()[METADATA_KEY])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            tqdm.write(f"{path} is damaged ({error}): its pairs and those after it are made again")
+            break
         records += metadata["records"] if isinstance(metadata, dict) else metadata
         number += 1
     return records

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import cast
 
 import numpy as np
@@ -119,8 +120,11 @@ class TrainingState:
                 raise OSError(errno.EIO, f"at step {self.progress.step}: {error}") from error
 
     def load(self, path: Path) -> None:
-        """Reads the state. Raises ValueError when it is of another network or of other options."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        """Reads the state. Raises ValueError when it is damaged, of another network or of other options."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it to begin anew, or put a copy in its place") from error
         for name, value in self.options.items():
             if state["options"].get(name) != value:
                 raise ValueError(
