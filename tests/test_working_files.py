@@ -271,7 +271,7 @@ def test_the_folder_of_a_dead_process_is_deleted_and_that_of_a_live_one_kept(fir
 def test_a_server_continues_a_run_with_a_damaged_step(first, damage):
     case = replace(WIDE, sampler={**WIDE.sampler, "resume": True})
     with pytest.raises(Exception, match="interrupted"):
-        first.server.run(workflow(case), interrupt_after=2.5, seconds=0.1)
+        first.server.run(workflow(case), interrupt_after=8, seconds=0.4)
     steps = sorted((first.server.base / "output").rglob("z*.safetensors"), key=lambda path: path.stat().st_mtime)
     assert len(steps) == 2
     steps[-1].write_bytes(DAMAGES[damage](steps[-1].read_bytes()))
