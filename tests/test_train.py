@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.block_causal_config import BlockCausalConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, load_dit
 from simplegvr_core.networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from simplegvr_core.networks.upsampler import VARIANTS, load_upsampler
@@ -55,6 +56,13 @@ def command(*arguments, processes=1):
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+
+
+def test_block_causal_attention_trains_and_its_file_runs_with_it(smoke):
+    attention = BlockCausalConfig(window=(2, 3, 3), local_range=3, budget=20)
+    assert PRESETS["stage3_block_causal"].attention == BlockCausalConfig()
+    result = replace(smoke, attention=attention).run()
+    assert load_dit(Path(result["dit"]))[0].attention == attention
 
 
 def test_files_load_and_carry_what_they_were_trained_with(smoke):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..files import GVR_TINY_VAE
 from ..networks.attention import AttentionConfig
+from ..networks.block_causal_config import BlockCausalConfig
 from ..networks.dit import DiTConfig
 from ..networks.upsampler import VARIANTS
 from ..sampling.super_resolve import SamplingConfig
@@ -52,6 +53,16 @@ PRESETS = {
         init_upsampler=Path("runs/stage2/upsampler.safetensors"),
         curve=CURVE,
         attention=AttentionConfig(scope="video"),
+        crop=replace(STAGE.crop, num_frames=77),
+        loop=replace(STAGE.loop, steps=5_000),
+    ),
+    "stage3_block_causal": replace(
+        STAGE,
+        pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
+        out=Path("runs/stage3_block_causal"),
+        init_dit=Path("runs/stage2/dit.safetensors"),
+        init_upsampler=Path("runs/stage2/upsampler.safetensors"),
+        attention=BlockCausalConfig(),
         crop=replace(STAGE.crop, num_frames=77),
         loop=replace(STAGE.loop, steps=5_000),
     ),
