@@ -83,7 +83,7 @@ class Machine:
         """
         self.device, self.dtype, self.limit_s, self.timing_s = torch.device(device), getattr(torch, dtype), limit_s, timing_s
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # Triton times the current one
+            torch.cuda.set_device(self.device.index or 0)  # Triton times the current one
         size = 8192 if self.device.type == "cuda" else 2048
         x = torch.randn(16 * size, size, device=self.device).to(self.dtype)
         y, square = torch.empty_like(x), x[:size]
