@@ -136,6 +136,18 @@ def test_st_lpips_is_what_its_package_gives_with_nothing_left_random(video):
     assert full_reference.st_lpips(blurred(video, 2), video).tolist() == pytest.approx(values, rel=1e-5)
 
 
+def test_flat_noise_is_the_noise_where_the_original_is_flat():
+    """Noise of 2 levels on the flat left half, of 20 on the textured right half."""
+    original = texture(96, 160)[None, :, None].repeat(1, 1, 2, 1, 1)
+    original[..., :80] = 0.25
+    noise = torch.randn(1, 1, 2, 96, 160, generator=torch.Generator().manual_seed(0)) / 127.5
+    video = original + noise * torch.tensor([2.0] * 80 + [20.0] * 80)
+    left_of_itself = (1 - 1 / 81) ** 0.5
+    assert full_reference.flat_noise(video, original).tolist() == pytest.approx([2 * left_of_itself] * 2, rel=0.05)
+    assert full_reference.flat_noise(original, original).max() < 0.2
+    assert full_reference.flat_noise(video[..., 80:], original[..., 80:]).isnan().all()
+
+
 def test_vmaf_of_equal_videos_is_nearly_100_and_falls_with_blur_frame_by_frame():
     original = panning(texture(240, 280), 5, 1, 2, 160, 176)
     video = torch.cat((original[:, :, :2], blurred(original[:, :, 2:], 2)), dim=2)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from ..video.write import write_video
 
 CHUNK = 4  # frames at a time: some hundred MB of memory for a clip of any length
 EQUAL = 100.0  # dB, of frames without a difference
+FLAT_WINDOW, FLAT_LEVELS, FLAT_AREA = 9, 1.5, 0.005  # pixels; levels of 255; of a frame
 VMAF_MODEL = "vmaf_v0.6.1.json"  # comes with ffmpeg-quality-metrics
 
 
@@ -110,6 +112,38 @@ def st_lpips(video: Tensor, original: Tensor) -> Tensor:
     network = st_lpips_network("alex", video.device)
     with torch.inference_mode():
         return torch.cat([network(*frames).flatten() for frames in chunks(video, original)])
+
+
+def flat_noise(video: Tensor, original: Tensor) -> Tensor:
+    """Returns the visible noise of flat areas: the deviation of the mean of R, G, B from its mean over FLAT_WINDOW x FLAT_WINDOW pixels.
+
+    Measured where that deviation of the original is below FLAT_LEVELS. TinyVAE's copy of the original gives the autoencoder's own noise.
+
+    Args:
+        video: (1, 3, F, H, W) in [-1, 1].
+        original: (1, 3, F, H, W) in [-1, 1].
+
+    Returns:
+        (F,) levels of 255, NaN for a frame of which less than FLAT_AREA is flat.
+    """
+
+    def of_frames(frames: Tensor, originals: Tensor) -> Tensor:
+        is_flat = local_variance(originals)[1] < FLAT_LEVELS**2
+        square = (local_variance(frames)[0].square() * is_flat).sum((1, 2, 3)) / is_flat.sum((1, 2, 3))
+        return square.sqrt().where(is_flat.float().mean((1, 2, 3)) >= FLAT_AREA, torch.nan)
+
+    return torch.cat([of_frames(*frames) for frames in chunks(video, original)])
+
+
+def local_variance(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each pixel's difference from the mean brightness around it, and the variance there, (n, 1, H, W), in levels of 255."""
+    luma = 127.5 * frames.mean(1, keepdim=True)
+
+    def local_mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (FLAT_WINDOW // 2,) * 4, mode="replicate"), FLAT_WINDOW, 1)
+
+    difference = luma - local_mean(luma)
+    return difference, local_mean(luma.square()) - local_mean(luma).square()
 
 
 def vmaf(video: Tensor, original: Tensor, rate: Fraction = Fraction(25)) -> Tensor:

@@ -199,6 +199,17 @@ TABLE = (
         "counts as detail, even a grid.",
     ),
     Metric(
+        name="flat_noise",
+        label="flat noise",
+        unit="levels",
+        better="lower",
+        group="quality",
+        needs=("original",),
+        measure=lambda result: full_reference.flat_noise(result.video, result.original),
+        decimals=2,
+        meaning="Noise where the original is flat, in levels of 255. The method vae has that of the autoencoder alone.",
+    ),
+    Metric(
         name="vmaf",
         label="VMAF",
         better="higher",

@@ -100,7 +100,7 @@ class OnlinePairs:
         return resize_frames(to_video(clip[:, y : y + side, x : x + side]), (self.side, self.side), "area")
 
     def photograph_in_motion(self, generator: torch.Generator) -> Tensor:
-        """Returns what a moving camera sees of a photograph: up to 3 pixels, 0.3 degrees and 0.6 % of zoom a frame."""
+        """Returns what a moving camera sees of a photograph: a frame moves up to 24 pixels (half of them up to 3), 0.3 degrees, 0.6 %."""
         photograph = self.photographs[below(len(self.photographs), generator)]
         view = round(1.3 * self.side)  # pixels of the part of the photograph that is seen, after its downscaling
         least, most = 1.4, max(1.4, min(4, min(photograph.shape[1:]) / view))
@@ -111,7 +111,7 @@ class OnlinePairs:
         frames = torch.arange(self.crop.num_frames) - (self.crop.num_frames - 1) / 2
         angle = math.radians(uniform(-0.3, 0.3, generator)) * frames
         zoom = self.side / view * (1 + uniform(-0.006, 0.006, generator)) ** frames
-        heading, speed = uniform(0, 2 * math.pi, generator), uniform(0, 3, generator) * 2 / view
+        heading, speed = uniform(0, 2 * math.pi, generator), 24 * uniform(0, 1, generator) ** 3 * 2 / view
         rows = (
             (zoom * angle.cos(), -zoom * angle.sin(), speed * math.cos(heading) * frames),
             (zoom * angle.sin(), zoom * angle.cos(), speed * math.sin(heading) * frames),
