@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Trains the bundled models: a teacher by flow matching, gvr_tiny, its one-step student, and the toy text-to-video model.
+# Trains the bundled gvr_tiny: a teacher by flow matching, its one-step student, and a fine-tuned upsampler.
 #
-#   runs/gvr_tiny.sh FOOTAGE SCENES OUT [TEACHER_MINUTES STUDENT_MINUTES T2V_MINUTES]
+#   runs/gvr_tiny.sh FOOTAGE OUT [TEACHER_MINUTES STUDENT_MINUTES UPSAMPLER_MINUTES]
 #
-# FOOTAGE: folder of 1080p video and photographs, as tools/gather_footage.sh makes it.
-# SCENES: folder of pairs that the toy text-to-video model learns by heart.
+# FOOTAGE: folder of 1080p video and photographs, as runs/gvr_tiny_footage.sh makes it.
 # OUT: folder of the runs. A run that was killed is resumed by the same command.
-# The default minutes are those of one H100. On a CPU give hours.
+# The default minutes are those of one H200 for the first two, of one CPU core for the last. On a CPU give hours.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-footage=$1 scenes=$2 out=$3 teacher=${4:-2} student=${5:-4} t2v=${6:-1}
-vae=models/simplegvr_tiny_vae/gvr_tiny_vae.safetensors
-run="${PYTHON:-python3 scripts/run.py}"
+footage=$1 out=$2 teacher=${3:-0.8} student=${4:-4.7} upsampler=${5:-24}
+run="python3 scripts/run.py"
+data=(--footage "$footage" --vae models/simplegvr_tiny_vae/gvr_tiny_vae.safetensors)
 
-$run train --preset tiny_teacher --footage "$footage" --vae $vae --out "$out/teacher" --loop.minutes "$teacher"
-$run distil --preset tiny --footage "$footage" --vae $vae --out "$out/student" --loop.minutes "$student" \
+$run train --preset tiny_teacher "${data[@]}" --out "$out/teacher" --loop.minutes "$teacher"
+$run distil --preset tiny "${data[@]}" --out "$out/student" --loop.minutes "$student" \
     --init-dit "$out/teacher/dit.safetensors" --init-upsampler "$out/teacher/upsampler.safetensors"
-$run train --preset tiny_t2v --pairs "$scenes" --vae $vae --out "$out/t2v" --loop.minutes "$t2v"
+$run train --preset tiny_teacher "${data[@]}" --out "$out/upsampler" --loop.minutes "$upsampler" \
+    --init-dit "$out/teacher/dit.safetensors" --init-upsampler "$out/student/upsampler.safetensors" \
+    --crop.batch 4 --loop.learning-rate 2e-4 --loop.warmup 5 --loop.ema 0.98 --loop.seed 1
+echo "gvr_tiny is $out/student/dit.safetensors and $out/upsampler/upsampler.safetensors"
