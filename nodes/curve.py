@@ -29,7 +29,7 @@ class SimpleGVRTimestepCurve(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="SimpleGVR checkpoint in models/diffusion_models that was trained with a curve. gvr_tiny was.",
+                    tooltip="SimpleGVR checkpoint in models/diffusion_models that was trained with a curve.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The curve, from pure noise on the left to the clean latent on the right.")],

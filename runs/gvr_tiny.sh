@@ -8,7 +8,7 @@
 # The default minutes are those of one H200 for the first two, of one CPU core for the last. On a CPU give hours.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-footage=$1 out=$2 teacher=${3:-0.8} student=${4:-4.7} upsampler=${5:-24}
+footage=$1 out=$2 teacher=${3:-0.8} student=${4:-4.7} upsampler=${5:-22}
 run="python3 scripts/run.py"
 data=(--footage "$footage" --vae models/simplegvr_tiny_vae/gvr_tiny_vae.safetensors)
 

@@ -15,6 +15,7 @@ from conftest import REPO
 from test_repository import tracked
 
 from simplegvr_core.__main__ import COMMANDS
+from simplegvr_core.training.distil import PRESETS as DISTIL_PRESETS
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.video import read_video
 
@@ -113,7 +114,7 @@ def test_scripts_and_presets_exist(name):
         options = re.findall(r"(?<= )--(?!help)[\w-]+", arguments)
         hands_on = script in ("scripts/run.py", "scripts/test.py")
         assert hands_on or all(f'"{option}"' in source for option in options), f"{script}{arguments}"
-    assert set(re.findall(r"--preset (\w+)", text)) <= set(PRESETS)
+    assert set(re.findall(r"--preset (\w+)", text)) <= {*PRESETS, *DISTIL_PRESETS}
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -188,7 +188,8 @@ def test_figures_here_are_those_of_the_weights(made):
     assert likeness == sorted(likeness, reverse=True) and likeness[0] > likeness[-1] + 3
     assert results["figure-8"]["groups"]["here, gvr_tiny"]["odd layers"]["latent frames of each unit"] == "2 5 5 5 3"
     operators = results["table-2"]["groups"]["here, gvr_tiny"]
-    assert operators["sparse local"]["PSNR to the result as trained, dB"] > 60 > operators["full"]["PSNR to the result as trained, dB"]
+    as_trained, full = (operators[kind]["PSNR to the result as trained, dB"] for kind in ("sparse local", "full"))
+    assert as_trained > 60 and as_trained > full + 10
     shares = [row["share of the change, %"] for row in results["figure-5"]["groups"]["here, gvr_tiny"].values()]
     assert sum(shares) == pytest.approx(100)
 
