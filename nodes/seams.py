@@ -96,9 +96,7 @@ class SimpleGVRSeamMeter(io.ComfyNode):
         tile_overlap_height: int,
     ) -> io.NodeOutput:
         is_latent = isinstance(video, dict)
-        clip = (
-            to_core(latent_samples(video, cls)) if is_latent else rearrange(rgb_frames(video, cls, "video").float(), "F H W C -> 1 C F H W")
-        )
+        clip = to_core(latent_samples(video, cls)) if is_latent else rearrange(rgb_frames(video, cls, "video"), "F H W C -> 1 C F H W")
         try:
             borders = Borders(period, (tile_width, tile_height), first_border or None, overlap, (tile_overlap_width, tile_overlap_height))
             seams, panels = measure(watched(clip), borders, LATENT if is_latent else VIDEO)

@@ -76,7 +76,7 @@ class SimpleGVRSparseAttention(io.ComfyNode):
             top_k=preset["top_k"],
             unit=preset["unit"] or None,
             radius=preset["radius"] or None,
-            scope=preset.get("scope", "unit"),
+            scope=preset.get("scope") or "unit",
         )
         network = model.model.diffusion_model
         if not isinstance(model.model, SimpleGVRModel) and type(network) is not WanModel:

@@ -51,7 +51,7 @@ def test_blocks_of_frames_give_what_the_whole_clip_gives(comfy, result, original
     videos = [2 * images.permute(3, 0, 1, 2)[None] - 1 for images in (result, original, source)]
     whole = Result(videos[0], EvaluationClip((192, 288), *videos[1:]))
     assert values["skipped"] == {}
-    quality = {"psnr", "ssim", "ms_ssim", "st_lpips", "vmaf", "niqe", "lr_consistency"}
+    quality = {"psnr", "ssim", "ms_ssim", "st_lpips", "flat_noise", "vmaf", "niqe", "lr_consistency"}
     assert values["metrics"].keys() == quality | {"warping_error", "tof", "flicker"}
     for name, found in values["metrics"].items():
         expected = measure(name, whole)
@@ -79,7 +79,7 @@ def worst_of(result, original):
 def test_without_an_original_what_needs_none_is_measured_and_the_rest_named(comfy, result, source):
     report, picture, values, psnr, _ = run(comfy, result, "all", source=source)
     assert values["metrics"].keys() == {"niqe", "lr_consistency", "warping_error", "tof", "flicker"}
-    assert values["skipped"] == dict.fromkeys(("psnr", "ssim", "ms_ssim", "st_lpips", "vmaf"), "connect original")
+    assert values["skipped"] == dict.fromkeys(("psnr", "ssim", "ms_ssim", "st_lpips", "flat_noise", "vmaf"), "connect original")
     assert "VMAF was not measured: connect original" in report
     assert math.isnan(psnr) and picture.shape[3] == 3
     _, _, values, *_ = run(comfy, result, "all")
@@ -124,7 +124,7 @@ def test_comfyui_s_own_packages_are_enough_for_quick_and_what_is_missing_is_name
     _, _, values, *_ = run(comfy, result, original=original, source=source)
     assert list(values["metrics"]) == QUICK and values["skipped"] == {}
     report, _, values, *_ = run(comfy, result, "all", original=original, source=source)
-    assert list(values["metrics"]) == ["psnr", "ssim", "niqe", "lr_consistency", "flicker"]
+    assert list(values["metrics"]) == ["psnr", "ssim", "flat_noise", "niqe", "lr_consistency", "flicker"]
     assert values["skipped"]["tof"] == "cv2 is not installed: python -m pip install opencv-python-headless"
     assert "MS-SSIM was not measured: torchmetrics is not installed: python -m pip install torchmetrics" in report
 

@@ -76,8 +76,8 @@ def test_the_chain_itself_runs(server):
 @pytest.mark.parametrize(
     ("name", "inputs", "message"),
     [
-        ("sampler", {"size": "scal"}, r"SimpleGVR Sampler: size is 'scal', wanted one of scale, width x height, short side"),
-        ("upscale", {"size": "scal"}, r"SimpleGVR Latent Upscale: size is missing, or none of its options, wanted one of scale,"),
+        ("sampler", {"size": "scal"}, r"SimpleGVR Sampler: size is 'scal', wanted one of upsampler scale, scale,"),
+        ("upscale", {"size": "scal"}, r"SimpleGVR Latent Upscale: size is missing, or none of its options, wanted one of upsampler scale,"),
         ("plan", {"size": 3}, "SimpleGVR Plan: size is missing, or none of its options"),
         ("plan", {"memory": "fre"}, "SimpleGVR Plan: memory is missing, or none of its options, wanted one of free, custom"),
         ("sampler", {"settings": "best"}, r"SimpleGVR Sampler: settings is 'best', wanted one of recommended, custom"),

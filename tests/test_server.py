@@ -168,7 +168,7 @@ def test_training_free_chain_from_a_text_to_video_sampler(server):
 def test_object_info_describes_every_input_and_output(server):
     with urllib.request.urlopen(f"{server.address}/object_info") as response:
         info = {name: node for name, node in json.load(response).items() if node["python_module"].endswith("ComfyUI-SimpleGVR")}
-    assert len(info) == 20
+    assert len(info) == 21
     for name, node in info.items():
         assert node["description"] and node["search_aliases"], name
         assert all(node["output_tooltips"]), name
