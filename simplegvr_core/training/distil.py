@@ -21,10 +21,10 @@ from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, PairSampler
 from .cost import training_cost
 from .dmd2 import DMD2, DMD2Config, sample_matching_noise
-from .loop import LoopConfig, fit, read_losses
+from .loop import LoopConfig, fit, summarize_losses
 from .loss import Pictures
 from .one_step import STUDENT, OneStep, OneStepConfig, sample_frame
-from .online_pairs import online_pairs
+from .online_pairs import check_source, online_pairs
 
 FEW_STEPS = SamplingConfig(steps=4)
 
@@ -87,21 +87,17 @@ class Distil:
         sampler = online_pairs(self.footage, vae, self.crop, self.loop) if self.footage else PairSampler(self.pairs, self.crop)
 
         def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
-            batch = sampler.sample(generator, self.teacher_config.text_dim)
+            batch = sampler.sample(generator, model.dit.config.text_dim)
             return batch | sample_noise(batch["z_hr"], generator)
 
         trained = fit(model, sample_batch, self.loop, self.out, options=self.lasting_options())
         if not PartialState().is_main_process:
             return {}
-        losses = read_losses(self.out / "losses.jsonl")
-        tenth = max(1, len(losses) // 10)
-        means = {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
-        return self.save(model, trained, vae) | means | {"steps": len(losses)}
+        return self.save(model, trained, vae) | summarize_losses(self.out)
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together."""
-        if bool(self.footage) == bool(self.pairs):
-            raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
+        check_source(self.pairs, self.footage)
         if self.objective == "regression" and (self.sampling.steps, self.sampling.start) != (1, "condition"):
             raise ValueError(
                 f"--sampling has {self.sampling.steps} steps and start {self.sampling.start!r}, but regression trains 1 step from "
@@ -116,11 +112,6 @@ class Distil:
         """Returns the options that must not change when the run is resumed, by name."""
         free = {"out", "vae", "loop", "strength"}
         return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
-
-    @property
-    def teacher_config(self):
-        """The teacher's sizes."""
-        return read_dit_config(self.init_dit)
 
     def model(self, vae: TinyVAE | WanVAE | None) -> tuple[OneStep | DMD2, Callable[[Tensor, torch.Generator], dict[str, Tensor]]]:
         """Returns the objective's network, and what samples the noise of a batch."""
@@ -141,7 +132,7 @@ class Distil:
 
         "frozen_bytes" is the teacher's in float32. A fake score has the same state as the student.
         """
-        config = self.teacher_config
+        config = read_dit_config(self.init_dit)
         batch, grid = self.crop.batch * self.loop.accumulate, (self.crop.latent_frames, *self.crop.size)
         recompute = self.gradient_checkpointing
         cost = training_cost(config, self.attention, grid, batch=batch, steps=self.loop.steps, recompute=recompute)

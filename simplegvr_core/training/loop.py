@@ -302,6 +302,13 @@ def read_losses(path: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
 
 
+def summarize_losses(folder: Path) -> dict[str, float]:
+    """Returns {"loss_first", "loss_last": means over the first and last tenth of a run, "steps": its number of steps}."""
+    losses = read_losses(folder / "losses.jsonl")
+    tenth = max(1, len(losses) // 10)
+    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth, "steps": len(losses)}
+
+
 def plot_losses(losses_path: Path, path: Path) -> None:
     """Plots the losses and their moving average over a twentieth of the run."""
     from matplotlib.figure import Figure  # slow to import, and only the main process plots

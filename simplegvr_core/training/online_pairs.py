@@ -136,6 +136,12 @@ class OnlinePairs:
         return ((1 - radius) * min(radii)).sigmoid().to(self.device)[None, None]
 
 
+def check_source(pairs: Sequence[Path], footage: Sequence[Path]) -> None:
+    """Raises ValueError unless there is one source of pairs: folders of pairs, or footage."""
+    if bool(footage) == bool(pairs):
+        raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
+
+
 def online_pairs(folders: Sequence[Path], vae: object, crop: Crop, loop: LoopConfig) -> OnlinePairs:
     """Returns the pairs of --footage on the training device. Raises ValueError when vae is no TinyVAE."""
     if not isinstance(vae, TinyVAE):

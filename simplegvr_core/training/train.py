@@ -25,10 +25,10 @@ from ..video.frames import resize_frames, to_images
 from ..video.write import write_video
 from .batches import Crop, PairSampler
 from .cost import training_cost
-from .loop import LoopConfig, fit, read_losses
+from .loop import LoopConfig, fit, summarize_losses
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, LossConfig, Pictures, sample_noise
-from .online_pairs import OnlinePairs, online_pairs
+from .online_pairs import OnlinePairs, check_source, online_pairs
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,7 @@ class Train:
         trained = fit(model, sample_batch, self.loop, self.out, show=self.preview(vae, sampler), options=self.lasting_options())
         if not PartialState().is_main_process:
             return {}
-        losses = read_losses(self.out / "losses.jsonl")
-        tenth = max(1, len(losses) // 10)
-        means = {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
-        return self.save(model, trained, curve, vae) | means | {"steps": len(losses)}
+        return self.save(model, trained, curve, vae) | summarize_losses(self.out)
 
     def lasting_options(self) -> dict[str, str]:
         """Returns the options that must not change when the run is resumed, by name."""
@@ -127,8 +124,7 @@ class Train:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
-        if bool(self.footage) == bool(self.pairs):
-            raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
+        check_source(self.pairs, self.footage)
         if self.upsampler.resize == "pixels" and self.vae is None and self.init_upsampler is None:
             raise ValueError("--upsampler.resize pixels starts from TinyVAE's closed form: give its file with --vae")
         if self.init_dit is not None and self.dit.condition == "token":
