@@ -329,10 +329,10 @@ def test_compare_in_the_page(page, server, run_in_page):
 
 def test_the_preview_moves_in_the_page(page, run_in_page, server, tmp_path):
     """Of one preview, by its address, two moments look different."""
-    shutil.copy(REPO / "assets" / "demo.mp4", server.base / "input" / "demo.mp4")
+    shutil.copy(REPO / "assets" / "demo.mp4", server.base / "input" / "whole_demo.mp4")
     workflow = json.loads((REPO / "workflows" / "api" / "quickstart_video.json").read_text())
     nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
-    nodes["LoadVideo"]["file"] = "demo.mp4"
+    nodes["LoadVideo"]["file"] = "whole_demo.mp4"
     settings = {"steps": 200, "cfg": 1.0, "noise_augmentation": 0.0, "denoise": 0.15}
     nodes["SimpleGVRSampler"].update(
         {"size.scale": 1.0, "settings": "custom", **{f"settings.{key}": value for key, value in settings.items()}}
