@@ -1,6 +1,6 @@
 """Super-resolves a video through a real ComfyUI: `python3 scripts/demo.py [INPUT.mp4] [--scale 3] [--out DIR] [--ui]`.
 
-Sets everything up the first time. Leaves the result as mp4, a side-by-side PNG, and a table of times and quality.
+Sets everything up the first time. Leaves the result as mp4, a side-by-side PNG, a before-and-after WebP, and a table of times and quality.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from pathlib import Path
 from comfyui import HOME, REPO, SetupError, enter, is_open, say, server
 
 UI_PORT = 8188
-BUNDLED = REPO / "assets" / "demo.mp4"
-BUNDLED_ORIGINAL = REPO / "assets" / "demo_original.mp4"
+BUNDLED = REPO / "assets" / "squirrels.mp4"
+BUNDLED_ORIGINAL = REPO / "assets" / "squirrels_original.mp4"
+QUICKSTART_CLIP = REPO / "assets" / "demo.mp4"  # which the quickstart workflow names
+DECODED = "low resolution through TinyVAE, bicubic"  # what the user of a text-to-video model has without SimpleGVR
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
     name = f"demo_{os.getpid()}{'.mp4' if notes else arguments.input.suffix}"  # other runs share this folder
     (base / "input").mkdir(exist_ok=True)
     place(arguments, base / "input" / name, notes)
-    shutil.copy(BUNDLED, base / "input")  # the clip that the quickstart workflow names
+    shutil.copy(QUICKSTART_CLIP, base / "input")
     say("starting ComfyUI")
     port = UI_PORT if arguments.ui and not is_open(UI_PORT) else None
     log = base / f"server_{os.getpid()}.log"
@@ -194,7 +196,7 @@ def write_results(files: list[Path], placed: Path, arguments: argparse.Namespace
         latent_bilinear = vae.decode(resize(z_lr, scaled_size(z_lr.shape[3:], arguments.scale)))
         decoded = vae.decode(z_lr)[:, :, : len(source), : source.shape[1], : source.shape[2]]
     videos = {
-        "low-res, bilinear": resize_frames(to_video(source), size, "bilinear"),
+        DECODED: resize_frames(decoded, size, "bicubic"),
         "latent bilinear": latent_bilinear[:, :, : len(source), : size[0], : size[1]],
         "SimpleGVR": gvr,
     }
@@ -207,30 +209,30 @@ def write_results(files: list[Path], placed: Path, arguments: argparse.Namespace
     }
     if arguments.input.resolve() == BUNDLED and arguments.scale == 3:
         original = to_video(read_video(BUNDLED_ORIGINAL)[0])
-        compared = {**videos, "low-res through TinyVAE, bilinear": resize_frames(decoded, size, "bilinear")}
         clip = EvaluationClip(tuple(size), original)
-        results = {name: Result(video, clip) for name, video in compared.items()}
+        results = {name: Result(video, clip) for name, video in videos.items()}
+        results["low resolution in pixels, bicubic"] = Result(resize_frames(to_video(source), size, "bicubic"), clip)
         report["quality"] = {name: [metrics.measure(each, result).value for each in ("psnr", "ssim")] for name, result in results.items()}
         videos["original"] = original
     middle = {name: to_images(video[:, :, video.shape[2] // 2 :][:, :, :1])[0].numpy() for name, video in videos.items()}
     report["side_by_side"] = str(result.with_suffix(".png"))
     side_by_side(middle).save(report["side_by_side"])
+    report["before_after"] = str(result.with_name(f"{arguments.input.stem}_before_after.webp"))
+    frames = before_after(to_images(videos[DECODED]).numpy(), to_images(gvr).numpy())
+    frames[0].save(report["before_after"], save_all=True, append_images=frames[1:], duration=round(1000 / rate), loop=0, quality=80)
     (arguments.out / "demo.json").write_text(json.dumps(report, indent=1))
     return report
 
 
 def side_by_side(pictures: dict):
     """Returns a PIL picture: the pictures (H, W, 3) uint8 in a row with their names, below them their most detailed ninth at 3x."""
-    import numpy as np
     from PIL import Image, ImageDraw
 
     height, width = next(iter(pictures.values())).shape[:2]
     label = 24
     canvas = Image.new("RGB", (width * len(pictures), label + 2 * height), "black")
     draw = ImageDraw.Draw(canvas)
-    ninths = [(x * (width // 3), y * (height // 3)) for x in range(3) for y in range(3)]
-    detail = np.abs(np.diff(next(iter(pictures.values())).astype(int), axis=1))
-    left, top = max(ninths, key=lambda corner: detail[corner[1] :, corner[0] :][: height // 3, : width // 3].sum())
+    left, top = most_detailed(next(iter(pictures.values())), (height // 3, width // 3))
     for index, (name, picture) in enumerate(pictures.items()):
         image = Image.fromarray(picture)
         box = (left, top, left + width // 3, top + height // 3)
@@ -238,6 +240,41 @@ def side_by_side(pictures: dict):
         canvas.paste(image, (index * width, label))
         canvas.paste(image.crop(box).resize((width, height), Image.Resampling.NEAREST), (index * width, label + height))
     return canvas
+
+
+def most_detailed(picture, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns (left, top) of the part (height, width) of a picture (H, W, 3) uint8 that differs most from one pixel to the next."""
+    import cv2
+    import numpy as np
+
+    height, width = size
+    detail = np.abs(np.diff(picture.astype(np.float32), axis=1)).sum(2)
+    sums = cv2.boxFilter(detail, -1, (width, height), anchor=(0, 0), normalize=False)[
+        : picture.shape[0] - height + 1, : picture.shape[1] - width + 1
+    ]
+    top, left = np.unravel_index(sums.argmax(), sums.shape)
+    return int(left), int(top)
+
+
+def before_after(before, after) -> list:
+    """Returns PIL pictures of a loop: the most detailed part of the frames (T, H, W, 3) uint8, before left and after right of a line.
+
+    The line moves to and fro once, the part is at most 360 x 640 pixels.
+    """
+    import math
+
+    from PIL import Image, ImageDraw
+
+    height, width = min(before.shape[1], 360), min(before.shape[2], 640)
+    left, top = most_detailed(before[len(before) // 2], (height, width))
+    pictures = []
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        line = round(width * (0.5 - 0.4 * math.cos(2 * math.pi * index / len(before))))
+        picture = Image.fromarray(new[top : top + height, left : left + width])
+        picture.paste(Image.fromarray(old[top : top + height, left : left + line]))
+        ImageDraw.Draw(picture).line((line, 0, line, height), fill="white", width=2)
+        pictures.append(picture)
+    return pictures
 
 
 def print_report(report: dict, stages: dict[str, float], peak: float) -> None:
@@ -249,10 +286,10 @@ def print_report(report: dict, stages: dict[str, float], peak: float) -> None:
         print("\n| against the original | PSNR | SSIM |\n|---|---|---|")
         for name, (psnr, ssim) in report["quality"].items():
             print(f"| {name} | {psnr:.2f} dB | {ssim:.3f} |")
-        print("gvr_tiny starts from TinyVAE's latent, so the last line, not the first, is what it can be compared with.")
+        print("The first three see TinyVAE's latent of the low resolution, the last one its pixels.")
     (frames, *source), (_, *target) = report["input"], report["output"]
     print(f"\n{frames} frames, {source[1]} x {source[0]} -> {target[1]} x {target[0]}")
-    print(f"video:        {report['result']}\nside by side: {report['side_by_side']}")
+    print(f"video:        {report['result']}\nside by side: {report['side_by_side']}\nbefore|after: {report['before_after']}")
 
 
 if __name__ == "__main__":

@@ -75,11 +75,11 @@ def test_it_runs_whole_and_outlives_what_measures(tmp_path):
 
 def test_a_killed_run_leaves_a_valid_file(tmp_path):
     with running(tmp_path, minutes=3) as (process, path):
-        wait_for(process, path, lambda contents: len(contents["sections"]["kernels"]) >= 2)
+        wait_for(process, path, lambda contents: contents["sections"]["kernels"])
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         contents = json.loads(path.read_text())
-    assert not contents["finished"] and len(contents["sections"]["kernels"]) >= 2 and contents["machine"]["sizes"] == "toy"
+    assert not contents["finished"] and contents["sections"]["kernels"] and contents["machine"]["sizes"] == "toy"
     assert summary(contents)["finished"] is False
 
 

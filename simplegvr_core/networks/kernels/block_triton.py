@@ -20,11 +20,8 @@ from ..block_selection import BlockSelection, null_keys, select_blocks
 from ..windows import TokenLayout
 from . import KernelCase, block_sdpa
 from .sparse_local_triton import (
-    HALVES,
-    HEAD_DIMS,
     LOG2_E,
-    OLDEST,
-    capability,
+    check_case,
     constants,
     fits_32_bits,
     load_tile,
@@ -123,10 +120,7 @@ def check(case: KernelCase) -> None:
         AssertionError: it gives something else.
         Exception: whatever the compiler raises.
     """
-    if (capability(case.device) or OLDEST) < OLDEST:
-        raise RuntimeError("Triton needs compute capability 8.0 or newer")
-    if case.dtype not in HALVES or case.head_dim not in HEAD_DIMS:
-        raise RuntimeError(f"the kernel is for float16 or bfloat16 and head dims {HEAD_DIMS}, not {case.dtype} and {case.head_dim}")
+    check_case(case)
     generator, config = torch.Generator().manual_seed(0), BlockCausalConfig(window=(1, 1, case.window_size), groups=(1,))
     layout = TokenLayout((3, 1, case.window_size + 1), ordered=case.contiguous)
     blocks = config.blocks(layout, case.device)

@@ -310,6 +310,14 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.hip is None else None
 
 
+def check_case(case: KernelCase) -> None:
+    """Raises RuntimeError for a GPU, a dtype or a head dim that the pack's Triton kernels are not for."""
+    if (capability(case.device) or OLDEST) < OLDEST:
+        raise RuntimeError("Triton needs compute capability 8.0 or newer")
+    if case.dtype not in HALVES or case.head_dim not in HEAD_DIMS:
+        raise RuntimeError(f"the kernels are for float16 or bfloat16 and head dims {HEAD_DIMS}, not {case.dtype} and {case.head_dim}")
+
+
 def check(case: KernelCase) -> None:
     """Raises unless the kernels run on this GPU and agree with sdpa, with their gradients when training.
 
@@ -320,10 +328,7 @@ def check(case: KernelCase) -> None:
         AssertionError: they give something else.
         Exception: whatever the compiler raises.
     """
-    if (capability(case.device) or OLDEST) < OLDEST:
-        raise RuntimeError("Triton needs compute capability 8.0 or newer")
-    if case.dtype not in HALVES or case.head_dim not in HEAD_DIMS:
-        raise RuntimeError(f"the kernels are for float16 or bfloat16 and head dims {HEAD_DIMS}, not {case.dtype} and {case.head_dim}")
+    check_case(case)
     generator, size = torch.Generator().manual_seed(0), min(case.window_size, 3 * tile_size(case.window_size))
     # two windows of all tokens, two of fewer
     windows = cut_windows((1, 2 * size - size // 4, 2), (1, size, 1), (1,), window_major=case.contiguous).copy_to(case.device)
