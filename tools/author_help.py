@@ -85,7 +85,7 @@ SIZES = {  # pixels of nodes that show a picture
     "SimpleGVRCompare": (640, 520),
     "SimpleGVREvaluate": (640, 720),
 }
-ASSETS = {"result": "side_by_side.png", "degradations": "degradations.png"}
+ASSETS = {"result": "side_by_side.jpg", "degradations": "degradations.png"}
 
 
 def load(page, workflow: str) -> None:
