@@ -44,6 +44,11 @@ def test_a_tie_of_the_paper_is_no_order():
     )
 
 
+def test_without_an_order_of_the_paper_nothing_is_judged():
+    table = summarise({"after upsampler": runs(0.3, 0.3), "before upsampler": runs(0.6, 0.6)}, PAPER["noise order"])
+    assert (table["direction"], table["paper"]) == ("no order", "after upsampler = before upsampler")
+
+
 def test_every_variant_changes_what_training_knows():
     base = Train.__dataclass_fields__
     assert all(set(change) <= base.keys() for variants in AXES.values() for change in variants.values())

@@ -59,6 +59,27 @@ def test_the_streamed_twin_gives_what_super_resolve_gives_in_memory(model, upsam
     torch.testing.assert_close(streamed[:], expected, atol=1e-6 * expected.abs().max().item(), rtol=0)
 
 
+@pytest.mark.parametrize("order", ["after_upsampler", "before_upsampler"])
+def test_the_condition_is_noised_on_the_side_of_the_upsampler_that_is_asked_for(model, order, tmp_path):
+    """arXiv version 1: the condition is the upsampled latent, noised. ICLR: it is the noised latent, upsampled."""
+    upsampler = UPSAMPLERS["simplegvr"]
+    z_up, noise, noise_up = upsampler(Z_LR, SIZE), *(positional_noise((*Z_LR.shape[:3], *size), 4, 0, 1) for size in ((7, 9), SIZE))
+    formulas = {"after_upsampler": 0.6 * z_up + 0.4 * noise_up, "before_upsampler": upsampler(0.6 * Z_LR + 0.4 * noise, SIZE)}
+    assert (formulas["after_upsampler"] - formulas["before_upsampler"]).std() > 0.1
+    sampling, conditions = SamplingConfig(steps=1, noise_augmentation=0.4, noise_order=order), []
+    hook = model.register_forward_pre_hook(lambda module, inputs: conditions.append(inputs[0][:, 16:, :, : SIZE[0], : SIZE[1]]))
+    try:
+        whole = super_resolve(model, upsampler, Z_LR, SIZE, sampling=sampling, seed=3, noise_seed=4)
+        runtime = torch_runtime(model, upsampler, like=Z_LR, sampling=sampling)
+        streamed = super_resolve_to_file(tmp_path, TensorFrames(Z_LR), SIZE, runtime, sampling=sampling, seed=3, noise_seed=4)[:]
+    finally:
+        hook.remove()
+    assert len(conditions) == 2
+    for condition in conditions:
+        torch.testing.assert_close(condition, formulas[order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
+
+
 def test_no_prompt_is_the_null_prompt(model):
     null = torch.zeros(1, 1, 4096)
     guided = {"sampling": SamplingConfig(steps=1, cfg=2.0)}

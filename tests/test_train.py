@@ -22,7 +22,7 @@ from simplegvr_core.networks.upsampler import VARIANTS, load_upsampler
 from simplegvr_core.training.batches import Crop, PairSampler
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loop import LoopConfig
-from simplegvr_core.training.loss import sample_noise
+from simplegvr_core.training.loss import FlowMatching, LossConfig, Pictures, sample_noise
 from simplegvr_core.training.pairs import Pairs
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.train_vae import Crops, TrainVAE
@@ -236,6 +236,36 @@ def test_noise_levels_are_uniform_and_augmentation_levels_in_their_range():
     assert noise["noise_augmentation"].min() >= 0.3
     assert noise["noise_augmentation"].max() <= 0.6
     assert not torch.equal(noise["noise"], noise["condition_noise"])
+
+
+@pytest.mark.parametrize("order", ["after_upsampler", "before_upsampler"])
+def test_training_noises_the_condition_on_the_side_of_the_upsampler_that_is_asked_for(smoke, order):
+    """It is the order of the trained model's sampling, and the model learns from such conditions."""
+    sampling = replace(smoke.sampling, noise_order=order)
+    upsampler, dit = replace(smoke, sampling=sampling).networks()
+    random_weights(upsampler)
+    generator = torch.Generator().manual_seed(0)
+    z_lr, z_hr = torch.randn(2, 16, 3, 4, 5, generator=generator), torch.randn(2, 16, 3, 6, 8, generator=generator)
+    sample = sample_noise(z_hr, (0.3, 0.6), None, generator)
+    level, noise = sample["noise_augmentation"], sample["condition_noise"]
+    formulas = {
+        "after_upsampler": (1 - level) * upsampler(z_lr, (6, 8)) + level * noise,
+        "before_upsampler": upsampler((1 - level) * z_lr + level * noise[..., :4, :5], (6, 8)),
+    }
+    assert (formulas["after_upsampler"] - formulas["before_upsampler"]).std() > 0.1
+    conditions = []
+    dit.register_forward_pre_hook(lambda module, inputs: conditions.append(inputs[0][:, 16:]))
+    model = FlowMatching(upsampler, dit, Pictures(None, perceptual=False), LossConfig(bf16=False, noise_order=order))
+    model(z_lr=z_lr, z_hr=z_hr, context=torch.zeros(2, 1, 4096), **sample).backward()
+    torch.testing.assert_close(conditions[0], formulas[order], atol=1e-5, rtol=0)
+    assert upsampler.stem.weight.grad.any()
+
+
+def test_the_order_of_the_noise_is_that_of_the_checkpoint(smoke):
+    done = replace(smoke, sampling=replace(smoke.sampling, noise_order="before_upsampler"), loop=replace(smoke.loop, steps=1)).run()
+    assert checkpoint.read_config(Path(done["dit"]), "dit")["sampling"]["noise_order"] == "before_upsampler"
+    with pytest.raises(ValueError, match="was begun with sampling"):
+        smoke.run()
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ AXES = {
         "small": {"noise_range": (0.0, 0.3), "sampling": replace(BASE.sampling, noise_augmentation=0.15)},
         "large": {"noise_range": (0.6, 0.9), "sampling": replace(BASE.sampling, noise_augmentation=0.75)},
     },
+    "noise order": {
+        "after upsampler": {},
+        "before upsampler": {"sampling": replace(BASE.sampling, noise_order="before_upsampler")},
+    },
     "degradation": {
         "+ model-guided": {"pairs": ("classical", "aigc")},
         "+ flow-based": {},
@@ -73,6 +77,7 @@ PAPER: dict[str, list[list[str]]] = {
     "upsampler": [["temporal expansion"], ["channel expansion", "bilinear"]],  # DOVER 61.25, 59.43, 59.43 (ICLR)
     "timesteps": [["detail-aware"], ["uniform"]],  # 69.64, 68.94 (figure 6)
     "noise range": [["middle"], ["small", "large"]],  # the middle one is best; the others fail in different ways (figure 7)
+    "noise order": [["after upsampler", "before upsampler"]],  # version 1 has the first, the ICLR formula the second; no comparison
     "degradation": [["+ model-guided"], ["+ flow-based"], ["classical"]],  # 69.64, 63.41, 61.25 (ICLR)
     "condition": [["channels"], ["tokens"]],  # 61.25, 58.03 (ICLR)
     "attention": [["full"], ["sparse local"], ["swin"]],  # 69.64, 69.11, 67.95 (table 2); full is the upper bound
@@ -197,6 +202,7 @@ def summarise(variants: dict[str, list[dict]], paper: list[list[str]]) -> dict:
 
     The order is that of ST-LPIPS, between variants of different groups: the paper has none inside a group. "held": each variant is better
     than each of the next group by more than the sum of both spreads; "did not hold": somewhere it is worse by more; "undecided": neither.
+    "no order": the paper has one group.
 
     Args:
         variants: Metrics of each run, by variant.
@@ -209,8 +215,8 @@ def summarise(variants: dict[str, list[dict]], paper: list[list[str]]) -> dict:
     neighbors = [(better, worse) for group, below in pairwise(paper) for better in group for worse in below]
     distances = [(table[better]["st_lpips"], table[worse]["st_lpips"]) for better, worse in neighbors]
     gaps = [(worse["mean"] - better["mean"], worse["spread"] + better["spread"]) for better, worse in distances]
-    direction = "undecided"
-    if all(gap > spread for gap, spread in gaps):
+    direction = "undecided" if gaps else "no order"
+    if gaps and all(gap > spread for gap, spread in gaps):
         direction = "held"
     elif any(gap < -spread for gap, spread in gaps):
         direction = "did not hold"

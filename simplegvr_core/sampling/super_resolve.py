@@ -20,9 +20,11 @@ from ..networks.slab_memory import SlabMemory, slab_memory
 from ..networks.upsampler import Upsampler, resize
 from ..tiling import Tiling
 from .color_match import match_color
+from .latent_file import LatentFrames
 from .refine import Network, TiledVelocity, padded_velocity
 
 UPSAMPLER_FRAMES = 2  # latent, at a time
+NoiseOrder = Literal["after_upsampler", "before_upsampler"]
 CONDITION_FIELD = 1  # of the condition's noise: independent of the starting noise, with the same seed, too
 
 
@@ -38,6 +40,8 @@ class SamplingConfig:
         denoise: First noise level, in (0, 1]. 1 starts from pure noise, less from the noised upsampled latent.
         start: "noise": sampling starts from the upsampled latent noised to the first noise level. "condition": it starts from the
             upsampled latent itself, without noise, which a one-step student takes for that noise level (DOVE, arXiv 2505.16239).
+        noise_order: "after_upsampler": the condition is the upsampled latent, noised (arXiv version 1). "before_upsampler": it is the
+            noised low-resolution latent, upsampled (the ICLR formula). A model is sampled in the order that it was trained in.
     """
 
     steps: int = 50
@@ -46,6 +50,7 @@ class SamplingConfig:
     noise_augmentation: float = 0.4
     denoise: float = 1.0
     start: Literal["noise", "condition"] = "noise"
+    noise_order: NoiseOrder = "after_upsampler"
 
 
 PAPER = SamplingConfig()
@@ -87,8 +92,17 @@ def super_resolve(
         ValueError: denoise is 1 and the model takes no condition.
         tiling.OutOfMemory: There is not enough memory for the smallest box.
     """
-    z_up = torch.cat(list(upsampler.stream(z_lr.split(UPSAMPLER_FRAMES, dim=2), size)), dim=2).float()
-    condition = augment_condition(z_up, sampling.noise_augmentation, noise_seed) if takes_condition(model, sampling) else None
+
+    def upsample(z: Tensor) -> Tensor:
+        return torch.cat(list(upsampler.stream(z.to(z_lr).split(UPSAMPLER_FRAMES, dim=2), size)), dim=2).float()
+
+    z_up, condition = upsample(z_lr), None
+    if takes_condition(model, sampling):
+        level = sampling.noise_augmentation
+        if sampling.noise_order == "after_upsampler":
+            condition = augment_condition(z_up, level, noise_seed)
+        else:
+            condition = upsample(augment_condition(z_lr.float(), level, noise_seed))
 
     memory = slab_memory(model.attention, z_up.shape[2])
     network = guided_network(model, sampling.cfg, context, negative_context, like=z_lr, memory=memory)
@@ -175,17 +189,39 @@ def sample_euler(
     return z
 
 
-def augment_condition(z_up: Tensor, noise_augmentation: float, noise_seed: int, first_frame: int = 0) -> Tensor:
-    """Returns the condition (1 - s) z_up + s noise, s the noise augmentation level. The noise depends on seed and position.
+def augment_condition(z: Tensor, noise_augmentation: float, noise_seed: int, first_frame: int = 0) -> Tensor:
+    """Returns (1 - s) z + s noise, s the noise augmentation level. The noise depends on seed and position.
 
     Args:
-        z_up: Upsampled latent (B, 16, t, H, W).
+        z: Latent (B, 16, t, H, W): the upsampled one, or the low-resolution one with noise_order "before_upsampler".
         noise_augmentation: s, in [0, 1].
         noise_seed: Seed of the noise.
-        first_frame: Number in the clip of z_up's first latent frame.
+        first_frame: Number in the clip of z's first latent frame.
     """
-    noise = positional_noise(z_up.shape, noise_seed, first_frame, CONDITION_FIELD).to(z_up)
-    return interpolate(z_up, noise, noise_augmentation)
+    noise = positional_noise(z.shape, noise_seed, first_frame, CONDITION_FIELD).to(z)
+    return interpolate(z, noise, noise_augmentation)
+
+
+@dataclass(frozen=True)
+class NoisedFrames:
+    """A latent that augment_condition noises as its frames are read.
+
+    Attributes:
+        z: Latent (B, 16, T, h, w).
+        noise_augmentation: Noise level, in [0, 1].
+        noise_seed: Seed of the noise.
+    """
+
+    z: LatentFrames
+    noise_augmentation: float
+    noise_seed: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.z.shape
+
+    def __getitem__(self, frames: slice) -> Tensor:
+        return augment_condition(self.z[frames], self.noise_augmentation, self.noise_seed, frames.start)
 
 
 def match_source(z: Tensor, z_lr: Tensor, latents: str, strength: float) -> Tensor:

@@ -18,7 +18,7 @@ from ..networks.upsampler import Upsampler
 from ..tiling import Tiling
 from .latent_file import LatentFile, LatentFrames, undamaged, write_latent
 from .refine import OnSegment, Refinement, TiledVelocity, last_step, refine
-from .super_resolve import PAPER, UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network, match_source, takes_condition, whole
+from .super_resolve import PAPER, UPSAMPLER_FRAMES, NoisedFrames, SamplingConfig, guided_network, match_source, takes_condition, whole
 
 Append = Callable[[Tensor], None]
 
@@ -80,8 +80,11 @@ def super_resolve_to_file(
     z_up = stored(folder / "upsampled.safetensors", (batch, channels, frames, *size), upsample, runtime.note)
 
     def write_condition(append: Append) -> None:
-        for frame in range(frames):
-            append(augment_condition(z_up[frame : frame + 1], sampling.noise_augmentation, noise_seed, frame))
+        if sampling.noise_order == "before_upsampler":
+            runtime.upsample(NoisedFrames(z_lr, sampling.noise_augmentation, noise_seed), size, append)
+            return
+        for z in parts(NoisedFrames(z_up, sampling.noise_augmentation, noise_seed), 1):
+            append(z)
 
     def finish(z: Tensor, frame: int) -> Tensor:
         return runtime.finish(match_source(z, z_lr[frame : frame + 1], runtime.latents, color_match))

@@ -15,7 +15,7 @@ from ..flow import clean_from_velocity, interpolate, shifted_sigmas, velocity_ta
 from ..networks.dit import SimpleGVRDiT
 from ..networks.upsampler import Upsampler
 from ..sampling.super_resolve import SamplingConfig
-from .loss import Pictures
+from .loss import Pictures, noised_condition
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class DMD2(nn.Module):
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=config.bf16):
             with torch.no_grad():
                 z_up = self.upsampler(z_lr, (z_hr.shape[3], z_hr.shape[4])).float()
-            start, condition_noise = noise.chunk(2, dim=1)
-            condition = interpolate(z_up, condition_noise, config.sampling.noise_augmentation)
+                start, condition_noise = noise.chunk(2, dim=1)
+                level_of_condition, order = config.sampling.noise_augmentation, config.sampling.noise_order
+                condition = noised_condition(self.upsampler, z_lr, z_up, noise=condition_noise, level=level_of_condition, order=order)
             z_0 = self.simulate(z_up, condition, context, start, last=last, train=students_turn)
             z_t = interpolate(z_0.detach(), fresh, level)
             velocity = predict(self.fake, z_t, condition, level, context)

@@ -15,6 +15,7 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import Upsampler
 from ..networks.wan_vae import WanVAE
+from ..sampling.super_resolve import NoiseOrder
 from ..sampling.timesteps import Curve
 
 PERCEIVED = 12  # latent pixels a side that the perceptual error compares, at most
@@ -28,11 +29,13 @@ class LossConfig:
         upsampler: Weight of the upsampled latent's own error.
         perceptual: Weight of the perceptual error of decoded frames.
         bf16: Whether matrix products are in bfloat16.
+        noise_order: SamplingConfig.noise_order.
     """
 
     upsampler: float = 0.0
     perceptual: float = 0.0
     bf16: bool = True
+    noise_order: NoiseOrder = "after_upsampler"
 
 
 class Pictures:
@@ -132,7 +135,7 @@ class FlowMatching(nn.Module):
             sigma: Noise level of the noised latent, (B, 1, 1, 1, 1) in [0, 1].
             noise_augmentation: Noise augmentation level of the condition, (B, 1, 1, 1, 1) in [0, 1].
             noise: Noise of the noised latent, (B, 16, T, H, W).
-            condition_noise: Noise of the condition, (B, 16, T, H, W).
+            condition_noise: Noise of the condition, (B, 16, T, H, W); see noised_condition.
         """
         pictures = self.pictures.to(z_hr.device)
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=self.config.bf16):
@@ -141,7 +144,8 @@ class FlowMatching(nn.Module):
             target = pictures.perceived(z_hr) if self.config.perceptual else None
             if self.dit.config.in_dim > z.shape[1]:
                 upsampled = self.upsampler(z_lr, z_hr.shape[3:]).float()
-                z = torch.cat((z, interpolate(upsampled, condition_noise, noise_augmentation)), dim=1)
+                noise_of_condition = {"noise": condition_noise, "level": noise_augmentation, "order": self.config.noise_order}
+                z = torch.cat((z, noised_condition(self.upsampler, z_lr, upsampled, **noise_of_condition)), dim=1)
                 if self.config.upsampler:
                     loss = loss + self.config.upsampler * pictures.linear_error(upsampled, z_hr)
                 if target is not None:
@@ -151,6 +155,25 @@ class FlowMatching(nn.Module):
                 error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), target)
                 loss = loss + self.config.perceptual * ((1 - sigma) * error).mean()  # a high noise level has no detail
         return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
+
+
+def noised_condition(
+    upsampler: Upsampler, z_lr: Tensor, z_up: Tensor, *, noise: Tensor, level: Tensor | float, order: NoiseOrder
+) -> Tensor:
+    """Returns the condition (B, 16, T, H, W), float32.
+
+    Args:
+        upsampler: The latent upsampler.
+        z_lr: Low-resolution latent (B, 16, T, h, w).
+        z_up: The same upsampled, (B, 16, T, H, W).
+        noise: Noise (B, 16, T, H, W). Before the upsampler, its first h rows and w columns are used.
+        level: Noise augmentation level, one number or (B, 1, 1, 1, 1), in [0, 1].
+        order: SamplingConfig.noise_order.
+    """
+    if order == "after_upsampler":
+        return interpolate(z_up, noise, level)
+    rows, columns = z_lr.shape[3:]
+    return upsampler(interpolate(z_lr, noise[..., :rows, :columns], level), (z_up.shape[3], z_up.shape[4])).float()
 
 
 def middle(extent: int, length: int) -> slice:

@@ -51,7 +51,8 @@ class Train:
     upsampler: UpsamplerConfig = VARIANTS["simplegvr"]
     """Kind of the upsampler when its weights are random."""
     sampling: SamplingConfig = SamplingConfig()
-    """Recommended sampling of the trained model, written to the checkpoint and used for previews."""
+    """Recommended sampling of the trained model, written to the checkpoint and used for previews. The noise of the condition has its
+    noise_order in training, too."""
     noise_range: tuple[float, float] = (0.3, 0.6)
     """Lowest and highest noise augmentation level of the condition in [0, 1], sampled uniformly between them."""
     curve: Path | None = None
@@ -98,7 +99,8 @@ class Train:
         sampler = self.sampler(vae)
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
         upsampler, dit = self.networks()
-        model = FlowMatching(upsampler, dit, pictures, LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16))
+        config = LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16, self.sampling.noise_order)
+        model = FlowMatching(upsampler, dit, pictures, config)
         curve = load_curve(self.curve) if self.curve else None
 
         def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
