@@ -138,7 +138,8 @@ class SimpleGVRClassicalDegrade(io.ComfyNode):
                     min=0.5,
                     max=1000.0,
                     step=0.5,
-                    tooltip="Fewest kilobits per frame for the video codec; the most are ten times as many. Large frames need more.",
+                    tooltip="Fewest kilobits for the video codec per frame of 256 x 256 pixels, before downscaling; the most are ten times "
+                    "as many. A larger frame has more, in proportion to its area.",
                 ),
             ],
             outputs=picture_outputs(),
