@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import urllib.request
+from itertools import combinations
 
 import comfyui as setup
 import pytest
 import tomlkit
 from conftest import REPO
 
+TITLE = 30  # height of a title bar, above pos
 NAMES = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
 
 
@@ -101,6 +103,14 @@ FILES = {  # that a workflow names, and their folders
         "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors": "loras",
     },
 }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_covers_another(name):
+    nodes = json.loads((REPO / "workflows" / f"{name}.json").read_text())["nodes"]
+    boxes = [(node["pos"][0], node["pos"][1] - TITLE, node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1]) for node in nodes]
+    for one, other in combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1], (one, other)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -33,7 +33,7 @@ DOWNLOADS = {  # (folder, address) of each file that a workflow names
 }
 NOTES = {
     "quickstart_video": """## SimpleGVR quickstart
-Choose a video in **Load Video**, keep it small (about 256 x 144, 33 frames on a CPU), and run.
+Choose a video in **Load Video**, keep it small (about 384 x 216, 33 frames on a CPU), and run.
 
 Everything it needs comes with the pack: gvr_tiny shows the whole chain and is a small model, not a
 substitute for one trained on Wan. **scale** stands in SimpleGVR Sampler and in SimpleGVR Trim: give both the same.
@@ -150,7 +150,7 @@ def author(page, name: str) -> dict:
             app.graph.add(markdown)
             markdown.widgets[0].value = note
             markdown.setSize([640, 200])
-            markdown.pos = [left, top - 260]
+            markdown.pos = [left, top - 300] // the page makes it 240 high, and a title is 30
             return app.graph.serialize()
         }""",
         [api, name, downloads, NOTES[name] + INSTALL],
