@@ -1,4 +1,4 @@
-"""Attention: implementations agree, limits are exact, each window sees what it should and nothing else."""
+"""Attention: kernels agree, limits are exact, each window sees what it should and nothing else."""
 
 import logging
 from dataclasses import astuple, replace

@@ -1,4 +1,4 @@
-"""Block-causal attention: the fast implementations against the plain one over the whole clip, and what each setting means."""
+"""Block-causal attention: the fast kernels against the plain one over the whole clip, and what each setting means."""
 
 import math
 from dataclasses import replace
@@ -32,7 +32,7 @@ CASES = {
     "pairs given": (replace(SMALL, top_k=3), (9, 7, 5)),
     "single frames": (replace(SMALL, window=(1, 3, 2), groups=(3,)), (7, 5, 5)),
 }
-IMPLEMENTATIONS = ["sdpa"] + ["triton"] * (find_spec("triton") is not None)
+KERNELS = ["sdpa"] + ["triton"] * (find_spec("triton") is not None)
 
 
 def tensors(grid, batch=2, heads=3, dim=64, dtype=torch.float32, seed=0) -> list[torch.Tensor]:
@@ -50,32 +50,32 @@ def full_mask(selection, keys: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_selected_blocks_are_those_of_the_mask_over_the_whole_clip(name, implementation):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_selected_blocks_are_those_of_the_mask_over_the_whole_clip(name, kernel):
     config, grid = CASES[name]
     q, k, _ = tensors(grid)
-    _, layout, selection = choose_blocks(q, k, TokenLayout(grid), config, kernels.load_block(implementation))
+    _, layout, selection = choose_blocks(q, k, TokenLayout(grid), config, kernels.load_block(kernel))
     mask = block_reference.block_mask(*(block_reference.cut_blocks(x.double(), grid, config) for x in (q, k)), grid, config)
     assert torch.equal(full_mask(selection, layout.keys.num_windows), mask)
     assert (selection.count > 0).all()
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_error_is_at_most_twice_the_references(name, implementation, dtype=torch.float32, batch=1, heads=1):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_error_is_at_most_twice_the_references(name, kernel, dtype=torch.float32, batch=1, heads=1):
     config, grid = CASES[name]
     q, k, v = tensors(grid, batch, heads, dtype=dtype)
     exact = block_reference.attention(q.double(), k.double(), v.double(), grid, config)
     plain = block_reference.attention(q, k, v, grid, config)
-    ours = attend_blocks(q, k, v, TokenLayout(grid), config, kernel=kernels.load_block(implementation))
+    ours = attend_blocks(q, k, v, TokenLayout(grid), config, kernel=kernels.load_block(kernel))
     assert ours.dtype == dtype
     assert (ours - exact).norm() <= 2 * (plain - exact).norm()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_halves_batches_and_heads_are_as_exact(implementation):
-    test_error_is_at_most_twice_the_references("one block", implementation, torch.float16, batch=2, heads=3)
-    test_error_is_at_most_twice_the_references("pairs given", implementation, torch.float16, batch=2, heads=3)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_halves_batches_and_heads_are_as_exact(kernel):
+    test_error_is_at_most_twice_the_references("one block", kernel, torch.float16, batch=2, heads=3)
+    test_error_is_at_most_twice_the_references("pairs given", kernel, torch.float16, batch=2, heads=3)
 
 
 @pytest.mark.parametrize("name", CASES)

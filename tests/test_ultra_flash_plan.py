@@ -19,7 +19,7 @@ from simplegvr_core.networks.ultra_upsampler import UltraUpsampler, UltraUpsampl
 from simplegvr_core.networks.windows import TokenLayout
 from simplegvr_core.planning.boxes import Machine, Networks, segment_bytes
 from simplegvr_core.planning.flops import attention_pairs, share_of_dense
-from simplegvr_core.planning.network_memory import dit_bytes, implementation, past_bytes, upsampler_bytes
+from simplegvr_core.planning.network_memory import dit_bytes, fastest_kernel, past_bytes, upsampler_bytes
 from simplegvr_core.planning.plan import Job, plan_sampling
 from simplegvr_core.planning.tensor_memory import peak_bytes
 from simplegvr_core.sampling.super_resolve import SamplingConfig
@@ -106,8 +106,8 @@ def test_a_plan_of_another_scale_names_the_size_that_fits():
         plan_sampling(Networks(DIT, RELEASED, UPSAMPLER), job, Machine(48 * 10**9, torch.bfloat16, "triton"))
 
 
-def test_the_implementation_on_a_cpu_is_pytorchs():
-    assert implementation(DIT, RELEASED, torch.device("cpu"), torch.bfloat16) == "sdpa"
+def test_the_kernel_on_a_cpu_is_pytorchs():
+    assert fastest_kernel(DIT, RELEASED, torch.device("cpu"), torch.bfloat16) == "sdpa"
 
 
 @pytest.mark.parametrize("ordered", [True, False])

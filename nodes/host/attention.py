@@ -18,7 +18,7 @@ ATTENTION_OPTION = "simplegvr_attention"  # key in transformer_options: a RunAtt
 
 @dataclass(frozen=True)
 class RunAttention:
-    """Attention by a configuration. node_id: the node that shows, while sampling, which implementation ran; None shows nothing."""
+    """Attention by a configuration. node_id: the node that shows, while sampling, which kernel ran; None shows nothing."""
 
     config: AttentionConfig
     node_id: str | None = None
@@ -48,11 +48,11 @@ def describe(
     if isinstance(config, BlockCausalConfig):
         return f"{describe_blocks(config, grid, ordered, device, dtype, head_dim)}: {share}"
     windows = config.windows(TokenLayout(grid, ordered), 0)
-    implementation = kernels.fastest(kernels.KernelCase(device, dtype, head_dim, windows.size, windows.contiguous))
+    kernel = kernels.fastest(kernels.KernelCase(device, dtype, head_dim, windows.size, windows.contiguous))
     size = " x ".join(str(min(sides)) for sides in zip(config.window, (min(config.unit or grid[0], grid[0]), *grid[1:]), strict=True))
     seen = min(1 + config.top_k, windows.scope.shape[1]) if config.kind == "sparse_local" else 1
     where = " of the whole video" if config.scope == "video" else ""
-    return f"{implementation}: {windows.num_windows} windows of {size} tokens, each sees {seen}{where}: {share}"
+    return f"{kernel}: {windows.num_windows} windows of {size} tokens, each sees {seen}{where}: {share}"
 
 
 def describe_blocks(
@@ -60,6 +60,6 @@ def describe_blocks(
 ) -> str:
     """Returns in words which block-causal attention runs on a grid of tokens, and how many blocks each block attends to."""
     blocks = config.blocks(TokenLayout(grid, ordered))
-    implementation = kernels.fastest_block(kernels.KernelCase(device, dtype, head_dim, blocks.keys.size, blocks.keys.contiguous))
+    kernel = kernels.fastest_block(kernels.KernelCase(device, dtype, head_dim, blocks.keys.size, blocks.keys.contiguous))
     count, size = blocks.queries.num_windows, " x ".join(map(str, config.window))
-    return f"{implementation}: block-causal, {count} blocks of {size} tokens, each sees {sum(blocks.kept) / count:.1f} on average"
+    return f"{kernel}: block-causal, {count} blocks of {size} tokens, each sees {sum(blocks.kept) / count:.1f} on average"

@@ -32,7 +32,7 @@ from ...simplegvr_core.networks.slab_memory import SlabMemory
 from ...simplegvr_core.networks.tiny_vae import PreviewColors, TinyVAE, TinyVAEConfig
 from ...simplegvr_core.networks.upsampler import make_upsampler, parse_upsampler_config
 from ...simplegvr_core.networks.windows import TokenLayout
-from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, implementation
+from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, fastest_kernel
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from .attention import ATTENTION_OPTION, RunAttention
 from .family import set_origin
@@ -151,8 +151,8 @@ class SimpleGVRModel(comfy.model_base.WAN21):
         """
         network, dtype = self.diffusion_model, self.get_dtype_inference()
         batch, _, *box = input_shape
-        run = implementation(network.config, network.attention, comfy.model_management.get_torch_device(), dtype)
-        return dit_bytes(network.config, network.attention, batch, tuple(box), dtype, run) + 4 * 4 * math.prod(input_shape)
+        kernel = fastest_kernel(network.config, network.attention, comfy.model_management.get_torch_device(), dtype)
+        return dit_bytes(network.config, network.attention, batch, tuple(box), dtype, kernel) + 4 * 4 * math.prod(input_shape)
 
 
 def model_config(dit: DiTConfig, shift: float, weights: dict[str, Tensor], model_options: dict) -> comfy.supported_models.WAN21_T2V:

@@ -13,7 +13,7 @@ from ...simplegvr_core.latent_space import SPATIAL_FACTOR, token_grid
 from ...simplegvr_core.networks.dit import DiTConfig
 from ...simplegvr_core.planning.boxes import Machine, Networks, plan_tiling
 from ...simplegvr_core.planning.flops import dit_flops
-from ...simplegvr_core.planning.network_memory import dit_bytes, implementation
+from ...simplegvr_core.planning.network_memory import dit_bytes, fastest_kernel
 from ...simplegvr_core.planning.plan import Job, Plan, plan_sampling, trial
 from ...simplegvr_core.tiling import Tiling
 from .attention import describe
@@ -69,7 +69,7 @@ def chosen_tiling(tiling: dict | None, model: ModelPatcher, shape: tuple[int, in
 def box_bytes(model: ModelPatcher, batch: int, box: tuple[int, int, int]) -> int:
     """Returns the counted bytes of the MODEL's forward pass on a box (T, H, W), beside its weights."""
     networks, machine = describe_model(model), machine_of(model)
-    return dit_bytes(networks.dit, networks.attention, batch, box, machine.dtype, machine.implementation)
+    return dit_bytes(networks.dit, networks.attention, batch, box, machine.dtype, machine.kernel)
 
 
 def describe_attention(model: ModelPatcher, grid: tuple[int, int, int]) -> str:
@@ -88,7 +88,7 @@ def machine_of(model: ModelPatcher, free_bytes: int | None = None) -> Machine:
     return Machine(
         free_memory(model) if free_bytes is None else free_bytes,
         dtype,
-        implementation(networks.dit, networks.attention, device, dtype),
+        fastest_kernel(networks.dit, networks.attention, device, dtype),
         model.model_size(),
         on_host=free_bytes is None and comfy.model_management.is_device_cpu(device),
     )

@@ -95,10 +95,10 @@ class AttentionBenchmark(Options):
         bars(self.out / "attention.png", [row for row in rows if row.grid == first], f"attention at {' x '.join(map(str, first))} tokens")
         return report(self.out / "attention", machine, rows, summary)
 
-    def scaling(self, machine: Machine, grid: Grid, implementation: str) -> float:
+    def scaling(self, machine: Machine, grid: Grid, kernel: str) -> float:
         """Returns our time at four times the frames over that at one, measured in turn: speed drifts on a shared machine."""
         grids = grid, (4 * grid[0], *grid[1:])
-        runs = [ours(self.tokens(machine, each), self.config(self.top_k[0]), implementation) for each in grids]
+        runs = [ours(self.tokens(machine, each), self.config(self.top_k[0]), kernel) for each in grids]
         turns = [[machine.milliseconds(run) for run in runs] for _ in range(3)]
         one, four = np.median(turns, axis=0)
         return four / one
@@ -148,9 +148,9 @@ class AttentionBenchmark(Options):
         def error(out: Tensor) -> float:
             return max_error(out[:, checked], exact[:, checked])
 
-        implementations = available(machine, self.head_dim, windows)
-        rows = [self.operator(machine, tokens, config, name, error) for name in implementations]
-        for name in implementations:
+        names = available(machine, self.head_dim, windows)
+        rows = [self.operator(machine, tokens, config, name, error) for name in names]
+        for name in names:
             kernel = kernels.load(name)
             finding = Work(f"ours, {label}, finding windows: {name}", grid, bytes=2 * nbytes(q))
             rows.append(machine.row(finding, partial(select_windows, q, k, windows, config, kernel)))
@@ -190,10 +190,10 @@ class AttentionBenchmark(Options):
             ]
         return rows
 
-    def operator(self, machine: Machine, tokens: Tokens, config: AttentionConfig, implementation: str, error: Error | None = None) -> Row:
+    def operator(self, machine: Machine, tokens: Tokens, config: AttentionConfig, kernel: str, error: Error | None = None) -> Row:
         """Returns the timing of our whole operator, which finds its windows too."""
-        work = self.work(f"ours, k {config.top_k}: {implementation}", tokens, config)
-        return machine.row(work, ours(tokens, config, implementation), error)
+        work = self.work(f"ours, k {config.top_k}: {kernel}", tokens, config)
+        return machine.row(work, ours(tokens, config, kernel), error)
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,10 @@ class ScalingBenchmark(Options):
         return report(self.out / "scaling", machine, rows, {"time_is_tokens_to_the_power": exponents})
 
 
-def ours(tokens: Tokens, config: AttentionConfig, implementation: str) -> Callable[[], Tensor]:
-    """Returns our operator on tokens, by one of our implementations."""
+def ours(tokens: Tokens, config: AttentionConfig, kernel: str) -> Callable[[], Tensor]:
+    """Returns our operator on tokens, by one of our kernels."""
     grid, q, k, v = tokens
-    return partial(attend, q, k, v, TokenLayout(grid, ordered=True), config, 0, kernel=kernels.load(implementation))
+    return partial(attend, q, k, v, TokenLayout(grid, ordered=True), config, 0, kernel=kernels.load(kernel))
 
 
 def baseline_row(machine: Machine, work: Work, make: Callable[[], Callable[[], Tensor]], error: Error | None = None) -> Row:
@@ -249,7 +249,7 @@ def baseline_row(machine: Machine, work: Work, make: Callable[[], Callable[[], T
 
 
 def available(machine: Machine, head_dim: int, windows: Windows) -> list[str]:
-    """Returns our implementations that run on the machine."""
+    """Returns our kernels that run on the machine."""
     case = kernels.KernelCase(machine.device, machine.dtype, head_dim, windows.size, windows.contiguous)
     return list(dict.fromkeys(("sdpa", kernels.fastest(case))))
 

@@ -56,7 +56,7 @@ class Row:
         tflops: Useful floating-point operations a second, in 1e12; None where they are not counted.
         gb: Memory above the inputs, in 1e9 bytes; None except on CUDA devices.
         error: Largest absolute error against float64, None where it is not measured.
-        note: Why it did not run, or which implementation ran.
+        note: Why it did not run, or which kernel ran.
     """
 
     name: str

@@ -46,7 +46,7 @@ class Machine:
     Attributes:
         free_bytes: Memory for weights and everything else.
         dtype: Of the DiT's activations.
-        implementation: Of window attention, "triton" or "sdpa".
+        kernel: Of window attention, "triton" or "sdpa".
         weights: Bytes of the DiT's weights; None counts them in dtype. Where they are more than half of usable_bytes, ComfyUI
             loads the rest of them layer by layer, and half is left to boxes.
         upsampler_dtype: Of the upsampler and the decoder; None is dtype.
@@ -55,7 +55,7 @@ class Machine:
 
     free_bytes: int
     dtype: torch.dtype
-    implementation: str = "sdpa"
+    kernel: str = "sdpa"
     weights: int | None = None
     upsampler_dtype: torch.dtype | None = None
     on_host: bool = False
@@ -89,7 +89,7 @@ def plan_tiling(networks: Networks, shape: tuple[int, int, int, int], machine: M
     budget = machine.usable_bytes - machine.resident_bytes(networks)
 
     def need(box: Extent) -> int:
-        return dit_bytes(networks.dit, networks.attention, batch, box, machine.dtype, machine.implementation)
+        return dit_bytes(networks.dit, networks.attention, batch, box, machine.dtype, machine.kernel)
 
     def left(box: Extent) -> int:
         return budget - host_bytes(networks, shape, box, machine) if machine.on_host else budget

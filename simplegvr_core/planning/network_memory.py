@@ -28,9 +28,7 @@ meta = partial(torch.empty, device="meta")
 
 
 @lru_cache(maxsize=4096)
-def dit_bytes(
-    dit: DiTConfig, attention: AttentionConfig, batch: int, box: tuple[int, int, int], dtype: torch.dtype, implementation: str
-) -> int:
+def dit_bytes(dit: DiTConfig, attention: AttentionConfig, batch: int, box: tuple[int, int, int], dtype: torch.dtype, kernel: str) -> int:
     """Returns the bytes of one forward pass over a box. Dense attention is counted as a fused kernel, which stores no scores.
 
     Args:
@@ -39,7 +37,7 @@ def dit_bytes(
         batch: B.
         box: (T, H, W).
         dtype: Of the activations.
-        implementation: Of window attention: "triton", or "sdpa", which gathers windows as on a GPU.
+        kernel: Of window attention: "triton", or "sdpa", which gathers windows as on a GPU.
 
     A box of block-causal attention is counted with all of the past that it can look back on.
     """
@@ -47,11 +45,11 @@ def dit_bytes(
     model = SimpleGVRDiT(config, attention, device="meta", dtype=dtype)
     timestep, context = meta(batch), meta(batch, TEXT_TOKENS, dit.text_dim, dtype=dtype)
     if isinstance(attention, BlockCausalConfig):
-        kernel = TritonShapes() if implementation == "triton" else kernels.load_block("sdpa")
-        run = partial(run_with_past, model, attention, kernel)
+        counted = TritonShapes() if kernel == "triton" else kernels.load_block("sdpa")
+        run = partial(run_with_past, model, attention, counted)
     else:
-        kernel = TritonShapes() if implementation == "triton" else kernels.load("sdpa")
-        run = partial(model, self_attention=partial(attend, config=attention, kernel=kernel), token_order=attention.token_order)
+        counted = TritonShapes() if kernel == "triton" else kernels.load("sdpa")
+        run = partial(model, self_attention=partial(attend, config=attention, kernel=counted), token_order=attention.token_order)
     return peak_bytes(lambda: run(meta(batch, dit.in_dim, *box, dtype=dtype), timestep, context), "meta")
 
 
@@ -172,8 +170,8 @@ def video_decoder_bytes(decoder: VideoDecoderConfig, method: str, extent: tuple[
     return first + 2 * max(0, 4 * frames - 5) * math.prod((3, *video[3:])) * dtype.itemsize
 
 
-def implementation(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """Returns the name of the implementation of window attention that runs on a device, as kernels.fastest does."""
+def fastest_kernel(dit: DiTConfig, attention: AttentionConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Returns the name of the kernel of window attention that runs on a device, as kernels.fastest does."""
     T, H, W = (2 * side for side in attention.window)
     windows = attention.windows(TokenLayout((T, H, W), ordered=True), 0)
     case = kernels.KernelCase(device, dtype, dit.dim // dit.num_heads, windows.size, windows.contiguous)

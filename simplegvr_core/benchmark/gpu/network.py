@@ -35,17 +35,17 @@ def network_items(sizes: Sizes) -> Iterator[Item]:
 
 
 @torch.inference_mode()
-def forward(name: str, implementation: str | None, bench: Bench) -> dict[str, Any]:
+def forward(name: str, kernel: str | None, bench: Bench) -> dict[str, Any]:
     """Returns a forward pass's milliseconds, TFLOP/s, share of the machine's matrix rate, and peak beside planning's count.
 
     Args:
         name: Of the attentions.
-        implementation: Of window attention; None is the fastest.
+        kernel: Of window attention; None is the fastest.
         bench: The device.
     """
     sizes, model, attention = bench.sizes, bench.dit, attentions(bench.sizes)[name]
-    implementation = implementation or fastest_kernel(attention, bench)
-    self_attention = partial(attend, config=attention, kernel=kernels.load(implementation))
+    kernel = kernel or fastest_kernel(attention, bench)
+    self_attention = partial(attend, config=attention, kernel=kernels.load(kernel))
     timestep, dit = torch.tensor([500.0], device=bench.device), sizes.dit
 
     def run() -> torch.Tensor:
@@ -59,11 +59,11 @@ def forward(name: str, implementation: str | None, bench: Bench) -> dict[str, An
     if first < LONG_S:
         seconds = median_seconds(run, bench)
     flops = dit_flops(dit, attention, token_grid(sizes.high)).total
-    counted = dit_bytes(dit, attention, 1, sizes.high, bench.dtype, implementation)
+    counted = dit_bytes(dit, attention, 1, sizes.high, bench.dtype, kernel)
     return {
         "ms": 1e3 * seconds,
         "first_ms": 1e3 * first,
-        "implementation": implementation,
+        "kernel": kernel,
         "tflops": flops / seconds / 1e12,
         "share_of_matrix_rate": flops / seconds / 1e3 / bench.machine.flops_per_ms,
         "finite": finite,

@@ -19,7 +19,7 @@ from ...networks.dit import DiTConfig
 from ...networks.tiny_vae import load_tiny_vae
 from ...networks.ultra_upsampler import UltraUpsampler, UltraUpsamplerConfig
 from ...networks.windows import TokenLayout
-from ...planning.network_memory import dit_bytes, implementation, upsampler_bytes, weight_bytes
+from ...planning.network_memory import dit_bytes, fastest_kernel, upsampler_bytes, weight_bytes
 from ...planning.plan import DECODER_FRAMES
 from ...sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, super_resolve
 from ..machine import Grid
@@ -127,7 +127,7 @@ def one_step(bench: Bench) -> dict[str, Any]:
     first = watch.lap()
     with bench.peak() as measured:
         finite = bool(run().isfinite().all())
-    counted = dit_bytes(dit, ATTENTION, 1, (T, 2 * h, 2 * w), bench.dtype, implementation(dit, ATTENTION, bench.device, bench.dtype))
+    counted = dit_bytes(dit, ATTENTION, 1, (T, 2 * h, 2 * w), bench.dtype, fastest_kernel(dit, ATTENTION, bench.device, bench.dtype))
     return against_plan(measured, counted, weight_bytes(model)) | {"first_seconds": first, "finite": finite}
 
 
