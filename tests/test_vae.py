@@ -6,8 +6,8 @@ from conftest import REPO, random_weights
 
 from simplegvr_core.latent_space import PREVIEW_FACTORS
 from simplegvr_core.networks.checkpoint import read_config
-from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
-from simplegvr_core.video.frames import resize_frames, to_video
+from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae, multiplies_bfloat16, to_blocks
+from simplegvr_core.video.frames import resize_frames, to_images, to_video
 from simplegvr_core.video.read import read_video
 
 SMALL = TinyVAEConfig(latent_width=16, latent_blocks=1, fine_width=16, fine_blocks=1, pixel_width=8)
@@ -85,3 +85,20 @@ def test_its_own_preview_colors_are_those_of_the_video(video):
     assert (preview - shown).abs().mean() < 0.5 * (shown - shown.mean((2, 3, 4), keepdim=True)).abs().mean()
     config = read_config(REPO / "models" / "diffusion_models" / "gvr_tiny.safetensors", "dit")
     torch.testing.assert_close(torch.tensor(config["preview"]["factors"]), torch.tensor(colors.factors))
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU has no products of bfloat16")
+def test_fast_decoding_changes_pixels_by_a_level_and_streams_alike(video):
+    vae = load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors")
+    z = vae.encode(video)
+    exact = to_images(vae.decode(z)).int()
+    vae.fast = True
+    fast = vae.decode(z)
+    assert 0 < (to_images(fast).int() - exact).abs().max() <= 1
+    assert (to_images(fast).int() != exact).float().mean() < 0.1
+    streamed = torch.cat(list(vae.decode_stream(z.split(2, dim=2))), dim=2)
+    assert (to_images(streamed).int() - to_images(fast).int()).abs().max() <= 1
+
+
+def test_exact_decoding_is_the_default(fitted):
+    assert not fitted.fast and not load_tiny_vae(REPO / "models" / "simplegvr_tiny_vae" / "gvr_tiny_vae.safetensors").fast

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import comfy.cli_args
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -269,6 +270,7 @@ class VideoSocket(comfy.sd.VAE):
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, list(dtypes))
         self.first_stage_model = make(dtype=self.vae_dtype, operations=comfy.ops.disable_weight_init).eval()
+        self.first_stage_model.fast = not comfy.cli_args.args.fp32_vae
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()

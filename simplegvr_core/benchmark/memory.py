@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import cast
+from typing import Protocol, cast
 
 import psutil
 import torch
@@ -228,7 +228,13 @@ class MemoryBenchmark:
         return results
 
 
-def measure_apart(case: Case) -> dict:
+class Measurable(Protocol):
+    """What measure_apart measures: it can be pickled."""
+
+    def measure(self) -> dict: ...
+
+
+def measure_apart(case: Measurable) -> dict:
     """Returns case.measure() of a fresh process. On Linux it returns freed memory at once: resident is what is alive."""
     with environment("MALLOC_MMAP_THRESHOLD_", str(2**20)), ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(case.measure).result()

@@ -13,6 +13,7 @@ import tyro
 
 from ..planning import flops
 from .attention import AttentionBenchmark, ScalingBenchmark
+from .chain import ChainBenchmark
 from .machine import Options
 from .memory import MemoryBenchmark
 from .network import CascadeBenchmark, NetworkBenchmark
@@ -51,6 +52,7 @@ COMMANDS = {
     "attention": AttentionBenchmark,
     "model": NetworkBenchmark,
     "cascade": CascadeBenchmark,
+    "chain": ChainBenchmark,
     "scaling": ScalingBenchmark,
     "memory": MemoryBenchmark,
     "seams": SeamBenchmark,
