@@ -6,8 +6,9 @@ import comfyui as setup
 import pytest
 import torch
 
-from simplegvr_core.benchmark import baselines, chain, chain_routes
-from simplegvr_core.benchmark.chain_routes import Meter, Run, Scene
+from simplegvr_core.benchmark import baselines, chain, chain_routes, chain_stages
+from simplegvr_core.benchmark.chain_routes import Run
+from simplegvr_core.benchmark.chain_stages import Meter, Scene
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig
 
@@ -47,7 +48,7 @@ def test_each_route_is_measured_by_stage(tmp_path, in_this_process):
 def test_both_routes_refine_with_the_same_network_and_make_the_same_size(monkeypatch):
     saved = []
     monkeypatch.setattr(chain_routes, "save", lambda images, meter: saved.append(images))
-    scene = chain_routes.scene((48, 80), 2.0, 5)
+    scene = chain_stages.scene((48, 80), 2.0, 5)
     assert scene == Scene((2, 3, 5), (2, 6, 10))
     for route in (chain_routes.ours, chain_routes.pixels, chain_routes.bicubic_only):
         stack = chain_routes.tiny_stack(scene, torch.device("cpu"), torch.float32)
@@ -59,9 +60,9 @@ def test_both_routes_refine_with_the_same_network_and_make_the_same_size(monkeyp
 
 def test_forecasts_grow_with_the_work():
     small, large = Scene((2, 3, 5), (2, 6, 10)), Scene((20, 6, 10), (20, 12, 20))
-    assert chain_routes.by_frames(small, large) == pytest.approx(4 * 77 / 5)
-    assert chain_routes.by_latent(small, large) == pytest.approx(40)
-    dense = chain_routes.by_flops(DiTConfig(num_layers=2), AttentionConfig(kind="full", unit=None))
+    assert chain_stages.by_frames(small, large) == pytest.approx(4 * 77 / 5)
+    assert chain_stages.by_latent(small, large) == pytest.approx(40)
+    dense = chain_stages.by_flops(DiTConfig(num_layers=2), AttentionConfig(kind="full", unit=None))
     large = Scene((20, 60, 100), (20, 120, 200))
     smaller = Scene((5, 60, 100), (5, 120, 200))
     assert 4 < dense(smaller, large) < 16  # linear layers grow 4 times, attention 16
@@ -78,7 +79,7 @@ def test_a_stage_is_multiplied_to_the_whole():
 @pytest.mark.slow
 def test_wans_sizes_run(monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(setup.find_comfyui(setup.HOME)))
-    scene = chain_routes.scene((32, 48), 2.0, 5)
+    scene = chain_stages.scene((32, 48), 2.0, 5)
     for route in (chain.OURS, chain.PIXELS):
         outcome = Run("wan", route, scene, scene, "cpu", "float32").measure()
         assert outcome["not_run"] == "" and all(stage.seconds > 0 for stage in outcome["stages"])

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ..evaluation.versions import versions
 from ..files import write_text
 from ..networks.layers import default_device
-from .chain_routes import ROUTES, Run, scene
+from .chain_routes import ROUTES, Run
+from .chain_stages import scene
 from .machine import new_figure, save_figure
 from .memory import measure_apart
 
