@@ -17,13 +17,13 @@ SMALL = {"size": (48, 80), "num_frames": 5, "stacks": ("gvr_tiny",), "device": "
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Measures here, and runs neither SPAN nor SeedVR2, which a machine may have."""
+    """Measures here, and runs neither SPAN, BasicVSR nor SeedVR2, which a machine may have."""
 
     def unavailable(*_):
         raise baselines.Unavailable("left out of the test")
 
     monkeypatch.setattr(chain, "measure_apart", Run.measure)
-    for name in ("decode, SPAN", "SeedVR2 3B, its transformer alone"):
+    for name in ("decode, SPAN", "decode, BasicVSR", "SeedVR2 3B, its transformer alone"):
         monkeypatch.setitem(chain_routes.ROUTES, name, unavailable)
 
 

@@ -270,7 +270,6 @@ class VideoSocket(comfy.sd.VAE):
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, list(dtypes))
         self.first_stage_model = make(dtype=self.vae_dtype, operations=comfy.ops.disable_weight_init).eval()
-        self.first_stage_model.fast = not comfy.cli_args.args.fp32_vae
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
@@ -291,6 +290,7 @@ class TinyVAESocket(VideoSocket):
             state_dict,
             lambda method, shape, dtype: coding_bytes(vae_config, method, (1, *shape[1:]), dtype),
         )
+        self.first_stage_model.fast = not comfy.cli_args.args.fp32_vae
         self.crop_input = False
 
 

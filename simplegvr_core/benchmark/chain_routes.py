@@ -7,6 +7,8 @@ T latent frames, h, w low-resolution latent pixels, H, W those of the target; z 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
@@ -129,15 +131,15 @@ def bicubic_only(stack: Stack, scene: Scene, meter: Meter) -> None:
     save(meter("resize the pixels", lambda: to_images(bicubic(video, scene))), meter)
 
 
-def span(stack: Stack, scene: Scene, meter: Meter) -> None:
-    """Decode, upscale each frame four times by SPAN, resize. Raises Unavailable where SPAN is not fetched."""
+def pixel_upscaler(name: str, stack: Stack, scene: Scene, meter: Meter) -> None:
+    """Decode, upscale the frames by one of evaluation's baselines. Raises Unavailable where it is not fetched or cannot run."""
     try:
-        upscalers.find("span")
-    except FileNotFoundError as error:
+        upscalers.find(name)
+        import_module("ncnn") if name == "span" else None
+    except (FileNotFoundError, ImportError) as error:
         raise baselines.Unavailable(str(error)) from error
     video = meter("decode the low resolution", lambda: stack.decode(stack.z_lr))
-    video = meter("SPAN", lambda: upscalers.span(video, upscalers.SCALE, None))
-    save(meter("resize the pixels", lambda: to_images(resize_frames(video, in_pixels(scene.high), "area"))), meter)
+    save(meter(name, lambda: to_images(upscalers.BASELINES[name](video, in_pixels(scene.high), None))), meter)
 
 
 def seedvr2(stack: Stack, scene: Scene, meter: Meter) -> None:
@@ -171,7 +173,8 @@ ROUTES = {
     "ours: upsample the latent, refine, decode": ours,
     "pixels: decode, resize, encode, the same refiner, decode": pixels,
     "decode, bicubic": bicubic_only,
-    "decode, SPAN": span,
+    "decode, SPAN": partial(pixel_upscaler, "span"),
+    "decode, BasicVSR": partial(pixel_upscaler, "basicvsr"),
     "SeedVR2 3B, its transformer alone": seedvr2,
     "text-to-video at the target's size": end_to_end,
     "text-to-video at the low resolution, before all but the last": first_stage,
