@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..latent_space import LATENT_CHANNELS, WAN_MEAN, WAN_STD
+from ..sampling.comfyui_latent import LATENT_SUFFIXES, read_latent
 from ..video.frames import area_downscale, limit_height, resize_frames, to_video
 from ..video.read import VIDEO_SUFFIXES, find_videos, read_video
 from .metrics import SMALLEST
@@ -22,8 +21,6 @@ from .result import EvaluationClip
 from .seams import Borders
 
 Suite = Literal["pairs", "aigc"]
-LATENT_SUFFIXES = {".latent", ".safetensors"}
-LATENT_KEYS = ("latent_tensor", "samples")  # of ComfyUI's Save Latent, and of a LATENT saved as it is
 LATENT_RATE = Fraction(16)  # frames a second, of Wan 2.1
 
 
@@ -151,28 +148,3 @@ def check_pair(files: tuple[Path, ...], original: Tensor, source: Tensor, readin
     if not fits or original.shape[2] != source.shape[2]:
         wanted = f"{reading.size[1]} x {reading.size[0]}, --size" if reading.size else f"{reading.scale:g} times the size, --scale"
         raise ValueError(f"{files[0]} has {shapes[0]} and {files[1]} {shapes[1]}: wanted as many frames of {wanted}")
-
-
-def read_latent(path: Path) -> Tensor:
-    """Returns the normalised latent, (1, 16, T, h, w), of the first clip in a file.
-
-    Args:
-        path: Safetensors file with a LATENT of ComfyUI's, values of Wan 2.1's latent space that are not normalised.
-
-    Raises:
-        ValueError: The file contains no such latent; the message names it.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in LATENT_KEYS if key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file that can be read ({error})") from error
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    latent = next((tensor for tensor in tensors.values() if tensor.ndim == 5 and tensor.shape[1] == LATENT_CHANNELS), None)
-    if latent is None:
-        raise ValueError(
-            f"{path} contains no latent of Wan 2.1: wanted {' or '.join(LATENT_KEYS)} of shape (1, 16, T, h, w), as Save Latent writes it, "
-            f"found {shapes or 'neither'}"
-        )
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
-    return (latent[:1].float() - mean) / std

@@ -45,6 +45,7 @@ from ..networks.dit import load_dit
 from ..networks.layers import default_device
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
+from ..sampling.context import read_context
 from ..sampling.super_resolve import SamplingConfig
 from ..tiling import WHOLE, aligned_tiling
 from ..video.frames import resize_frames, to_images
@@ -55,7 +56,7 @@ from .clips import Reading, Suite, find_clips, read_clip
 from .finished import find_finished, read_finished
 from .methods import METHODS, Models
 from .metrics import METRICS, finite
-from .prompts import read_context, read_prompts
+from .prompts import read_prompts
 from .result import EvaluationClip, Result, required
 from .seams import VIDEO, pixel_borders
 from .versions import versions

@@ -5,12 +5,14 @@ The velocities of neighbouring boxes are blended in every step, so that all boxe
 the clip is in files. Latents are (B, C, T, H, W), normalised, float32, on the CPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,34 @@ OnSegment = Callable[[int, int, Tensor], None]  # (step, first frame, z_0)
 
 class StartAgain(Exception):
     """Tiles became smaller in the middle of a clip, and have no past: the step begins again with its first segment."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What the velocity of a segment of a clip depends on.
+
+    Attributes:
+        z: z_t of the segment (B, 16, t, H, W).
+        condition: The condition, of the same shape; None for a network without one.
+        sigma: Noise level.
+        first_frame: Number in the clip of its first latent frame.
+    """
+
+    z: Tensor
+    condition: Tensor | None
+    sigma: Tensor
+    first_frame: int = 0
+
+
+class SegmentVelocity(Protocol):
+    """Computes the velocities of segments: in this process (TiledVelocity), or on a cluster."""
+
+    @property
+    def tiling(self) -> Tiling: ...
+
+    def of_segments(self, segments: Iterable[Segment]) -> Iterator[Tensor]:
+        """Yields the velocity (B, 16, t, H, W) of each segment, in order. Segments are read as they are needed."""
+        ...
 
 
 @dataclass
@@ -103,6 +133,9 @@ class TiledVelocity:
                 if any(start):
                     raise
 
+    def of_segments(self, segments: Iterable[Segment]) -> Iterator[Tensor]:
+        return map(partial(padded_velocity, self), segments)
+
     def blended(self, z: Tensor, condition: Tensor | None, sigma: Tensor, tiling: Tiling, start: tuple[int, int, int]) -> Tensor:
         """Returns the velocity of z, blended of those of its boxes."""
         extent, v = (z.shape[2], z.shape[3], z.shape[4]), torch.zeros_like(z)
@@ -157,7 +190,7 @@ def last_step(folder: Path, note: Callable[[str], None]) -> LatentFile | None:
     return max(found, key=step_of, default=None)
 
 
-def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegment = lambda step, first_frame, z_0: None) -> LatentFile:
+def refine(velocity: SegmentVelocity, refinement: Refinement, on_segment: OnSegment = lambda step, first_frame, z_0: None) -> LatentFile:
     """Returns the file of the refined latent, integrated along the velocity by Euler's method (equation 2), segment by segment.
 
     Args:
@@ -202,17 +235,24 @@ def refine(velocity: TiledVelocity, refinement: Refinement, on_segment: OnSegmen
 
 
 def fused_segments(
-    velocity: TiledVelocity, frames: Callable[[int, int], Tensor], condition: LatentFrames | None, num_frames: int, sigma: Tensor
+    velocity: SegmentVelocity, frames: Callable[[int, int], Tensor], condition: LatentFrames | None, num_frames: int, sigma: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (first frame, z_t, velocity) of stretches of the clip, in order and without a gap or an overlap.
 
     Where segments share frames, their velocities are blended. frames(a, b): z_t's frames a to b.
     """
-    tiling, carried = velocity.tiling, None
+    tiling, carried, latents = velocity.tiling, None, deque[Tensor]()
     segments = spans(num_frames, tiling.size[0], tiling.overlap[0])
+
+    def inputs() -> Iterator[Segment]:
+        for start, stop in segments:
+            latents.append(frames(start, stop))
+            yield Segment(latents[-1], None if condition is None else condition[start:stop], sigma, start)
+
+    velocities = velocity.of_segments(inputs())
     for (start, stop), following in zip_longest(segments, segments[1:]):
-        z = frames(start, stop)
-        v = padded_velocity(velocity, z, None if condition is None else condition[start:stop], sigma, start)
+        v = next(velocities)
+        z = latents.popleft()
         v *= blend_weights(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
         if carried is not None:
             v[:, :, : carried.shape[2]] += carried
@@ -222,11 +262,11 @@ def fused_segments(
         del z, v
 
 
-def padded_velocity(velocity: TiledVelocity, z: Tensor, condition: Tensor | None, sigma: Tensor, first_frame: int = 0) -> Tensor:
-    """Returns the velocity of z, whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
-    height, width = z.shape[3:]
+def padded_velocity(velocity: TiledVelocity, segment: Segment) -> Tensor:
+    """Returns the velocity of a segment, whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
+    z, condition, (height, width) = segment.z, segment.condition, segment.z.shape[3:]
     pad = (0, width % 2, 0, height % 2, 0, 0)
     if any(pad):
         z = F.pad(z, pad, mode="circular")
         condition = None if condition is None else F.pad(condition, pad, mode="circular")
-    return velocity(z, condition, sigma, (first_frame, 0, 0))[..., :height, :width]
+    return velocity(z, condition, segment.sigma, (segment.first_frame, 0, 0))[..., :height, :width]

@@ -21,7 +21,7 @@ from ..networks.upsampler import Upsampler, resize
 from ..tiling import Tiling
 from .color_match import match_color
 from .latent_file import LatentFrames
-from .refine import Network, TiledVelocity, padded_velocity
+from .refine import Network, Segment, TiledVelocity, padded_velocity
 
 UPSAMPLER_FRAMES = 2  # latent, at a time
 NoiseOrder = Literal["after_upsampler", "before_upsampler"]
@@ -110,7 +110,7 @@ def super_resolve(
 
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     z = z_up if sampling.start == "condition" else interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
-    z = sample_euler(lambda z_t, sigma: padded_velocity(velocity, z_t, condition, sigma), z, sigmas, on_step)
+    z = sample_euler(lambda z_t, sigma: padded_velocity(velocity, Segment(z_t, condition, sigma)), z, sigmas, on_step)
     return match_source(z, z_lr, upsampler.config.latents, color_match).to(z_lr)
 
 

@@ -8,15 +8,13 @@ F video frames, T latent frames, S text tokens; h, w low-resolution latent pixel
 """
 
 import json
-import logging
-import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -25,7 +23,6 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from ..degradations import RECIPES, Recipe
-from ..evaluation.prompts import read_context
 from ..files import atomic_write, sha256, write_text
 from ..latent_space import LATENT_CHANNELS
 from ..networks import checkpoint
@@ -34,6 +31,8 @@ from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
+from ..sampling.cluster import worker_pool
+from ..sampling.context import read_context
 from .clips import Clip, Survey, read_clips, survey
 from .filters import Drop, FilterConfig, load_musiq
 from .pair_maker import Base, Pair, PairMaker, fractions
@@ -65,27 +64,8 @@ def make_on_cluster(maker: PairMaker, clips: Iterable[Clip], workers: int | None
         workers: Number of processes; by default one for each CPU of the cluster, or each GPU where maker.device is one.
         address: Address of a running cluster, or "local" to start one on this machine.
     """
-    try:
-        import ray  # optional: only clusters need it
-    except ImportError as error:
-        raise ImportError("--workers and --ray need ray, which is not installed: run `python -m pip install ray`") from error
-    unit = "CPU" if maker.device == "cpu" else "GPU"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
-    package = {"py_modules": [str(Path(__file__).parents[1])]}
-    ray.init(address, runtime_env=package, logging_level=logging.ERROR, log_to_driver=False, **own)
-    try:
-        remote, shared = ray.remote(num_cpus=1, num_gpus=int(unit == "GPU"))(Worker), ray.put(maker)
-        pool = [remote.remote(shared) for _ in range(workers or int(ray.cluster_resources()[unit]))]
-        waiting: deque[Any] = deque()
-        for i, clip in enumerate(clips):
-            waiting.append(pool[i % len(pool)].make.remote(clip))
-            if len(waiting) == 3 * len(pool):
-                yield ray.get(waiting.popleft())
-        for pair in waiting:
-            yield ray.get(pair)
-    finally:
-        ray.shutdown()
+    with worker_pool(Worker, maker, device=maker.device, workers=workers, address=address) as pool:
+        yield from pool.in_order("make", clips, ahead=3)
 
 
 @dataclass(frozen=True)

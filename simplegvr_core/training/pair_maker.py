@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..degradations import Recipe, degrade_latent, degrade_video
-from ..evaluation.prompts import read_context
 from ..latent_space import SPATIAL_FACTOR
 from ..networks.dit import SimpleGVRDiT
 from ..networks.layers import mixed_precision
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE
+from ..sampling.context import read_context
 from ..sampling.super_resolve import guided_network
 from ..video.frames import crop_centre, to_video
 from .clips import Clip
