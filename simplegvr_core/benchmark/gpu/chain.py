@@ -1,19 +1,21 @@
 """The chain from a low-resolution latent to frames at 1080p, stage by stage, with random weights of Wan's sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...files import GVR_TINY_VAE
 from ...latent_space import SPATIAL_FACTOR, video_frames
 from ...networks.tiny_vae import TinyVAEConfig, load_tiny_vae
-from ...networks.upsampler import LatentUpsampler
+from ...networks.upsampler import LatentUpsampler, Upsampler
 from ...planning.network_memory import decode_bytes, upsampler_bytes, weight_bytes
 from ...planning.plan import DECODER_FRAMES
 from ...sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, super_resolve
+from ..machine import Grid
 from .items import Bench, Item, NotRun, Sizes, Stopwatch, against_plan
 from .network import attentions
 
@@ -35,15 +37,26 @@ def upsampler(bench: Bench) -> LatentUpsampler:
     return model.to(bench.device, bench.dtype).eval()
 
 
-@torch.inference_mode()
 def upsample(bench: Bench) -> dict[str, Any]:
-    """Returns seconds and peak of the upsampler, streamed as the sampler runs it: the second run, after one that warms up."""
-    sizes, model = bench.sizes, upsampler(bench)
+    """Returns what upsampled returns, of our upsampler."""
+    sizes = bench.sizes
+    return upsampled(upsampler(bench), sizes.low, (sizes.high[1], sizes.high[2]), bench)
+
+
+@torch.inference_mode()
+def upsampled(model: Upsampler, low: Grid, size: tuple[int, int], bench: Bench) -> dict[str, Any]:
+    """Returns seconds and peak of an upsampler, streamed as the sampler runs it: the second run, after one that warms up.
+
+    Args:
+        model: On the device.
+        low: (T, h, w) of the low-resolution latent.
+        size: (H, W) of the result.
+        bench: The run.
+    """
     bench.release()
-    size = sizes.high[1:]
 
     def run() -> None:
-        for z in model.stream(bench.noise(1, 16, *sizes.low).split(UPSAMPLER_FRAMES, dim=2), size):
+        for z in model.stream(bench.noise(1, 16, *low).split(UPSAMPLER_FRAMES, dim=2), size):
             z.cpu()
 
     watch = Stopwatch(bench.machine)
@@ -51,7 +64,7 @@ def upsample(bench: Bench) -> dict[str, Any]:
     first = watch.lap()
     with bench.peak() as measured:
         run()
-    counted = upsampler_bytes(sizes.upsampler, 1, UPSAMPLER_FRAMES, sizes.low[1:], size, None, bench.dtype)
+    counted = upsampler_bytes(model.config, 1, UPSAMPLER_FRAMES, low[1:], size, None, bench.dtype)
     return against_plan(measured, counted, weight_bytes(model)) | {"first_seconds": first, "frames_at_a_time": UPSAMPLER_FRAMES}
 
 
@@ -74,23 +87,35 @@ def sampling(bench: Bench) -> dict[str, Any]:
     return measured | {"seconds_per_step": sum(steps[1:]) / (len(steps) - 1), "steps": len(steps), "finite": bool(z.isfinite().all())}
 
 
-@torch.inference_mode()
 def tiny_decode(bench: Bench) -> dict[str, Any]:
-    """Returns seconds and peak of the bundled TinyVAE, streamed, frames to the host as bytes: the second run."""
+    """Returns what decoded returns, of the bundled TinyVAE, its memory beside the plan's."""
     sizes, vae = bench.sizes, load_tiny_vae(GVR_TINY_VAE).to(bench.device, bench.dtype)
+    measured = decoded(vae.decode_stream, sizes.high, bench)
+    counted = decode_bytes(TinyVAEConfig(), DECODER_FRAMES, (sizes.high[1], sizes.high[2]), bench.dtype)
+    return against_plan(measured, counted, weight_bytes(vae))
+
+
+@torch.inference_mode()
+def decoded(decode_stream: Callable[[Iterable[Tensor]], Iterable[Tensor]], extent: Grid, bench: Bench) -> dict[str, Any]:
+    """Returns seconds and peak of a decoder, frames to the host as bytes: the second run.
+
+    Args:
+        decode_stream: Yields the video of each chunk of a latent.
+        extent: (T, H, W) of the latent.
+        bench: The run.
+    """
     bench.release()
-    z, size = bench.noise(1, 16, *sizes.high), (sizes.high[1], sizes.high[2])
+    z = bench.noise(1, 16, *extent)
 
     def run() -> None:
-        for video in vae.decode_stream(z.split(DECODER_FRAMES, dim=2)):
+        for video in decode_stream(z.split(DECODER_FRAMES, dim=2)):
             video.add_(1).mul_(127.5).round_().clamp_(0, 255).byte().cpu()
 
     run()
     with bench.peak() as measured:
         run()
-    frames = video_frames(sizes.high[0])
-    counted = decode_bytes(TinyVAEConfig(), DECODER_FRAMES, size, bench.dtype)
-    return against_plan(measured, counted, weight_bytes(vae)) | {"frames": frames, "frames_per_second": frames / measured["seconds"]}
+    frames = video_frames(extent[0])
+    return {**measured, "frames": frames, "frames_per_second": frames / measured["seconds"]}
 
 
 @torch.inference_mode()

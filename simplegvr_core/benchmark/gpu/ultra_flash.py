@@ -1,6 +1,6 @@
 """Ultra Flash: its block-causal attention against float64 and dense, and its chain at 960 x 1664, with random weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...files import GVR_TINY_VAE
-from ...latent_space import video_frames
 from ...networks import kernels
 from ...networks.block_causal import choose_blocks
 from ...networks.block_causal_config import BlockCausalConfig
@@ -19,11 +18,11 @@ from ...networks.dit import DiTConfig
 from ...networks.tiny_vae import load_tiny_vae
 from ...networks.ultra_upsampler import UltraUpsampler, UltraUpsamplerConfig
 from ...networks.windows import TokenLayout
-from ...planning.network_memory import dit_bytes, fastest_kernel, upsampler_bytes, weight_bytes
-from ...planning.plan import DECODER_FRAMES
-from ...sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, super_resolve
+from ...planning.network_memory import dit_bytes, fastest_kernel, weight_bytes
+from ...sampling.super_resolve import SamplingConfig, super_resolve
 from ..machine import Grid
 from ..network import random_model
+from .chain import decoded, upsampled
 from .items import Bench, Item, NotRun, Sizes, Stopwatch, against_plan
 from .kernels import ALLOWED, WHAT, error
 from .operator import dense_whole, item, timed
@@ -87,26 +86,16 @@ def block_causal(grid: Grid, bench: Bench) -> dict[str, Any]:
     return {row.name: timed(row) for row in bench.operators.block_causal(bench.machine, bench.tokens(grid))}
 
 
-@torch.inference_mode()
 def upsample(bench: Bench) -> dict[str, Any]:
-    """Returns seconds and peak of its upsampler, streamed: the second run."""
-    config, (T, h, w) = UltraUpsamplerConfig(), bench.sizes.ultra_low
+    """Returns what upsampled returns, of its upsampler."""
+    (T, h, w), model = bench.sizes.ultra_low, upsampler(bench)
+    return upsampled(model, (T, h, w), (model.config.scale * h, model.config.scale * w), bench)
+
+
+def upsampler(bench: Bench) -> UltraUpsampler:
+    """Returns its upsampler with random weights."""
     with torch.device(bench.device):
-        model = UltraUpsampler(config).to(bench.dtype).eval()
-    bench.release()
-    size = config.scale * h, config.scale * w
-
-    def run() -> None:
-        for z in model.stream(bench.noise(1, 16, T, h, w).split(UPSAMPLER_FRAMES, dim=2), size):
-            z.cpu()
-
-    watch = Stopwatch(bench.machine)
-    run()
-    first = watch.lap()
-    with bench.peak() as measured:
-        run()
-    counted = upsampler_bytes(config, 1, UPSAMPLER_FRAMES, (h, w), size, None, bench.dtype)
-    return against_plan(measured, counted, weight_bytes(model)) | {"first_seconds": first}
+        return UltraUpsampler(UltraUpsamplerConfig()).to(bench.dtype).eval()
 
 
 def one_step(bench: Bench) -> dict[str, Any]:
@@ -115,8 +104,7 @@ def one_step(bench: Bench) -> dict[str, Any]:
     bench.release()
     model = random_model(dit, bench.machine).eval()
     model.attention = ATTENTION
-    with torch.device(bench.device):
-        up = UltraUpsampler(UltraUpsamplerConfig()).to(bench.dtype).eval()
+    up = upsampler(bench)
     context = bench.noise(1, 512, dit.text_dim)
 
     def run() -> Tensor:
@@ -136,38 +124,30 @@ def ultra_dit(sizes: Sizes) -> DiTConfig:
     return replace(sizes.dit, exact_time=True)
 
 
-@torch.inference_mode()
 def decode(bench: Bench) -> dict[str, Any]:
-    """Returns seconds and peak of its decoder, streamed: the second run."""
+    """Returns what decoded returns, of its decoder."""
     try:
         module = import_module("...networks.video_decoder", __package__)
     except ModuleNotFoundError as error:
         raise NotRun("this version has no networks/video_decoder.py") from error
     with torch.device(bench.device):
         decoder = module.VideoDecoder(module.VideoDecoderConfig(layout="ultra_flash", encoder=False)).to(bench.dtype).eval()
-    return decoded(decoder, bench)
+
+    def decode_stream(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        past: Any = {}
+        for z in chunks:
+            video, past = decoder.decode_chunk(z, past)
+            yield video
+
+    return decoded(decode_stream, target(bench.sizes), bench)
 
 
-@torch.inference_mode()
 def tiny_decode(bench: Bench) -> dict[str, Any]:
     """Returns the same of TinyVAE, which decodes no latent of Wan's."""
-    return decoded(load_tiny_vae(GVR_TINY_VAE).to(bench.device, bench.dtype), bench)
+    return decoded(load_tiny_vae(GVR_TINY_VAE).to(bench.device, bench.dtype).decode_stream, target(bench.sizes), bench)
 
 
-def decoded(decoder: Any, bench: Bench) -> dict[str, Any]:
-    """Returns seconds and peak of a decoder with decode_chunk, frames to the host as bytes: the second run."""
-    T, h, w = bench.sizes.ultra_low
-    bench.release()
-    z = bench.noise(1, 16, T, 2 * h, 2 * w)
-
-    def run() -> None:
-        past: Any = {}
-        for chunk in z.split(DECODER_FRAMES, dim=2):
-            video, past = decoder.decode_chunk(chunk, past)
-            video.add(1).mul_(127.5).round_().clamp_(0, 255).byte().cpu()
-
-    run()
-    with bench.peak() as measured:
-        run()
-    frames = video_frames(T)
-    return {**measured, "frames": frames, "frames_per_second": frames / measured["seconds"]}
+def target(sizes: Sizes) -> Grid:
+    """Returns (T, H, W) of its result."""
+    T, h, w = sizes.ultra_low
+    return T, 2 * h, 2 * w
