@@ -8,7 +8,6 @@ from conftest import random_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from simplegvr_core.networks.layers import CausalConv3d, is_slow
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig
 from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig
 from simplegvr_core.planning.tensor_memory import peak_bytes
@@ -33,16 +32,6 @@ def split(z: Tensor, lengths: list[int]) -> list[Tensor]:
     """Returns z in chunks of these lengths, as many as it fills."""
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
     return [z[:, :, start : start + length] for start, length in zip(starts, lengths, strict=False) if start < z.shape[2]]
-
-
-@pytest.mark.parametrize("height", [1, 2, 3, 7])
-def test_small_convolutions_in_halves_give_the_whole(height):
-    convolution, z = CausalConv3d(3, 5), latent(1, 3, 4, height, 7)
-    with torch.no_grad():
-        padded = torch.nn.functional.pad(z, (1, 1, 1, 1, 2, 0), mode="replicate")
-        assert is_slow(padded)
-        torch.testing.assert_close(convolution(z), convolution.conv(padded), atol=1e-5, rtol=0)
-    assert not is_slow(padded.bfloat16()) and not is_slow(latent(2, 3, 4, 7, 7)) and not is_slow(latent(1, 64, 4, 90, 7))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ATEN_SMALL = 20480  # values
 PRECISION = Lock()  # PyTorch's switch belongs to all threads
 Function = TypeVar("Function", bound=Callable)
 
@@ -57,23 +56,7 @@ class CausalConv3d(nn.Module):
             x[:, :, :2] = past[self.name]
         if past is not None:
             past[self.name] = x[:, :, -2:].clone()
-        return self.in_halves(x) if is_slow(x) else self.conv(x)
-
-    def in_halves(self, x: Tensor) -> Tensor:
-        """Returns the convolution of padded x (1, C, T + 2, H + 2, W + 2) as a batch of its upper and its lower half."""
-        height = x.shape[3] - 2
-        half = -(-height // 2)
-        upper, lower = self.conv(torch.cat((x[..., : half + 2, :], x[..., height - half :, :]))).split(1)
-        return torch.cat((upper, lower[..., 2 * half - height :, :]), dim=3)
-
-
-def is_slow(x: Tensor) -> bool:
-    """Returns whether PyTorch convolves x (B, C, T, H, W) by its own loops instead of oneDNN's, up to four times as fast.
-
-    ATen's use_mkldnn (aten/src/ATen/native/Convolution.cpp) leaves out float32 inputs of one sample that are small without their last axis.
-    """
-    one_sample = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] == 1
-    return one_sample and x.shape[1:4].numel() <= ATEN_SMALL and not x.requires_grad and not torch.compiler.is_compiling()
+        return self.conv(x)
 
 
 def name_convolutions(network: nn.Module) -> None:
