@@ -17,7 +17,7 @@ from ..simplegvr_core.degradations.flow_based import FlowBasedConfig, degrade_fl
 from ..simplegvr_core.degradations.motion import ClipMotion, MotionConfig, estimate_motion, optical_flow_picture
 from ..simplegvr_core.degradations.randomness import Drift
 from ..simplegvr_core.flow import positional_noise, shifted_sigmas
-from ..simplegvr_core.sampling.super_resolve import sample_euler
+from ..simplegvr_core.sampling.solvers import integrate
 from ..simplegvr_core.video.frames import area_downscale
 from .host.bridge import CATEGORY, null_prompt, refuse, rgb_frames, to_latent
 from .host.comparison import comparison
@@ -236,7 +236,7 @@ def euler(model, z: Tensor, sigmas: Tensor, extra_args: dict, callback, disable)
         bar.update()
 
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
-        return sample_euler(velocity, z, sigmas, on_step)
+        return integrate(velocity, z, sigmas, on_step)
 
 
 def classical_config(blur: float, smallest: float, noise: float, jpeg_quality: int, kilobits: float) -> ClassicalConfig:

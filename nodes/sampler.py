@@ -11,7 +11,7 @@ from ..simplegvr_core.sampling.super_resolve import SamplingConfig
 from ..simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file
 from .host.bridge import CATEGORY, NormalizedFrames, latent_samples, named_choices, target_size, to_latent
 from .host.family import describe_weights, origin_of, pair_warnings
-from .host.inputs import noise_seed_input, seed_input, settings_input, size_input, tiling_input
+from .host.inputs import noise_seed_input, seed_input, settings_input, size_input, solver_input, tiling_input
 from .host.preflight import Request, preflight
 from .host.refinement import ComfyRun, ancestry
 from .host.sampling import has_lora, sampling_config
@@ -71,6 +71,7 @@ class SimpleGVRSampler(io.ComfyNode):
                     "crash, the same run continues from its last step.",
                     advanced=True,
                 ),
+                solver_input(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The super-resolved latent: decode it with the VAE of the source."),
@@ -95,10 +96,11 @@ class SimpleGVRSampler(io.ComfyNode):
         tiling: dict | None = None,
         color_match: float = 1.0,
         resume: bool = False,
+        solver: str = "recommended",
     ) -> io.NodeOutput:
         samples = latent_samples(latent, cls)
         H, W = target_size(size, samples, cls, upsampler)
-        sampling = sampling_config(model, settings, cls)
+        sampling = sampling_config(model, settings, cls, solver)
         warnings = pair_warnings(model, upsampler, positive)
         for warning in warnings:
             logging.warning(f"SimpleGVR Sampler: {warning}")
@@ -118,13 +120,14 @@ class SimpleGVRSampler(io.ComfyNode):
 def describe(samples: Tensor, size: tuple[int, int], sampling: SamplingConfig, run: ComfyRun) -> list[str]:
     """Returns the lines of the report: mode, sizes, settings, weights, attention, memory and boxes."""
     start = "the upsampled latent" if sampling.start == "condition" else f"noise level {sampling.denoise:.2f}"
+    of_solver = "" if sampling.solver == "euler" else f" of solver {sampling.solver}"
     family = (origin_of(run.model) or {"family": "SimpleGVR"})["family"]
     return [
         f"{family}: condition at noise augmentation level {sampling.noise_augmentation:.2f}, from {start}."
         if run.takes_condition
         else f"Training-free: a stock 16-channel Wan model refined the upsampled latent from noise level {sampling.denoise:.2f}.",
         f"{pixels((samples.shape[3], samples.shape[4]))} -> {pixels(size)}, {samples.shape[2]} latent frames, "
-        f"{sampling.steps} steps, cfg {sampling.cfg:g}, shift {sampling.shift:g}.",
+        f"{sampling.steps} steps{of_solver}, cfg {sampling.cfg:g}, shift {sampling.shift:g}.",
         describe_weights(run.model, run.upsampler),
         *run.describe((samples.shape[0], samples.shape[2], *size)),
     ]

@@ -11,7 +11,7 @@ from simplegvr_core.degradations import RECIPES, degrade_video
 from simplegvr_core.flow import interpolate, positional_noise, shifted_sigmas
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
-from simplegvr_core.sampling.super_resolve import sample_euler
+from simplegvr_core.sampling.solvers import integrate
 from simplegvr_core.video.frames import area_downscale, to_images, to_video
 from simplegvr_core.video.read import read_video
 
@@ -125,7 +125,7 @@ def test_model_degrade_equals_the_core(comfy, wan):
     def velocity(z, sigma):
         return network(z, (1000 * sigma).expand(1), torch.zeros(1, 1, 4096))
 
-    expected = sample_euler(velocity, interpolate(z, positional_noise(z.shape, 5), 0.35), sigmas)
+    expected = integrate(velocity, interpolate(z, positional_noise(z.shape, 5), 0.35), sigmas)
     out = latent_format.process_in(redraw(comfy, wan))
     assert (expected - z).abs().mean() > 0.1
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)

@@ -12,8 +12,11 @@ from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.dit import SimpleGVRDiT, load_dit
 from simplegvr_core.sampling.super_resolve import SamplingConfig
 from simplegvr_core.sampling.timesteps import Curve
+from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.build_pairs import BuildPairs
+from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.loop import LoopConfig
+from simplegvr_core.training.one_step import STUDENT
 from simplegvr_core.training.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,6 +73,50 @@ def sample(comfy, model):
     positive, negative, empty = comfy.run("SimpleGVRConditioning", **inputs)
     inputs = dict(model=model, seed=1, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0, latent_image=empty)
     return comfy.run("KSampler", positive=positive, negative=negative, **inputs)[0]["samples"]
+
+
+def test_a_lora_student_works_in_the_stock_loader_and_the_sampler_takes_its_settings(comfy, checkpoints, tmp_path):
+    import folder_paths
+
+    folder_paths.add_model_folder_path("loras", str(tmp_path))
+    folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
+    BuildPairs(REPO / "assets", PRESETS["smoke"].vae, tmp_path / "pairs", "area", num_frames=5, spacing=9, height=108, scales=(2,)).run()
+    distil = Distil(
+        pairs=(tmp_path / "pairs",),
+        out=tmp_path / "run",
+        init_dit=checkpoints / "diffusion_models" / "gvr_test.safetensors",
+        init_upsampler=checkpoints / "latent_upscale_models" / "upsampler_test.safetensors",
+        attention=ATTENTION,
+        lora_rank=2,
+        bf16=False,
+        crop=Crop(num_frames=5, size=(4, 6), batch=2),
+        loop=LoopConfig(steps=3, learning_rate=3e-2, warmup=1, ema=0.1, cpu=True),
+    )
+    file = Path(distil.run()["lora"])
+    (tmp_path / "student_lora.safetensors").write_bytes(file.read_bytes())
+    dit, lora = load_file(distil.init_dit), load_file(file)
+    checkpoint.save(tmp_path / "student.safetensors", "dit", merged(dit, lora), model=DIT, attention=ATTENTION, sampling=STUDENT)
+    teacher, student = (
+        comfy.run("SimpleGVRLoadModel", model_name=name, weight_dtype="default")[0]
+        for name in ("gvr_test.safetensors", "student.safetensors")
+    )
+    patched = comfy.run("LoraLoaderModelOnly", model=teacher, lora_name="student_lora.safetensors", strength_model=1.0)[0]
+    upsampler = comfy.run("SimpleGVRLoadUpsampler", model_name="upsampler_test.safetensors")[0]
+
+    def resolve(model, **options):
+        inputs = {"size": {"size": "scale", "scale": 2.0}, "settings": {"settings": "recommended"}, "seed": 1, "noise_seed": 2}
+        latent = {"samples": torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(0))}
+        z, report = comfy.run("SimpleGVRSampler", model=model, upsampler=upsampler, latent=latent, **inputs, **options)
+        return z["samples"], report
+
+    z, report = resolve(patched)
+    expected, _ = resolve(student)
+    assert "1 steps, cfg 1, shift 1." in report and "from the upsampled latent" in report
+    torch.testing.assert_close(z, expected, atol=1e-3, rtol=0)
+    z_teacher, report = resolve(teacher)
+    assert "1 steps, cfg 1, shift 1." not in report and not torch.allclose(z, z_teacher, atol=1e-2)
+    _, report = resolve(teacher, solver="ab2")
+    assert " of solver ab2" in report
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def network():
     return random_weights(SimpleGVRDiT(config, AttentionConfig(window=(1, 3, 2), top_k=1, unit=2)))
 
 
-def resolve(network, folder: Path, stop_in: int | None = None) -> tuple[torch.Tensor, list[str], list[int]]:
+def resolve(network, folder: Path, stop_in: int | None = None, solver: str = "euler") -> tuple[torch.Tensor, list[str], list[int]]:
     """Returns the latent, the notes and the steps that were computed. stop_in: the step, from 0, in which the run stops."""
     z_lr, notes, steps = torch.randn(1, 16, 3, 4, 5, generator=torch.Generator().manual_seed(0)), [], []
 
@@ -65,25 +65,26 @@ def resolve(network, folder: Path, stop_in: int | None = None) -> tuple[torch.Te
 
     runtime = torch_runtime(network, LatentUpsampler(VARIANTS["bilinear"]), like=z_lr, on_segment=on_segment)
     runtime = replace(runtime, note=notes.append)
-    sampling = SamplingConfig(steps=STEPS, denoise=0.7)
+    sampling = SamplingConfig(steps=STEPS, denoise=0.7, solver=solver)
     return super_resolve_to_file(folder, TensorFrames(z_lr), (8, 10), runtime, sampling=sampling)[:], notes, steps
 
 
+@pytest.mark.parametrize("solver", ["euler", "ab2"])
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
     ("name", "first_step"), [("z.safetensors", 3), ("z_odd.safetensors", 2), ("upsampled.safetensors", 3), ("condition.safetensors", 3)]
 )
-def test_a_damaged_file_of_the_sampler_is_made_again(network, tmp_path, damage, name, first_step):
+def test_a_damaged_file_of_the_sampler_is_made_again(network, tmp_path, damage, name, first_step, solver):
     """After three of four steps the folder has steps 2 (z) and 3 (z_odd): without the third, one step is done again."""
-    expected, _, _ = resolve(network, tmp_path / "whole")
+    expected, _, _ = resolve(network, tmp_path / "whole", solver=solver)
     folder = tmp_path / "stopped"
     with pytest.raises(Stopped):
-        resolve(network, folder, stop_in=3)
+        resolve(network, folder, stop_in=3, solver=solver)
     assert {path.name for path in folder.iterdir()} == {
         "z.safetensors", "z_odd.safetensors", "upsampled.safetensors", "condition.safetensors"
     }  # fmt: skip
     (folder / name).write_bytes(DAMAGES[damage]((folder / name).read_bytes()))
-    result, notes, steps = resolve(network, folder)
+    result, notes, steps = resolve(network, folder, solver=solver)
     assert notes == [f"{name} of an earlier run was damaged and is made again."]
     assert steps == list(range(first_step, STEPS))
     assert torch.equal(result, expected)

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ...simplegvr_core.networks.foreign import FAMILIES
+from ...simplegvr_core.sampling.solvers import SOLVERS
 
 DEFAULT_SCALE = 3.0
 SHORT_SIDES = {"720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}  # pixels
@@ -102,6 +103,19 @@ def settings_input() -> io.DynamicCombo.Input:
             ),
             io.DynamicCombo.Option("distilled", []),
         ],
+    )
+
+
+def solver_input() -> io.Combo.Input:
+    """Returns the `solver` input."""
+    return io.Combo.Input(
+        "solver",
+        options=["recommended", *SOLVERS],
+        default="recommended",
+        optional=True,
+        tooltip="How a step follows the velocity. recommended: as the settings have it. euler: first order, as in the paper. ab2: "
+        "Adams-Bashforth, second order in the same time, so that fewer steps are enough. Without effect at 1 step.",
+        advanced=True,
     )
 
 

@@ -10,14 +10,13 @@ from comfy_api.latest import io
 
 from ...simplegvr_core.latent_space import LATENT_CHANNELS
 from ...simplegvr_core.planning.preflight import check_folder
+from ...simplegvr_core.sampling.refine import working_latents
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from ...simplegvr_core.tiling import Tiling
 from .bridge import null_prompt, refuse
 from .planning import chosen_tiling
 from .prompts import Prompts, check_boxes, fit_prompts
 from .sampling import check_prompts, takes_condition
-
-LATENT_FILES = 5  # upsampled, condition, the last two steps, and the one that is being written
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def preflight(request: Request, node: type[io.ComfyNode]) -> tuple[Prompts, Tili
         raise refuse(node, f"{error}; or choose tiling custom, which is not checked beforehand") from error
     prompts = fit_prompts(request.positive or null_prompt(), request.negative or null_prompt(), extent)
     check_boxes(tiling, extent, model, prompts, node)
-    check_room(request.shape, node)
+    check_room(request, node)
     return prompts, tiling
 
 
@@ -92,9 +91,10 @@ def check_settings(request: Request, node: type[io.ComfyNode]) -> None:
         )
 
 
-def check_room(shape: tuple[int, int, int, int], node: type[io.ComfyNode]) -> None:
-    """Raises ValueError unless a run's working files fit the output folder. shape: (B, T, H, W) of the target."""
+def check_room(request: Request, node: type[io.ComfyNode]) -> None:
+    """Raises ValueError unless a run's working files fit the output folder."""
+    latents = working_latents(takes_condition(request.model, node), request.sampling.solver)
     try:
-        check_folder(Path(folder_paths.get_output_directory()), LATENT_FILES * 4 * LATENT_CHANNELS * prod(shape))
+        check_folder(Path(folder_paths.get_output_directory()), latents * 4 * LATENT_CHANNELS * prod(request.shape))
     except OSError as error:
         raise refuse(node, str(error)) from error

@@ -1,6 +1,8 @@
 """How a MODEL is sampled: the settings of its checkpoint or of the user, whether it takes a condition, and which models cannot be run."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import comfy.model_base
@@ -8,6 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...simplegvr_core.latent_space import LATENT_CHANNELS
+from ...simplegvr_core.networks import checkpoint
+from ...simplegvr_core.sampling.solvers import Solver
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from .bridge import refuse
 from .networks import SimpleGVRModel
@@ -25,18 +29,30 @@ REFERENCES = {  # in a prompt; a text-to-video Wan would join them to the latent
 }
 
 
-def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode]) -> SamplingConfig:
-    """Returns the settings that a `settings` value asks for: recommended, custom or distilled, always with the model's own shift.
+def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode], solver: str = "recommended") -> SamplingConfig:
+    """Returns the settings that a `settings` value asks for: recommended, custom or distilled.
 
-    Custom settings start from noise or from the condition as the model's recommended ones do.
+    The shift is that of the model, which stock nodes change, or of its few-step LoRA. Custom settings start from noise or from the
+    condition, and have the solver, as the model's recommended ones do.
+
+    Args:
+        model: The MODEL.
+        settings: Value of a `settings` input.
+        node: The node that errors name.
+        solver: Value of a `solver` input.
 
     Raises:
         ValueError: What takes_condition raises; the settings are distilled and the model takes a condition; or they are recommended
             and the model is a SimpleGVR checkpoint without its settings.
     """
+    of_lora = lora_sampling(model)
     shift = cast("float", model.get_model_object("model_sampling").shift)
+    if of_lora is not None and "model_sampling" not in model.object_patches:
+        shift = of_lora.shift
     with_condition = takes_condition(model, node)
-    own = recommended(model) if with_condition else TRAINING_FREE
+    own = recommended(model) if with_condition else of_lora or TRAINING_FREE
+    if solver != "recommended":
+        own = replace(own, solver=cast("Solver", solver))
     if settings["settings"] == "custom":
         return replace(own, **{key: value for key, value in settings.items() if key != "settings"}, shift=shift)
     if settings["settings"] == "distilled":
@@ -46,8 +62,8 @@ def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode
                 "settings is distilled with a model that takes a condition, wanted a stock text-to-video Wan with a few-step LoRA: "
                 "choose recommended, which are the settings of the model's checkpoint",
             )
-        own = DISTILLED
-    elif with_condition and not isinstance(model.model, SimpleGVRModel):
+        own = replace(DISTILLED, solver=own.solver)
+    elif with_condition and of_lora is None and not isinstance(model.model, SimpleGVRModel):
         raise refuse(
             node,
             "the settings of the model's checkpoint are unknown, because a stock node loaded it: load it with Load SimpleGVR Model, "
@@ -57,8 +73,20 @@ def sampling_config(model: ModelPatcher, settings: dict, node: type[io.ComfyNode
 
 
 def recommended(model: ModelPatcher) -> SamplingConfig:
-    """Returns the settings of a SimpleGVR model's checkpoint, the paper's for another model that takes a condition."""
-    return getattr(model.model, "sampling", SamplingConfig())
+    """Returns the settings of the LoRA that was loaded last, else of the checkpoint, else the paper's, for a model with a condition."""
+    return lora_sampling(model) or getattr(model.model, "sampling", SamplingConfig())
+
+
+def lora_sampling(model: ModelPatcher) -> SamplingConfig | None:
+    """Returns the settings in the metadata of the LoRA that was loaded last, None where it has none. Its loader attaches the metadata.
+
+    Raises:
+        ValueError: The settings are damaged.
+    """
+    metadata = model.get_attachment("lora_metadata") or {}
+    if checkpoint.METADATA_KEY not in metadata:
+        return None
+    return checkpoint.parse_config(SamplingConfig, json.loads(metadata[checkpoint.METADATA_KEY]), "sampling", Path("the LoRA"))
 
 
 def takes_condition(model: ModelPatcher, node: type[io.ComfyNode]) -> bool:

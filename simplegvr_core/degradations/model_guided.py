@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..flow import interpolate, shifted_sigmas
-from ..sampling.super_resolve import sample_euler
+from ..sampling.solvers import integrate
 from .randomness import uniform
 
 
@@ -48,4 +48,4 @@ def degrade_model_guided(
     alpha = uniform(*config.alpha, generator)
     noise = torch.randn(z_lr.shape, generator=generator).to(z_lr)
     sigmas = shifted_sigmas(config.steps, config.shift, alpha).to(z_lr.device)
-    return sample_euler(velocity, interpolate(z_lr, noise, sigmas[0]), sigmas)
+    return integrate(velocity, interpolate(z_lr, noise, sigmas[0]), sigmas)

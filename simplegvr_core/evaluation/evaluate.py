@@ -40,12 +40,14 @@ from tqdm import tqdm
 
 from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, sha256, write_text
 from ..latent_space import SPATIAL_FACTOR
-from ..networks.checkpoint import parse_config
+from ..networks.checkpoint import parse_config, read_config
 from ..networks.dit import load_dit
 from ..networks.layers import default_device
+from ..networks.lora_merge import add_lora_file
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
 from ..sampling.context import read_context
+from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig
 from ..tiling import WHOLE, aligned_tiling
 from ..video.frames import resize_frames, to_images
@@ -61,7 +63,8 @@ from .result import EvaluationClip, Result, required
 from .seams import VIDEO, pixel_borders
 from .versions import versions
 
-WEIGHTS = ("vae", "upsampler", "model")
+WEIGHTS = ("vae", "upsampler", "model", "lora")
+CHANGED = ("steps", "cfg", "solver")  # options in place of the checkpoint's sampling
 RUN_OPTIONS = ("device", "scale", "size", "num_frames", "height", "seed", "segment", "tile", "bf16")
 
 
@@ -105,6 +108,8 @@ class Evaluate:
     """Sampling steps of gvr; by default those of its checkpoint."""
     cfg: float | None = None
     """Guidance scale of gvr; by default that of its checkpoint."""
+    solver: Solver | None = None
+    """Solver of gvr; by default that of its checkpoint."""
     contexts: Path | None = None
     """Folder with a file CLIP.safetensors for each clip, tensor "context" (S, text_dim): the text encoder's features of its prompt.
     Without it gvr has the null prompt."""
@@ -117,6 +122,8 @@ class Evaluate:
     """TinyVAE, or the stock wan_2.1_vae.safetensors (needs diffusers)."""
     upsampler: Path = GVR_TINY_UPSAMPLER
     model: Path = GVR_TINY
+    lora: Path | None = None
+    """Few-step LoRA of `simplegvr distil` on --model, whose sampling takes the place of the checkpoint's."""
     suite: Suite = "pairs"
     """pairs: originals. aigc: low-resolution videos or latents of a text-to-video model."""
     metrics: tuple[str, ...] = ("all",)
@@ -193,14 +200,17 @@ class Evaluate:
 
     def load_models(self) -> Models:
         dit, config = load_dit(self.model)
-        sampling = parse_config(SamplingConfig, config, "sampling", self.model)
+        if self.lora:
+            add_lora_file(dit, self.lora)
+            config = read_config(self.lora, "lora")
+        sampling = parse_config(SamplingConfig, config, "sampling", self.lora or self.model)
         width, height = (-(-side // SPATIAL_FACTOR) for side in self.tile) if self.tile else (None, None)
         whole = self.segment is None and self.tile is None
         return Models(
             load_vae(self.vae).to(self.device),
             load_upsampler(self.upsampler).to(self.device),
             dit.to(self.device),
-            replace(sampling, steps=self.steps or sampling.steps, cfg=sampling.cfg if self.cfg is None else self.cfg),
+            replace(sampling, **{name: value for name in CHANGED if (value := getattr(self, name)) is not None}),
             self.seed,
             WHOLE if whole else aligned_tiling((self.segment, height, width), dit.attention.alignment),
             bf16=self.bf16,
@@ -216,7 +226,7 @@ class Evaluate:
 
     def describe(self, sampling: SamplingConfig) -> dict:
         """Returns the "run" of results.json."""
-        weights = {name: getattr(self, name) for name in WEIGHTS}
+        weights = {name: path for name in WEIGHTS if (path := getattr(self, name)) is not None}
         return {
             "command": self.command(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -93,7 +93,9 @@ def markdown(results: dict) -> str:
 def describe(run: dict) -> str:
     """Returns the command, and the options that decide about the results, in words."""
     frames = f"the first {run['num_frames']} frames of each clip, at most {run['height']} lines"
-    return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {run['sampling']['steps']} steps, on {run['device']}."
+    solver = run["sampling"].get("solver", "euler")  # older results have none
+    steps = f"{run['sampling']['steps']} steps" + ("" if solver == "euler" else f" of solver {solver}")
+    return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {steps}, on {run['device']}."
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS
 from .attention_config import AttentionConfig
@@ -70,6 +70,22 @@ def read_lora(path: Path) -> dict[str, Change]:
         if ("down" in change) != ("up" in change):
             raise ValueError(f"{path} is incomplete: {layer} has only one of its two matrices")
     return changes
+
+
+def add_lora_file(model: nn.Module, path: Path) -> None:
+    """Adds a LoRA to the weights of a network.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It is no LoRA, or was made for another network.
+    """
+    weights, changes = model.state_dict(), read_lora(path)
+    for layer, change in changes.items():
+        weight = weights.get(f"{layer}.weight")
+        if weight is None or not fits(change, tuple(weight.shape)):
+            raise ValueError(f"{path} was made for another model: it changes {layer}, which the model does not have or has in another size")
+        weights |= {name: value.to(weights[name]) for name, value in changed(weights, layer, change).items()}
+    model.load_state_dict(weights)
 
 
 def check_base(weights: dict[str, Tensor], base: Path) -> None:

@@ -24,6 +24,7 @@ from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, load_upsampler
+from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..training.batches import Crop
 from ..training.build_pairs import BuildPairs
@@ -108,6 +109,8 @@ class Ablate:
     """Height in pixels to which taller video is reduced by area averaging."""
     spacing: int = 240
     """Video frames from the start of one training clip to that of the next."""
+    solver: Solver = "euler"
+    """Solver of the measured models."""
     clips: int = 6
     """Held-out clips that each model is measured on."""
 
@@ -190,7 +193,7 @@ class Ablate:
             z_lr, z_hr = pairs[i * len(pairs) // self.clips]
             z_lr, z_hr = z_lr[None, :, :, :8, :8], z_hr[None, :, :, :16, :16]
             height, width = z_hr.shape[3:]
-            z = super_resolve(dit, upsampler, z_lr, (height, width), sampling=train.sampling, noise_seed=1)
+            z = super_resolve(dit, upsampler, z_lr, (height, width), sampling=replace(train.sampling, solver=self.solver), noise_seed=1)
             video, original = vae.decode(z), vae.decode(z_hr).clamp(-1, 1)
             result = Result(video, EvaluationClip((original.shape[3], original.shape[4]), original))
             measured.append({name: metrics.measure(name, result).value for name in ("psnr", "st_lpips", "warping_error")})

@@ -33,7 +33,8 @@ from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import Upsampler, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
-from ..sampling.super_resolve import SamplingConfig, guided_network, sample_euler, super_resolve
+from ..sampling.solvers import integrate
+from ..sampling.super_resolve import SamplingConfig, guided_network, super_resolve
 from ..video.frames import crop_centre, limit_height, to_images, to_video
 from ..video.read import find_videos, read_video
 from ..video.write import write_video
@@ -276,7 +277,7 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator).to(self.options.device)
         velocity = self.t2v_velocity(context, sampling.cfg)
-        return sample_euler(velocity, z, shifted_sigmas(sampling.steps, sampling.shift).to(z.device))
+        return integrate(velocity, z, shifted_sigmas(sampling.steps, sampling.shift).to(z.device))
 
     def cascade(self) -> dict:
         """Returns {"videos": {prompt: {"seconds": {part: its seconds}}}}: videos sampled from text, end to end and cascaded.

@@ -14,6 +14,7 @@ import torch
 from ..latent_space import LATENT_CHANNELS, pixels, token_grid, video_frames
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler, smaller_tiles
+from ..sampling.refine import working_latents
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from ..tiling import Box, Tiling, padded, spans
 from .boxes import CURE, Machine, Networks, host_bytes, plan_tiling
@@ -21,7 +22,6 @@ from .flops import dit_flops
 from .network_memory import amount, decode_bytes, upsampler_bytes, weight_bytes
 
 DECODER_FRAMES = 2  # latent, at a time
-WORKING_FILES = 4  # the upsampled latent, the condition of a model that has one, z, and the z of the next step
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Job:
     Attributes:
         shape: (B, T, h, w) of the low-resolution latent.
         size: (H, W), target size in latent pixels.
-        sampling: Steps and guidance are read.
+        sampling: Steps, guidance and solver are read.
     """
 
     shape: tuple[int, int, int, int]
@@ -168,7 +168,7 @@ def plan_sampling(networks: Networks, job: Job, machine: Machine) -> Plan:
     extent, dtype = padded(job.target[1:]), machine.upsampler_dtype or machine.dtype
     boxes = Counter(box.size for box in tiling.boxes(extent))
     forwards = job.sampling.steps * (1 if job.sampling.cfg == 1 else 2)
-    files = WORKING_FILES - (networks.dit.in_dim == LATENT_CHANNELS)
+    files = working_latents(networks.dit.in_dim > LATENT_CHANNELS, job.sampling.solver)
     flops = sum(count * dit_flops(networks.dit, networks.attention, token_grid(box)).total for box, count in boxes.items())
     return Plan(
         shape=job.target,

@@ -1,4 +1,4 @@
-"""Refinement of an upsampled latent of any length and size: Euler steps that stream through the clip, box by box.
+"""Refinement of an upsampled latent of any length and size: steps that stream through the clip, box by box.
 
 The velocities of neighbouring boxes are blended in every step, so that all boxes refine one and the same latent
 (MultiDiffusion, Bar-Tal et al., 2023). What is in memory is a segment of the clip and the network at work on one box;
@@ -22,11 +22,17 @@ from ..flow import clean_from_velocity, interpolate, positional_noise
 from ..networks.slab_memory import SlabMemory
 from ..tiling import Box, Tiling, blend_weights, is_out_of_memory, spans, with_less_memory
 from .latent_file import LatentFile, LatentFrames, undamaged, write_latent
+from .solvers import SOLVERS, Solver, step_ratio
 
 STATES = ("z.safetensors", "z_odd.safetensors")  # of the last two whole steps: when one is damaged, the other is left
 
 Network = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (z_t, condition or None, sigma) -> velocity
 OnSegment = Callable[[int, int, Tensor], None]  # (step, first frame, z_0)
+
+
+def working_latents(takes_condition: bool, solver: Solver) -> int:
+    """Returns the number of latents in a run's files: upsampled, condition, the last two steps and the one that is being written."""
+    return 1 + takes_condition + 3 * (1 if solver == "euler" else 2)
 
 
 class StartAgain(Exception):
@@ -157,6 +163,7 @@ class Refinement:
         folder: Folder of the files with the last two whole steps.
         finish: (z, frame) -> z, applied to each latent frame of the result before it is written.
         start: SamplingConfig.start.
+        solver: SamplingConfig.solver.
         resumed: The last whole step of an earlier run, from which the refinement is continued; None begins anew.
     """
 
@@ -167,6 +174,7 @@ class Refinement:
     folder: Path
     finish: Callable[[Tensor, int], Tensor] = lambda z, frame: z
     start: Literal["noise", "condition"] = "noise"
+    solver: Solver = "euler"
     resumed: LatentFile | None = None
 
     @property
@@ -191,7 +199,9 @@ def last_step(folder: Path, note: Callable[[str], None]) -> LatentFile | None:
 
 
 def refine(velocity: SegmentVelocity, refinement: Refinement, on_segment: OnSegment = lambda step, first_frame, z_0: None) -> LatentFile:
-    """Returns the file of the refined latent, integrated along the velocity by Euler's method (equation 2), segment by segment.
+    """Returns the file of the refined latent, integrated along the velocity, segment by segment.
+
+    The file of each step but the last has what the solver looks back on, too: the velocity, in the second half of the channels.
 
     Args:
         velocity: The velocity. Its tiling's segments are in memory one at a time.
@@ -200,6 +210,7 @@ def refine(velocity: SegmentVelocity, refinement: Refinement, on_segment: OnSegm
             latent z_0 that the velocity predicts there.
     """
     upsampled, sigmas, latent = refinement.upsampled, refinement.sigmas.cpu(), refinement.resumed
+    batch, channels, *extent = upsampled.shape
 
     def noised_frame(frame: int) -> Tensor:
         z_0 = upsampled[frame : frame + 1]
@@ -210,17 +221,25 @@ def refine(velocity: SegmentVelocity, refinement: Refinement, on_segment: OnSegm
     def frames(start: int, stop: int) -> Tensor:
         if latent is None:
             return torch.cat([noised_frame(frame) for frame in range(start, stop)], dim=2)
-        return latent[start:stop]
+        z = latent[start:stop]
+        return z if z.shape[1] == channels else z[:, :channels].clone()
+
+    def velocity_before(frame: int) -> Tensor | None:
+        return None if latent is None or latent.shape[1] == channels else latent[frame : frame + 1][:, channels:]
 
     def step(i: int, sigma: Tensor, sigma_next: Tensor) -> LatentFile:
-        path = refinement.folder / STATES[(i + 1) % 2]
-        with write_latent(path, upsampled.shape, {"step": str(i + 1)}) as append:
+        path, last = refinement.folder / STATES[(i + 1) % 2], i == refinement.steps - 1
+        looks_back, ratio = refinement.solver != "euler" and not last, step_ratio(sigmas, i)
+        with write_latent(path, (batch, channels * (1 + looks_back), *extent), {"step": str(i + 1)}) as append:
             for first, z, v in fused_segments(velocity, frames, refinement.condition, upsampled.shape[2], sigma):
                 on_segment(i, first, clean_from_velocity(z, v, sigma))
                 for frame, (z_t, velocity_t) in enumerate(zip(z.split(1, dim=2), v.split(1, dim=2), strict=True), first):
-                    z_next = z_t + (sigma_next - sigma) * velocity_t
-                    append(refinement.finish(z_next, frame) if i == refinement.steps - 1 else z_next)
-                del z, v, z_t, velocity_t  # before there are those of the next segment
+                    slope = SOLVERS[refinement.solver](velocity_t, velocity_before(frame), ratio)
+                    z_next = z_t + (sigma_next - sigma) * slope
+                    if last:
+                        z_next = refinement.finish(z_next, frame)
+                    append(torch.cat((z_next, velocity_t), dim=1) if looks_back else z_next)
+                del z, v, z_t, velocity_t, slope  # before there are those of the next segment
         return LatentFile(path)
 
     for i, (sigma, sigma_next) in list(enumerate(pairwise(sigmas)))[refinement.finished_steps :]:

@@ -7,13 +7,12 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W those of the t
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..flow import clean_from_velocity, interpolate, positional_noise, shifted_sigmas
+from ..flow import interpolate, positional_noise, shifted_sigmas
 from ..latent_space import LATENT_CHANNELS
 from ..networks.dit import SimpleGVRDiT
 from ..networks.slab_memory import SlabMemory, slab_memory
@@ -22,6 +21,7 @@ from ..tiling import Tiling
 from .color_match import match_color
 from .latent_file import LatentFrames
 from .refine import Network, Segment, TiledVelocity, padded_velocity
+from .solvers import SOLVERS, Solver, integrate
 
 UPSAMPLER_FRAMES = 2  # latent, at a time
 NoiseOrder = Literal["after_upsampler", "before_upsampler"]
@@ -33,7 +33,7 @@ class SamplingConfig:
     """How a model is sampled. A checkpoint has the values that suit it; the defaults are the paper's.
 
     Attributes:
-        steps: Number of Euler steps.
+        steps: Number of steps.
         cfg: Scale of classifier-free guidance; 1 is none.
         shift: Shift of the noise levels; above 1 more of the steps are at high noise.
         noise_augmentation: Noise level of the condition, in [0, 1].
@@ -42,6 +42,10 @@ class SamplingConfig:
             upsampled latent itself, without noise, which a one-step student takes for that noise level (DOVE, arXiv 2505.16239).
         noise_order: "after_upsampler": the condition is the upsampled latent, noised (arXiv version 1). "before_upsampler": it is the
             noised low-resolution latent, upsampled (the ICLR formula). A model is sampled in the order that it was trained in.
+        solver: "euler", or "ab2" of second order, see solvers.
+
+    Raises:
+        ValueError: The solver is unknown.
     """
 
     steps: int = 50
@@ -51,6 +55,11 @@ class SamplingConfig:
     denoise: float = 1.0
     start: Literal["noise", "condition"] = "noise"
     noise_order: NoiseOrder = "after_upsampler"
+    solver: Solver = "euler"
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}, wanted one of {', '.join(SOLVERS)}")
 
 
 PAPER = SamplingConfig()
@@ -110,7 +119,7 @@ def super_resolve(
 
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     z = z_up if sampling.start == "condition" else interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
-    z = sample_euler(lambda z_t, sigma: padded_velocity(velocity, Segment(z_t, condition, sigma)), z, sigmas, on_step)
+    z = integrate(lambda z_t, sigma: padded_velocity(velocity, Segment(z_t, condition, sigma)), z, sigmas, on_step, sampling.solver)
     return match_source(z, z_lr, upsampler.config.latents, color_match).to(z_lr)
 
 
@@ -166,27 +175,6 @@ def guided_network(
         return unconditional + cfg * (conditional - unconditional)
 
     return network
-
-
-def sample_euler(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    z: Tensor,
-    sigmas: Tensor,
-    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, z_t, z_0: None,
-) -> Tensor:
-    """Returns z integrated along the velocity through the noise levels, by Euler's method (equation 2).
-
-    Args:
-        velocity: (z_t, sigma) -> velocity.
-        z: Latent at noise level sigmas[0].
-        sigmas: Noise levels that fall, one more than there are steps.
-        on_step: Called in each step with its number, z_t and the clean latent z_0 that the velocity predicts.
-    """
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        v = velocity(z, sigma)
-        on_step(i, z, clean_from_velocity(z, v, sigma))
-        z = z + (sigma_next - sigma) * v
-    return z
 
 
 def augment_condition(z: Tensor, noise_augmentation: float, noise_seed: int, first_frame: int = 0) -> Tensor:

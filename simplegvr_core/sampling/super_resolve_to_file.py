@@ -92,7 +92,7 @@ def super_resolve_to_file(
     condition = stored(folder / "condition.safetensors", z_up.shape, write_condition, runtime.note) if runtime.takes_condition else None
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     resumed = last_step(folder, runtime.note)
-    return runtime.integrate(Refinement(z_up, condition, sigmas, seed, folder, finish, sampling.start, resumed))
+    return runtime.integrate(Refinement(z_up, condition, sigmas, seed, folder, finish, sampling.start, sampling.solver, resumed))
 
 
 def stored(path: Path, shape: tuple[int, ...], write: Callable[[Append], None], note: Callable[[str], None]) -> LatentFile:

@@ -1,7 +1,9 @@
 """Distillation of a trained SimpleGVR to few steps: `simplegvr distil --preset tiny --pairs DIR --init-dit FILE --init-upsampler FILE`."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +15,22 @@ from torch import Tensor
 from ..files import GVR_TINY_VAE
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
-from ..networks.dit import SimpleGVRDiT, read_dit, read_dit_config
+from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config
 from ..networks.tiny_vae import TinyVAE
-from ..networks.upsampler import load_upsampler
+from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, PairSampler
-from .cost import training_cost
+from .cost import BYTES_PER_PARAMETER, training_cost
 from .dmd2 import DMD2, DMD2Config, sample_matching_noise
 from .loop import LoopConfig, fit, summarize_losses
+from .lora import lora_copy, lora_parameters, lora_state_dict
 from .loss import Pictures
 from .one_step import STUDENT, OneStep, OneStepConfig, sample_frame
 from .online_pairs import check_source, online_pairs
 
 FEW_STEPS = SamplingConfig(steps=4)
+GPUS = (8, 16)  # that the plan is made for
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Distil:
     """Updates of dmd2's fake score per update of the student."""
     perceptual_loss: float = 0.0
     """Weight of the perceptual error (ST-LPIPS, VGG) of regression; needs --vae."""
+    lora_rank: int = 0
+    """Above 0: the teacher's weights do not change, and student and fake score are LoRAs of this rank on them; the student's is the
+    result, for ComfyUI's LoRA loader. The upsampler is frozen."""
     strength: float = 1.0
     """Factor of the student's velocity in its checkpoint. Above 1 the result is sharper than what the objective balances."""
     bf16: bool = True
@@ -72,7 +79,7 @@ class Distil:
         """Distils, or resumes from the state in the folder.
 
         Returns:
-            {"dit", "upsampler": files, "loss_first", "loss_last": means over the first and last tenth, "steps"} on the main
+            {"dit", "upsampler" or "lora": files, "loss_first", "loss_last": means over the first and last tenth, "steps"} on the main
             process, {} on others.
 
         Raises:
@@ -90,7 +97,8 @@ class Distil:
             batch = sampler.sample(generator, model.dit.config.text_dim)
             return batch | sample_noise(batch["z_hr"], generator)
 
-        trained = fit(model, sample_batch, self.loop, self.out, options=self.lasting_options())
+        takes_turns = self.objective == "dmd2"
+        trained = fit(model, sample_batch, self.loop, self.out, options=self.lasting_options(), takes_turns=takes_turns)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, vae) | summarize_losses(self.out)
@@ -105,6 +113,8 @@ class Distil:
             )
         if self.perceptual_loss and (self.vae is None or self.objective != "regression"):
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, which needs --objective regression and --vae")
+        if self.lora_rank and self.strength != 1:
+            raise ValueError(f"--strength is {self.strength}, but a LoRA does not change the head that it scales: give --strength 1")
         if self.fake_updates < 1:
             raise ValueError(f"--fake-updates is {self.fake_updates}, wanted at least 1")
 
@@ -120,38 +130,82 @@ class Distil:
         checkpoint.load_strict(dit, weights, self.init_dit)
         dit.gradient_checkpointing = self.gradient_checkpointing
         upsampler = load_upsampler(self.init_upsampler).train()
+        copy: Callable[[SimpleGVRDiT], SimpleGVRDiT] = deepcopy
+        if self.lora_rank:
+            upsampler.requires_grad_(False)
+            copy = partial(lora_copy, rank=self.lora_rank, generator=torch.Generator().manual_seed(self.loop.seed))
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
         if self.objective == "regression":
             sizes = OneStepConfig(self.sampling.denoise, perceptual=self.perceptual_loss, bf16=self.bf16)
-            return OneStep(upsampler, dit, pictures, sizes), sample_frame
+            return OneStep(upsampler, copy(dit), pictures, sizes), sample_frame
         sizes = DMD2Config(self.sampling, self.guidance, self.fake_updates, bf16=self.bf16)
-        return DMD2(upsampler, dit, pictures, sizes), sample_matching_noise
+        return DMD2(upsampler, dit, pictures, sizes, copy), sample_matching_noise
 
     def plan(self) -> dict:
-        """Returns the estimated cost: training_cost of the student, with the state of all networks of the objective.
+        """Returns the estimated cost: training_cost of the student, with all networks of the objective.
 
-        "frozen_bytes" is the teacher's in float32. A fake score has the same state as the student.
+        "networks": trained, frozen. "state_bytes" are divided among the GPUs of FSDP2; "frozen_bytes" are those that every GPU has whole,
+        in float32: the teacher, and the upsampler where it is frozen. "per_gpu": {number of GPUs: {"memory_bytes", "hours"}} on H100s,
+        with the activations of its part of the batch and the weights of two blocks that FSDP2 has gathered. Neither text encoder nor
+        autoencoder is counted. Without the teacher's file its sizes are those of Wan 2.1 1.3B.
         """
-        config = read_dit_config(self.init_dit)
-        batch, grid = self.crop.batch * self.loop.accumulate, (self.crop.latent_frames, *self.crop.size)
-        recompute = self.gradient_checkpointing
-        cost = training_cost(config, self.attention, grid, batch=batch, steps=self.loop.steps, recompute=recompute)
-        if self.objective == "regression":
-            return cost | {"frozen_bytes": 0}
-        passes = (1 + 1 / self.fake_updates) + (self.sampling.steps - 1) / 2 / 3 + (2 if self.guidance != 1 else 1) / 3 / self.fake_updates
+        config = read_dit_config(self.init_dit) if self.init_dit.exists() else DiTConfig()
+        grid, accumulated = (self.crop.latent_frames, *self.crop.size), self.crop.batch * self.loop.accumulate
+        recompute, dmd2 = self.gradient_checkpointing, self.objective == "dmd2"
+        cost = training_cost(config, self.attention, grid, batch=accumulated, steps=self.loop.steps, recompute=recompute)
+        parameters, upsampler = cost["parameters"], self.upsampler_parameters()
+        student = BYTES_PER_PARAMETER * parameters
+        if self.lora_rank:
+            student = 4 * parameters + BYTES_PER_PARAMETER * lora_parameters(config, self.lora_rank)
+        upsampler_is_trained = not (dmd2 or self.lora_rank)
+        state = (1 + dmd2) * student + (BYTES_PER_PARAMETER * upsampler if upsampler_is_trained else 0)
+        frozen = (4 * parameters if dmd2 else 0) + (0 if upsampler_is_trained else 4 * upsampler)
+        passes = self.passes() if dmd2 else 1.0
+        hours, gathered = passes * cost["h100_hours"], 2 * 4 * parameters / config.num_layers
+
+        def per_gpu(gpus: int) -> dict[str, float]:
+            activations = (1 + dmd2) * cost["activation_bytes"] * -(-self.crop.batch // gpus)
+            return {"memory_bytes": state / gpus + frozen + gathered + activations, "hours": hours / gpus}
+
+        trained_names = ["student", *(["fake score"] if dmd2 else []), *(["upsampler"] if upsampler_is_trained else [])]
+        frozen_names = [*(["teacher"] if dmd2 else []), *([] if upsampler_is_trained else ["upsampler"])]
         return cost | {
-            "state_bytes": 2 * cost["state_bytes"],
-            "frozen_bytes": 4 * cost["parameters"],
+            "networks": {"trained": trained_names, "frozen": frozen_names},
+            "state_bytes": state,
+            "frozen_bytes": frozen,
             "flops_per_step": passes * cost["flops_per_step"],
-            "h100_hours": passes * cost["h100_hours"],
+            "h100_hours": hours,
+            "per_gpu": {gpus: per_gpu(gpus) for gpus in GPUS},
         }
 
+    def passes(self) -> float:
+        """Returns the operations of a dmd2 step over those of a step that trains one DiT, the mean over its turns.
+
+        The fake score is trained in each step, the student in its turn, where the teacher is asked, too. The student's steps up to the
+        trained one, and that one in the other turns, are forward passes alone.
+        """
+        turn, forward = 1 / self.fake_updates, 1 / (4 if self.gradient_checkpointing else 3)
+        simulated = (self.sampling.steps - 1) / 2 + (1 - turn)
+        asked = (2 if self.guidance != 1 else 1) * turn
+        return 1 + turn + forward * (simulated + asked)
+
+    def upsampler_parameters(self) -> int:
+        """Returns the number of the upsampler's parameters; without its file, those of the paper's."""
+        config = VARIANTS["simplegvr"]
+        if self.init_upsampler.exists():
+            config = parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
+        return sum(parameter.numel() for parameter in make_upsampler(config, device="meta").parameters())
+
     def save(self, model: OneStep | DMD2, trained: dict[str, Tensor], vae: TinyVAE | WanVAE | None) -> dict[str, str]:
-        """Writes both networks as float16 and returns their files; the student's checkpoint has its sampling."""
+        """Writes both networks as float16, or the student's LoRA, and returns their files. The student's has its sampling."""
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs or self.footage]}
-        configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling}
-        configs["trained"] = data | {"objective": self.objective, "curve": None}
+        trained_with = data | {"objective": self.objective, "curve": None}
+        if self.lora_rank:
+            path = self.out / "lora.safetensors"
+            checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling, trained=trained_with)
+            return {"lora": str(path)}
+        configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": trained_with}
         if isinstance(vae, TinyVAE):
             configs["preview"] = vae.preview_colors()
         weights = checkpoint.part(trained, "dit.")

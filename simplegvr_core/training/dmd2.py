@@ -4,6 +4,7 @@ The student's result is noised; where the teacher and a second network, which le
 about the clean latent, the student is moved by their difference. B batch, T latent frames, H, W latent pixels, S text tokens.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..flow import clean_from_velocity, interpolate, shifted_sigmas, velocity_target
 from ..networks.dit import SimpleGVRDiT
 from ..networks.upsampler import Upsampler
+from ..sampling.solvers import SOLVERS, step_ratio
 from ..sampling.super_resolve import SamplingConfig
 from .loss import Pictures, noised_condition
 
@@ -44,9 +46,25 @@ class DMD2(nn.Module):
     dit: SimpleGVRDiT
     fake: SimpleGVRDiT
 
-    def __init__(self, upsampler: Upsampler, teacher: SimpleGVRDiT, pictures: Pictures, config: DMD2Config):
+    def __init__(
+        self,
+        upsampler: Upsampler,
+        teacher: SimpleGVRDiT,
+        pictures: Pictures,
+        config: DMD2Config,
+        copy: Callable[[SimpleGVRDiT], SimpleGVRDiT] = deepcopy,
+    ):
+        """Copies the teacher twice.
+
+        Args:
+            upsampler: The upsampler.
+            teacher: The teacher.
+            pictures: Errors of latents.
+            config: Weights and schedule.
+            copy: Returns the trainable network that begins as the teacher: all its weights, or a LoRA on them (lora.lora_copy).
+        """
         super().__init__()
-        self.dit, self.fake = deepcopy(teacher), deepcopy(teacher)
+        self.dit, self.fake = copy(teacher), copy(teacher)
         self.upsampler = upsampler.requires_grad_(False)
         self.frozen = (teacher.requires_grad_(False),)  # a tuple: no part of what is trained and saved
         self.pictures, self.config = pictures, config
@@ -86,14 +104,15 @@ class DMD2(nn.Module):
         """Returns the clean latent that the student predicts in step `last` of its own sampling (backward simulation)."""
         sampling = self.config.sampling
         sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise).to(z_up)
-        z = z_up if sampling.start == "condition" else interpolate(z_up, noise, sigmas[0])
+        z, velocity = z_up if sampling.start == "condition" else interpolate(z_up, noise, sigmas[0]), None
         for i in range(last + 1):
             sigma = sigmas[i].expand(len(z))[:, None, None, None, None]
+            velocity_before = velocity
             with torch.set_grad_enabled(train and i == last):
                 velocity = predict(self.dit, z, condition, sigma, context)
             if i == last:
                 return clean_from_velocity(z, velocity, sigma)
-            z = z + (sigmas[i + 1] - sigmas[i]) * velocity
+            z = z + (sigmas[i + 1] - sigmas[i]) * SOLVERS[sampling.solver](velocity, velocity_before, step_ratio(sigmas, i))
         raise AssertionError("last is a step")
 
     def real_score(self, teacher: nn.Module, z_t: Tensor, condition: Tensor, level: Tensor, context: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -155,6 +156,7 @@ def fit(
     *,
     show: Callable[[nn.Module, int], None] = lambda model, step: None,
     options: dict[str, str] | None = None,
+    takes_turns: bool = False,
 ) -> dict[str, Tensor]:
     """Returns the state dict of the trained model with the moving average of its trained parameters.
 
@@ -168,6 +170,7 @@ def fit(
         show: Called on the main process with the model and the number of steps when the state is saved, unless the model
             is sharded.
         options: Options that must not change when the run is resumed, by name.
+        takes_turns: Whether some steps leave trained parameters out.
 
     Raises:
         FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
@@ -175,7 +178,8 @@ def fit(
         OSError: The state cannot be written.
         ValueError: The folder has the state of another network or of other options.
     """
-    accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
+    accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate, kwargs_handlers=[unused])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, loop.learning_rate, betas=(0.9, 0.99)))
     progress = Progress([parameter for parameter in model.parameters() if parameter.requires_grad], loop)
