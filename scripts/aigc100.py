@@ -18,7 +18,7 @@ from comfyui import DEMO, HOME, REPO, SetupError, enter, say, server
 WORKFLOWS = REPO / "workflows" / "api"
 PROMPTS = REPO / "workflows" / "aigc100.txt"
 PREFIX = "aigc100/clip"  # of the files in ComfyUI's output folder
-STAND_IN = "no ComfyUI at hand that has these models? Try the bundled ones: --workflow workflows/api/quickstart_t2v.json, without --address"
+STAND_IN = "no ComfyUI that has these models? Try the bundled ones: --workflow workflows/api/wiring_test_t2v.json, without --address"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -31,7 +31,7 @@ def classes(nodes: dict) -> set[str]:
 
 
 def arguments(server, folder, **changes) -> Namespace:
-    given = dict(out=folder, address=server.address, workflow=API / "quickstart_t2v.json", prompts=PROMPTS, count=2, seed=7, set=TINY)
+    given = dict(out=folder, address=server.address, workflow=API / "wiring_test_t2v.json", prompts=PROMPTS, count=2, seed=7, set=TINY)
     return Namespace(**{**given, **changes})
 
 
@@ -94,7 +94,7 @@ def test_two_samplers_in_a_row_and_custom_samplers_are_followed():
 
 def test_workflows_of_no_use_are_refused_with_the_cure():
     with pytest.raises(UnusableWorkflowError, match=r"not in API format: .*Export \(API\)"):
-        base_workflow(json.loads((REPO / "workflows" / "quickstart_t2v.json").read_text()), "x")
+        base_workflow(json.loads((REPO / "workflows" / "wiring_test_t2v.json").read_text()), "x")
     with pytest.raises(UnusableWorkflowError, match="decodes no latent"):
         base_workflow({"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}, "x")
     with pytest.raises(UnusableWorkflowError, match="nothing before its latent has a seed"):
@@ -102,7 +102,7 @@ def test_workflows_of_no_use_are_refused_with_the_cure():
         loaders = {"1": {"class_type": "LoadLatent", "inputs": {}}, "2": {"class_type": "VAELoader", "inputs": {}}}
         base_workflow({**loaders, "3": decode}, "x")
     with pytest.raises(UnusableWorkflowError, match=r"--set KSampler\.step=2 fits no node, wanted .*KSampler\.steps"):
-        with_settings(workflow("quickstart_t2v"), ["KSampler.step=2"])
+        with_settings(workflow("wiring_test_t2v"), ["KSampler.step=2"])
 
 
 def test_settings_are_json_or_text():
@@ -158,7 +158,7 @@ def test_a_prompt_that_fails_is_reported_and_the_next_is_made(server, tmp_path, 
 
 
 def test_a_server_that_cannot_run_it_or_is_not_there_ends_it_at_once(server, tmp_path):
-    with pytest.raises(SetupError, match=r"(?s)value_not_in_list.*--workflow workflows/api/quickstart_t2v\.json"):
+    with pytest.raises(SetupError, match=r"(?s)value_not_in_list.*--workflow workflows/api/wiring_test_t2v\.json"):
         aigc100.main(
             arguments(server, tmp_path / "wan", workflow=API / "wan21_t2v_to_1080p.json", set=["UNETLoader.unet_name=nowhere.safetensors"])
         )

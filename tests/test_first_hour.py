@@ -17,7 +17,7 @@ TWICE = {"size": "scale", "size.scale": 2.0}
 SMALL = {  # what makes a workflow take seconds; frames, height and width of what it gives
     "degradation_preview": ({}, (9, 56, 6 * 96)),
     "long_video": ({}, (9, 3 * 56, 3 * 96)),
-    "quickstart_t2v": (SMALL_T2V, (5, 3 * 48, 3 * 80)),
+    "wiring_test_t2v": (SMALL_T2V, (5, 3 * 48, 3 * 80)),
     "quickstart_video": ({}, (9, 3 * 56, 3 * 96)),
     "wan21_t2v_to_1080p": ({**SMALL_T2V, "SimpleGVRSampler": TWICE}, (5, 2 * 48, 2 * 80)),
     "wan21_training_free_1080p": (
@@ -95,7 +95,7 @@ def close_panel(page) -> None:
         page.get_by_test_id("properties-panel").get_by_role("button", name="Toggle properties panel").click()
 
 
-BLUEPRINTS = {  # the links of each in quickstart_t2v: input -> the node it comes from
+BLUEPRINTS = {  # the links of each in wiring_test_t2v: input -> the node it comes from
     "Latent upscale to 1080p (SimpleGVR)": {"latent": "KSampler"},
     "Training-free refine (Wan)": {
         "model": "ModelSamplingSD3",
@@ -109,7 +109,7 @@ BLUEPRINTS = {  # the links of each in quickstart_t2v: input -> the node it come
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_a_blueprint_from_the_node_library_runs(clean, stocked, name):
     page = clean
-    drop_file(page, REPO / "workflows" / "quickstart_t2v.json")
+    drop_file(page, REPO / "workflows" / "wiring_test_t2v.json")
     set_widgets(page, "EmptyHunyuanLatentVideo", {"width": 80, "height": 48, "length": 1})
     set_widgets(page, "KSampler", {"steps": 2})
     page.evaluate("app.graph.remove(app.graph._nodes.find(node => node.type === 'SimpleGVRSampler'))")
@@ -192,7 +192,7 @@ def test_titles_and_inputs_follow_the_language(clean, locale):
     texts = json.loads((REPO / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
     try:
         speak(page, locale)
-        drop_file(page, REPO / "workflows" / "quickstart_t2v.json")
+        drop_file(page, REPO / "workflows" / "wiring_test_t2v.json")
         show_graph(page)
         screenshot(page, f"locale {locale}")
         shown = page.evaluate("""() => {

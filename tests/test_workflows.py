@@ -24,7 +24,7 @@ def test_all_are_there_with_twin_and_thumbnail():
     assert NAMES == [
         "degradation_preview",
         "long_video",
-        "quickstart_t2v",
+        "wiring_test_t2v",
         "quickstart_video",
         "wan21_t2v_to_1080p",
         "wan21_training_free_1080p",

@@ -31,7 +31,6 @@ class Thumbnail:
 
 THUMBNAILS = {
     "quickstart_video": Thumbnail(("192 x 108, its latent decoded", "SimpleGVR, 576 x 324")),
-    "quickstart_t2v": Thumbnail(("a toy text-to-video model, 224 x 128", "SimpleGVR, 672 x 384"), SMALL_T2V),
     "long_video": Thumbnail(("192 x 108, its latent decoded", "planned, in segments and tiles: 576 x 336")),
     "degradation_preview": Thumbnail(("before", "flow-based", "classical", "optical flow", "what moves", "model-guided")),
     "wan21_t2v_to_1080p": Thumbnail(
@@ -48,7 +47,10 @@ THUMBNAILS = {
         ("low resolution   (shown: the bundled clip)", "one step, three times the size   (shown: gvr_tiny)"), clip=True
     ),
 }
-GRAPHS = ("wan22_training_free_4_steps",)  # whose pictures are their graphs: no small model can take the place of Wan 2.2
+GRAPHS = {  # whose pictures are their graphs, with these captions
+    "wan22_training_free_4_steps": None,  # no small model can take the place of Wan 2.2
+    "wiring_test_t2v": "Wiring test: a toy text-to-video model, no prompt",
+}
 
 
 def run(page, base: Path, name: str, thumbnail: Thumbnail) -> tuple[list, list]:
@@ -107,33 +109,50 @@ def use_clip(page) -> None:
     }""")
 
 
-def draw_graph(page, name: str):
-    """Returns the picture of a workflow's graph."""
+def draw_graph(page, name: str, text: str | None):
+    """Returns the picture of a workflow's graph, with a caption above the nodes."""
     from io import BytesIO
 
     from browser import drop_file, show_graph
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     drop_file(page, REPO / "workflows" / f"{name}.json")
     show_graph(page)
-    beside_buttons = {"x": 60, "y": 80, "width": 1376, "height": 740}
-    return Image.open(BytesIO(page.screenshot(clip=beside_buttons))).convert("RGB")
+    beside_buttons = {"x": 60, "y": 80, "width": 1376, "height": 800}
+    picture = Image.open(BytesIO(page.screenshot(clip=beside_buttons))).convert("RGB")
+    if text is not None:
+        caption(ImageDraw.Draw(picture), text, (picture.width * 2 // 3, picture.height * 2 // 3), size=40, anchor="mm")
+    return picture
 
 
 def picture(panels: list, captions: tuple[str, ...], columns: int, size: tuple[int, int]):
     """Returns the panels in columns, each cut to the proportions of size (in pixels), enlarged to it, and captioned."""
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageOps
 
-    font = ImageFont.load_default(size=20)
     sheet = Image.new("RGB", (columns * size[0], -(-len(panels) // columns) * size[1]))
-    for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+    for i, (panel, text) in enumerate(zip(panels, captions, strict=True)):
         tile = ImageOps.fit(panel.convert("RGB"), size, Image.Resampling.BICUBIC, centering=(0.5, 0.2))
-        draw = ImageDraw.Draw(tile)
-        left, top, right, bottom = draw.textbbox((10, size[1] - 10), caption, font, anchor="lb")
-        draw.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill="black")
-        draw.text((10, size[1] - 10), caption, "white", font, anchor="lb")
+        caption(ImageDraw.Draw(tile), text, (10, size[1] - 10), size=20, anchor="lb")
         sheet.paste(tile, (i % columns * size[0], i // columns * size[1]))
     return sheet
+
+
+def caption(draw, text: str, place: tuple[int, int], *, size: int, anchor: str) -> None:
+    """Draws white text on a black box.
+
+    Args:
+        draw: ImageDraw of the picture.
+        text: The text.
+        place: Its (x, y), in pixels.
+        size: Of its font, in pixels.
+        anchor: The text's point at that place, as Pillow names it.
+    """
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(size=size)
+    left, top, right, bottom = draw.textbbox(place, text, font, anchor=anchor)
+    draw.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill="black")
+    draw.text(place, text, "white", font, anchor=anchor)
 
 
 def main() -> None:
@@ -141,7 +160,7 @@ def main() -> None:
         for name in sys.argv[1:] or (*THUMBNAILS, *GRAPHS):
             say(f"running {name} for its picture")
             if name in GRAPHS:
-                draw_graph(page, name).save(REPO / "workflows" / f"{name}.jpg", quality=80)
+                draw_graph(page, name, GRAPHS[name]).save(REPO / "workflows" / f"{name}.jpg", quality=80)
                 continue
             thumbnail = THUMBNAILS[name]
             before, after = run(page, base, name, thumbnail)

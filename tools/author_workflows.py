@@ -45,12 +45,12 @@ the same with tiling *auto*, blends neighbours at every step, and makes boxes sm
 
 **resume** is on in both: after a cancel or a crash run the workflow again, and it goes on where it was.
 The source itself is loaded whole by ComfyUI's Load Video. Set **trim** for sources whose size is no multiple of 8.""",
-    "quickstart_t2v": """## Text-to-video and SimpleGVR, all bundled
-A tiny text-to-video model dreams up a latent (it was trained without captions, so there is no prompt), **SimpleGVR
-Sampler** makes it three times as large, and TinyVAE decodes it. Nothing is decoded in between.
+    "wiring_test_t2v": """## Wiring test: text-to-video and SimpleGVR, all bundled
+This template shows how the nodes are connected behind a text-to-video sampler. Its pictures show nothing that you
+would recognise: the text-to-video model is a toy that was trained on a CPU, without captions, so there is no prompt.
 
-The model is a toy that was trained on a CPU: expect moving shapes in the colors of its training film. It shows the
-wiring. With Wan 2.1 take *wan21_t2v_to_1080p*.""",
+**SimpleGVR Sampler** takes the sampler's latent and makes it three times as large; TinyVAE decodes it. Nothing is
+decoded in between. For videos of your own prompts take *wan21_t2v_to_1080p*, with Wan 2.1.""",
     "degradation_preview": """## What SimpleGVR learns to undo
 **SimpleGVR Flow Degrade** gives a video the faults of text-to-video models: colors of the frame before bleed into
 what moves, and it blurs along its motion. **SimpleGVR Classical Degrade** is RealBasicVSR's: blur, noise, compression.

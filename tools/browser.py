@@ -15,7 +15,12 @@ from comfyui import SetupError, say
 from playwright.sync_api import Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "chrome")
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingModelsWarning": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+}
 LOADED = "window.app && app.graph && app.extensionManager?.workflow.activeWorkflow && !document.querySelector('.p-blockui-mask')"
 PATIENCE = 180_000  # milliseconds; a busy machine is no failure
 DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
