@@ -2,6 +2,7 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,8 +160,22 @@ def test_the_state_of_another_network_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"--out .*file.run cannot be written to \(Not a directory\): choose another folder"):
+    with pytest.raises(OSError, match=r"file.run is below a file, wanted a folder: choose another"):
         fit(Regression(), draw, LOOP, tmp_path / "file" / "run")
+
+
+def test_a_disk_without_room_for_the_state_is_named_before_the_first_step(tmp_path, monkeypatch):
+    """Of each parameter it has the weight, two moments and the average, 4 bytes each."""
+    import shutil
+
+    parameters = sum(parameter.numel() for parameter in Regression(width=8).parameters())
+    free = 16 * parameters
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    fit(Regression(width=8), draw, LOOP, tmp_path / "fits")
+    free -= 1
+    with pytest.raises(OSError, match=r"has .* free, the run needs at least .*: free space there or choose another folder"):
+        fit(Regression(width=8), draw, LOOP, tmp_path / "full")
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: bytes(len(data)), lambda data: data[: len(data) // 2]])

@@ -11,7 +11,16 @@ from conftest import latent, scale
 from test_decode import frames_seen, module, output, save, tiny  # noqa: F401 (fixtures)
 from test_decode import latent as smooth
 
+from simplegvr_core.benchmark.seams import SeamBenchmark
+from simplegvr_core.evaluation.evaluate import Evaluate
+from simplegvr_core.evaluation.measure_seams import MeasureSeams
+from simplegvr_core.paper.ablate import Ablate
+from simplegvr_core.paper.command import Paper
 from simplegvr_core.planning.preflight import check_encoding, check_folder
+from simplegvr_core.training.build_pairs import BuildPairs
+from simplegvr_core.training.distil import Distil
+from simplegvr_core.training.measure_curve import MeasureCurve
+from simplegvr_core.training.train import Train
 from simplegvr_core.video.sound import checked_sound
 from simplegvr_core.video.write import Encoding
 
@@ -123,3 +132,26 @@ def test_only_the_sound_of_the_video_counts():
     assert checked_sound(waveform, 1000, 0.5).waveform.shape == (1, 500)
     with pytest.raises(ValueError, match=r"from 0\.50 seconds on"):
         checked_sound(waveform, 1000, 0.6)
+
+
+MISSING = Path("missing.safetensors")
+COMMANDS = {  # with weights that are not there: the folder is looked at before they are
+    "pairs": lambda folder, out: BuildPairs(folder, MISSING, out, "area"),
+    "train": lambda folder, out: Train(pairs=(folder,), out=out, init_dit=MISSING, vae=MISSING),
+    "distil": lambda folder, out: Distil(pairs=(folder,), out=out, init_dit=MISSING, init_upsampler=MISSING),
+    "curve": lambda folder, out: MeasureCurve(folder, out / "curve.json", model=MISSING),
+    "evaluate": lambda folder, out: Evaluate(folder, out, model=MISSING),
+    "seams": lambda folder, out: MeasureSeams(folder / "missing.mp4", out=out / "seams.png"),
+    "ablate": lambda folder, out: Ablate(folder, folder, out, MISSING, MISSING),
+    "paper": lambda folder, out: Paper(model=MISSING, out=out),
+    "benchmark": lambda folder, out: SeamBenchmark(video=folder / "missing.mp4", out=out),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_refuses_an_output_that_cannot_be_written_before_it_reads_anything(tmp_path, command):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "inputs").mkdir()
+    with pytest.raises(OSError, match=r"file is a file, wanted a folder|file is below a file, wanted a folder"):
+        COMMANDS[command](tmp_path / "inputs", tmp_path / "file").run()
+    assert (tmp_path / "file").read_text() == "in the way"

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from ..evaluation.versions import versions
 from ..files import atomic_write, write_text
 from ..networks.layers import default_device
+from ..planning.preflight import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,6 +196,8 @@ class Options:
     """Seconds of repeated calls for one timing on a CPU."""
 
     def machine(self) -> Machine:
+        """Returns where to measure. Raises OSError unless --out can be written."""
+        check_folder(self.out)
         return Machine(self.device, self.dtype, self.limit_s, self.timing_s)
 
 

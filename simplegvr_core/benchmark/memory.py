@@ -32,6 +32,7 @@ from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, load_upsampler
 from ..planning.network_memory import coding_bytes, dit_bytes
+from ..planning.preflight import check_folder
 from ..planning.tensor_memory import peak_bytes
 from ..sampling.latent_file import LatentFile, write_latent
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
@@ -201,6 +202,7 @@ class MemoryBenchmark:
         if len(lengths) < 2 or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
             given = " ".join(map(str, lengths))
             raise ValueError(f"--latent-frames is {given}, wanted two or more lengths, the shortest first, such as 20 200")
+        check_folder(self.out)
         size = self.height // SPATIAL_FACTOR, self.width // SPATIAL_FACTOR
         cases = [
             Case(part, frames, streamed, size, self.segment, self.device)

@@ -21,6 +21,7 @@ from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
+from ..planning.preflight import check_folder
 from ..sampling.latent_file import TensorFrames
 from ..sampling.refine import Refinement, TiledVelocity, refine
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network
@@ -77,6 +78,7 @@ class SeamBenchmark:
     @torch.inference_mode()
     def run(self) -> dict:
         """Returns the seams of each way, and whether the noise was the same in every box."""
+        check_folder(self.out)
         path = GVR_TINY
         dit, config = load_dit(path)
         chosen = {key: value for key, value in (("steps", self.steps), ("denoise", self.denoise)) if value is not None}

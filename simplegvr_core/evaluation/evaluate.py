@@ -46,6 +46,7 @@ from ..networks.layers import default_device
 from ..networks.lora_merge import add_lora_file
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
+from ..planning.preflight import check_folder
 from ..sampling.context import read_context
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig
@@ -166,7 +167,7 @@ class Evaluate:
         return results
 
     def check(self) -> list[str]:
-        """Returns the names of the methods. Raises ValueError or FileNotFoundError for options that would fail later."""
+        """Returns the names of the methods. Raises ValueError or OSError for options that would fail later."""
         methods = list(self.methods)
         for option, names, known in (("methods", methods, METHODS), ("metrics", self.metric_names(), METRICS)):
             if unknown := set(names) - known.keys():
@@ -184,6 +185,7 @@ class Evaluate:
             raise ValueError(f"--methods has {', '.join(blind)}, which need an original, and clips of --suite aigc have none")
         for method in set(methods) & baselines.BASELINES.keys():
             baselines.find(method)
+        check_folder(self.out)
         return methods
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import atomic_write
+from ..planning.preflight import check_file
 from ..sampling.latent_file import LatentFile
 from ..video.read import VIDEO_SUFFIXES, read_frames
 from .seam_plot import draw_panels
@@ -39,9 +40,11 @@ class MeasureSeams:
 
         Raises:
             ValueError: The file is neither a video nor a latent, or borders are too dense.
+            OSError: --out cannot be written.
         """
         if self.video.suffix != ".safetensors" and self.video.suffix.lower() not in VIDEO_SUFFIXES:
             raise ValueError(f"--video is {self.video}, wanted {', '.join(sorted(VIDEO_SUFFIXES))} or a latent in .safetensors")
+        check_file(self.out)
         is_latent = self.video.suffix == ".safetensors"
         frames = latent_frames(self.video) if is_latent else video_frames(self.video)
         borders = Borders(self.period, self.tile, self.first, self.overlap, self.tile_overlap)

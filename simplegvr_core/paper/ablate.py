@@ -24,6 +24,7 @@ from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, load_upsampler
+from ..planning.preflight import check_folder
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..training.batches import Crop
@@ -122,9 +123,11 @@ class Ablate:
 
         Raises:
             ValueError: An axis is unknown, or what the runs raise.
+            OSError: --out cannot be written.
         """
         if unknown := set(self.axes) - AXES.keys():
             raise ValueError(f"--axes has unknown {', '.join(sorted(unknown))}; known are {', '.join(AXES)}")
+        check_folder(self.out)
         self.build_pairs()
         vae = load_tiny_vae(self.vae)
         runs = [(axis, variant, seed) for axis in self.axes for variant in AXES[axis] for seed in range(self.seeds)]

@@ -14,6 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from ..files import write_text
+from ..planning.preflight import check_folder
 from ..training.build_pairs import flatten
 from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdict
 from .bench import Bench, Options
@@ -59,10 +60,11 @@ class Paper(Options):
         return items
 
     def check(self) -> None:
-        """Raises ValueError or FileNotFoundError for options that would fail later."""
+        """Raises ValueError or OSError for options that would fail later."""
         super().check()
         if unknown := set(self.only) - PAPER["items"].keys():
             raise ValueError(f"--only has unknown {', '.join(sorted(unknown))}; known are {', '.join(PAPER['items'])}")
+        check_folder(self.out)
 
     def ablations(self) -> dict:
         """Returns `simplegvr ablate`'s results, {} when they are neither given nor asked for."""

@@ -38,6 +38,14 @@ def check_folder(folder: Path, nbytes: float = 0) -> None:
         raise OSError(f"{folder} has {amount(free)} free, the run needs at least {amount(nbytes)}: {cure}")
 
 
+def check_file(path: Path, nbytes: float = 0) -> None:
+    """Raises OSError or ValueError unless a file of so many bytes can be written at path, as check_folder and check_name do."""
+    check_name(path)
+    check_folder(path.parent, nbytes)
+    if path.is_dir():
+        raise OSError(f"{path} is a folder, wanted a file: choose another")
+
+
 def check_name(path: Path) -> None:
     """Raises ValueError when a file's name is too long for its file system."""
     length, longest = len(path.name.encode()), LONGEST_NAME - len(".partial")

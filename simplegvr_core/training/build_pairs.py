@@ -31,6 +31,7 @@ from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
+from ..planning.preflight import check_folder
 from ..sampling.cluster import worker_pool
 from ..sampling.context import read_context
 from .clips import Clip, Survey, read_clips, survey
@@ -142,7 +143,7 @@ class BuildPairs:
         return self.finish(found, records, musiq_note)
 
     def check(self) -> None:
-        """Raises ValueError for options that do not go together."""
+        """Raises ValueError for options that do not go together, OSError unless --out can be written."""
         if self.num_frames % 4 != 1:
             raise ValueError(f"--num-frames is {self.num_frames}, wanted 4 times a number of latent frames plus 1: 17 or 77, for example")
         if self.spacing < self.num_frames:
@@ -160,6 +161,7 @@ class BuildPairs:
                 f"--t2v {self.t2v} is a stock Wan model, which is not trained with the null prompt: give the text features of each video's "
                 "caption with --contexts, and those of the negative prompt with --negative or --cfg 1"
             )
+        check_folder(self.out)
 
     @property
     def is_stock(self) -> bool:

@@ -19,6 +19,7 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
 from ..networks.wan_vae import WanVAE, load_vae
+from ..planning.preflight import check_folder
 from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, PairSampler
 from .cost import BYTES_PER_PARAMETER, training_cost
@@ -104,7 +105,7 @@ class Distil:
         return self.save(model, trained, vae) | summarize_losses(self.out)
 
     def check(self) -> None:
-        """Raises ValueError for options that do not go together."""
+        """Raises ValueError for options that do not go together, OSError unless --out can be written."""
         check_source(self.pairs, self.footage)
         if self.objective == "regression" and (self.sampling.steps, self.sampling.start) != (1, "condition"):
             raise ValueError(
@@ -117,6 +118,7 @@ class Distil:
             raise ValueError(f"--strength is {self.strength}, but a LoRA does not change the head that it scales: give --strength 1")
         if self.fake_updates < 1:
             raise ValueError(f"--fake-updates is {self.fake_updates}, wanted at least 1")
+        check_folder(self.out)
 
     def lasting_options(self) -> dict[str, str]:
         """Returns the options that must not change when the run is resumed, by name."""

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..files import atomic_write, write_text
+from ..planning.preflight import check_folder
 from ..tiling import OutOfMemory
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -108,6 +109,12 @@ class TrainingState:
     progress: Progress
     options: dict[str, str]
 
+    @property
+    def bytes(self) -> int:
+        """Least bytes of the file: the weights, and of each trained parameter the two moments and the average."""
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        return weights + 3 * sum(parameter.numel() * parameter.element_size() for parameter in self.progress.parameters)
+
     def save(self, path: Path, is_main: bool) -> None:
         """Writes the state; called on all processes, of which the main one writes. Raises OSError with the cure."""
         weights, moments = get_state_dict(self.model, self.optimizer, options=FULL_STATE)
@@ -175,7 +182,7 @@ def fit(
     Raises:
         FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
         tiling.OutOfMemory: Memory ran out.
-        OSError: The state cannot be written.
+        OSError: The folder cannot be written or has no room for the state, or the state cannot be written.
         ValueError: The folder has the state of another network or of other options.
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
@@ -186,7 +193,7 @@ def fit(
     state = TrainingState(model, optimizer.optimizer, progress, options or {})
     state_path, losses_path = folder / "state.pt", folder / "losses.jsonl"
     if accelerator.is_main_process:
-        make_folder(folder)
+        check_folder(folder, state.bytes)
     if state_path.exists():
         state.load(state_path)
     if accelerator.is_main_process:
@@ -287,18 +294,10 @@ def saved_state(state_path: Path) -> str:
     return f"{state_path} has the last saved state" if state_path.exists() else "nothing was saved yet"
 
 
-def make_folder(folder: Path) -> None:
-    """Raises OSError with the cure when folder cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "losses.jsonl").touch()
-    except OSError as error:
-        raise OSError(f"--out {folder} cannot be written to ({error.strerror}): choose another folder") from error
-
-
 def keep_lines(path: Path, number: int) -> None:
-    """Cuts a file to its first lines."""
-    write_text(path, "".join(path.read_text().splitlines(keepends=True)[:number]))
+    """Cuts a file, which may be missing, to its first lines."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    write_text(path, "".join(lines[:number]))
 
 
 def read_losses(path: Path) -> list[float]:

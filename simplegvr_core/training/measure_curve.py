@@ -22,6 +22,7 @@ from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
 from ..networks.layers import default_device, mixed_precision
 from ..networks.upsampler import Upsampler, load_upsampler
+from ..planning.preflight import check_file
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import FLOOR, Change, Curve
 from .pairs import Pairs
@@ -117,9 +118,15 @@ class MeasureCurve:
     """Device of the networks: cpu, cuda, cuda:1 and so on."""
 
     def run(self) -> Curve:
-        """Writes and returns the curve. Raises ValueError when --out is no .json file or the pairs cannot be read."""
+        """Writes and returns the curve.
+
+        Raises:
+            ValueError: --out is no .json file, or the pairs cannot be read.
+            OSError: --out cannot be written.
+        """
         if self.out.suffix != ".json":
             raise ValueError(f"--out is {self.out}, wanted the name of a .json file")
+        check_file(self.out)
         pairs = Pairs(self.pairs)
         clips = min(self.clips, len(pairs))
         dit, config = load_dit(self.model)

@@ -19,6 +19,7 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, w
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
+from ..planning.preflight import check_folder
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve, load_curve
 from ..video.frames import resize_frames, to_images
@@ -118,7 +119,7 @@ class Train:
         return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
     def check(self) -> None:
-        """Raises ValueError for options that do not go together."""
+        """Raises ValueError for options that do not go together, OSError unless --out can be written."""
         low, high = self.noise_range
         if not 0 <= low <= high <= 1:
             raise ValueError(f"--noise-range is {low} {high}, wanted two levels in [0, 1], the smaller first: the paper's are 0.3 0.6")
@@ -133,6 +134,7 @@ class Train:
             raise ValueError("--dit.condition token starts from random weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
             raise ValueError("--lora-rank adapts a trained SimpleGVR: give its two files with --init-dit and --init-upsampler")
+        check_folder(self.out)
 
     def plan(self) -> dict:
         """Returns the estimated cost of this training, as training_cost does."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..evaluation.full_reference import st_lpips_network
 from ..networks import checkpoint
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
+from ..planning.preflight import check_folder
 from ..video.frames import random_crops
 from .clips import load_clips
 from .loop import LoopConfig, fit
@@ -67,6 +68,7 @@ class TrainVAE:
             tiling.OutOfMemory: Memory ran out.
             OSError: A file cannot be read or written.
         """
+        check_folder(self.out)
         clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
         vae = self.initial_vae(clips)
         num_frames, size = self.crops.num_frames, self.crops.size
