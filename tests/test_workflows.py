@@ -24,13 +24,13 @@ def test_all_are_there_with_twin_and_thumbnail():
     assert NAMES == [
         "degradation_preview",
         "long_video",
-        "wiring_test_t2v",
         "quickstart_video",
         "wan21_t2v_to_1080p",
         "wan21_training_free_1080p",
         "wan21_ultraflash_1k",
         "wan21_ultraflash_2k",
         "wan22_training_free_4_steps",
+        "wiring_test_t2v",
     ]
     for name in NAMES:
         assert (REPO / "workflows" / "api" / f"{name}.json").exists()

@@ -5,20 +5,17 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.request import Request, urlopen
 
 import comfyui as setup
 import pytest
 import torch
-from client import Event, output_files, run_workflow
+from client import output_files, run_workflow
 from conftest import random_weights
 from filelock import FileLock
-from safetensors.torch import save_file
 from soak_cases import workflow
 from soak_runs import Server
 from test_decode import latent
@@ -284,71 +281,3 @@ def test_a_server_continues_a_run_with_a_damaged_step(first, damage):
     assert "Resumed after step" in report
     assert torch.equal(latent, first.result.latent)
     assert run_paths(first.server) == []
-
-
-def damaged_files(unfinished: Path, snapshot: Path) -> Iterator[tuple[str, str]]:
-    """Yields (file, damage) for each file of an unfinished run and each damage, with that file damaged and the others as they were.
-
-    Args:
-        unfinished: Folder of the resumable runs of a server, with one of them.
-        snapshot: Where a copy of it is made.
-    """
-    shutil.copytree(unfinished, snapshot)
-    for path in sorted(path for path in snapshot.rglob("*") if path.suffix in (".safetensors", ".mp4")):
-        for damage in ("empty", "zeroed", "cut"):
-            shutil.copytree(snapshot, unfinished, dirs_exist_ok=True)
-            (unfinished / path.relative_to(snapshot)).write_bytes(DAMAGES[damage](path.read_bytes()))
-            yield path.name, damage
-
-
-@pytest.mark.slow
-def test_a_server_makes_each_damaged_file_of_the_sampler_again(first, tmp_path):
-    """After an interrupt between two steps: the upsampled latent, the condition and the last two steps."""
-    case, seen = replace(WIDE, sampler={**WIDE.sampler, "resume": True}), []
-    with pytest.raises(Exception, match="interrupted"):
-        first.server.run(workflow(case), interrupt_after=8, seconds=0.4)
-    for name, damage in damaged_files(first.server.base / "output" / "simplegvr_resume", tmp_path / "snapshot"):
-        latent, report = first.server.run(workflow(case))
-        assert f"{name} of an earlier run was damaged and is made again." in report, damage
-        assert "Resumed after step" in report
-        assert torch.equal(latent, first.result.latent), (name, damage)
-        assert run_paths(first.server) == []
-        seen.append(name)
-    assert seen == [
-        name for name in ("condition.safetensors", "upsampled.safetensors", "z.safetensors", "z_odd.safetensors") for _ in range(3)
-    ]
-
-
-@pytest.mark.slow
-def test_a_server_makes_each_damaged_file_of_the_decoder_again(first, tmp_path):
-    """After an interrupt in the third part: two parts of the video, and the decoder's states after them."""
-    z, seen = latent(61, (18, 32))["samples"], []
-    save_file({"latent_tensor": z, "latent_format_version_0": torch.tensor([])}, first.server.base / "input" / "long.latent")
-
-    def decode_on_server(name: str, interrupt_at: int | None = None) -> SimpleNamespace:
-        def interrupt(event: Event) -> None:
-            if interrupt_at is not None and (event.kind, event.node) == ("progress", "video") and event.value >= interrupt_at:
-                urlopen(Request(f"{first.server.address}/interrupt", data=b"{}", method="POST")).close()
-
-        video = {"vae": ["vae", 0], "latent": ["latent", 0], "fps": 24.0, "filename_prefix": f"video/{name}", "trim": "none", "crf": 0.0}
-        nodes = {
-            "vae": {"class_type": "SimpleGVRLoadTinyVAE", "inputs": {"vae_name": "gvr_tiny_vae.safetensors"}},
-            "latent": {"class_type": "LoadLatent", "inputs": {"latent": "long.latent"}},
-            "video": {"class_type": "SimpleGVRDecodeSave", "inputs": {**video, "resume": True}},
-            "report": {"class_type": "PreviewAny", "inputs": {"source": ["video", 1]}},
-        }
-        outputs = asyncio.run(run_workflow(first.server.address, nodes, interrupt))
-        (path,) = output_files({"video": outputs["video"]}, first.server.base / "output")
-        return SimpleNamespace(video=pixels(path), report=outputs["report"]["text"][0])
-
-    expected = decode_on_server("whole").video
-    with pytest.raises(Exception, match="interrupted"):
-        decode_on_server("stopped", interrupt_at=50)
-    for name, damage in damaged_files(first.server.base / "output" / "simplegvr_resume", tmp_path / "snapshot"):
-        result = decode_on_server(f"{name}_{damage}")
-        assert any(name in line and "damaged" in line for line in result.report.splitlines()), (name, damage, result.report)
-        assert torch.equal(result.video, expected), (name, damage)
-        assert run_paths(first.server) == []
-        seen.append(name)
-    names = ("part_00000.mp4", "part_00001.mp4", "progress.safetensors", "progress_odd.safetensors")
-    assert seen == [name for name in names for _ in range(3)]
