@@ -233,7 +233,7 @@ def test_a_file_of_other_sizes_than_the_released_is_said(tmp_path, dit, caplog):
 def test_converted_files_are_ours_and_equal(tmp_path, dit, upsampler, which):
     content = {name: x.bfloat16() for name, x in {"dit": dit, "upsampler": upsampler}[which].items()}
     source = save(tmp_path / "their.file.pth", {"generator": {f"model.{name}": x for name, x in content.items()}})
-    out = Convert(source).run()
+    out = Convert(source, family="Ultra Flash").run()
     path = tmp_path / "their.file.safetensors"
     digest = sha256(source)
     assert out == {"out": str(path), "kind": which, "family": "Ultra Flash", "tensors": len(content), "sha256": digest}
@@ -251,8 +251,33 @@ def test_converted_files_are_ours_and_equal(tmp_path, dit, upsampler, which):
     assert not math.isnan(sum(float(x.sum()) for x in ours.state_dict().values()))
 
 
+def test_a_guess_stays_a_guess_when_converted(tmp_path, dit):
+    path = Path(Convert(save(tmp_path / "x.pth", dit)).run()["out"])
+    origin = checkpoint.read_config(path, "dit")["origin"]
+    assert (origin["assumed"], origin["licence"]) == (True, "unknown, as the family was assumed")
+
+
+@pytest.mark.parametrize("suffix", [".sft", ".SafeTensors"])
+def test_safetensors_have_several_suffixes(tmp_path, dit, suffix):
+    save(tmp_path / "x.safetensors", dit).rename(tmp_path / f"x{suffix}")
+    assert load_dit(tmp_path / f"x{suffix}")[0].config.num_layers == 2
+
+
+def test_files_that_are_none_are_refused(tmp_path, dit):
+    with pytest.raises(ValueError, match="of no tensors, wanted a network's"):
+        load_dit(save(tmp_path / "empty.safetensors", {}))
+    torch.save(dit, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"old\.pth is not a complete .* where it is of PyTorch before 1\.6, load it .* save it again"):
+        load_dit(tmp_path / "old.pth")
+    with pytest.raises(ValueError, match=r"patch_embedding\.weight has shape \(3,\), wanted 5 axes"):
+        load_dit(save(tmp_path / "flat.safetensors", dit | {"patch_embedding.weight": torch.zeros(3)}))
+
+
 def test_converting_refuses_what_it_cannot_do(tmp_path, dit):
     source = save(tmp_path / "x.safetensors", dit)
+    ours = Convert(source, tmp_path / "ours.safetensors").run()["out"]
+    with pytest.raises(ValueError, match="is a SimpleGVR checkpoint with its own configuration"):
+        Convert(Path(ours), tmp_path / "again.safetensors").run()
     with pytest.raises(ValueError, match="--out is the source"):
         Convert(source).run()
     with pytest.raises(ValueError, match=r"wanted a name that ends with \.safetensors"):

@@ -95,7 +95,7 @@ def test_what_is_kept_does_not_grow_with_the_clip():
             with memory.segment(first):
                 z = torch.zeros(1, 32, 6, 4, 6)
                 model(z, torch.ones(1), torch.zeros(1, 1, 24), memory.attend, token_order=memory.token_order, first_frame=first)
-        kept.append(sum(x.nbytes for pair in memory.kept.values() for x in pair))
+        kept.append(sum(x.nbytes for past in memory.kept.values() for x in (past.k, past.v)))
 
     kept = []
     run(24)  # makes tables that all runs share
@@ -143,6 +143,51 @@ def test_a_clip_starts_again_when_its_tiles_become_smaller():
     assert run.tiling.size == (6, None, 32)
     assert [frame for frame, *_ in seen] == [0, 6, 0, 0, 6, 6, 12, 12]
     torch.testing.assert_close(out, velocity(False, run.tiling)(z, None, torch.tensor(1000.0)))
+
+
+@pytest.mark.parametrize("failing", range(1, 7))
+@torch.inference_mode()
+def test_a_clip_ends_whichever_tile_runs_out_of_memory(failing):
+    """Three segments of two tiles: a smaller tile never looks back on what another tiling left."""
+    model, z, context = network(), latent(1, 1, 18, 4, 48).expand(1, 32, -1, -1, -1), latent(1, 2, 24)
+    calls = []
+
+    def velocity(failing: int, tiling: Tiling) -> TiledVelocity:
+        memory = SlabMemory(ATTENTION, 18)
+
+        def run(z_t, condition, sigma):
+            calls.append(memory.first_frame)
+            if len(calls) == failing:
+                raise torch.OutOfMemoryError
+            return model(z_t, sigma[None], context, memory.attend, token_order=memory.token_order, first_frame=memory.first_frame)[:, :1]
+
+        return TiledVelocity(run, tiling, (6, 4, 4), memory=memory)
+
+    out = (run := velocity(failing, Tiling((6, None, 32), (0, 16, 8))))(z, None, torch.tensor(1000.0))
+    assert run.tiling.size == (6, None, 16)
+    torch.testing.assert_close(out, velocity(0, run.tiling)(z, None, torch.tensor(1000.0)))
+
+
+def test_a_segment_without_the_one_before_it_is_an_error():
+    memory, x, layout = SlabMemory(ATTENTION, 99), latent(1, 6 * 12, 1, 16), TokenLayout((6, 4, 3))
+
+    def attend(first_frame: int, branch: str) -> None:
+        with memory.segment(first_frame):
+            memory.attend(x, x, x, layout=replace(layout, first_frame=first_frame), block=0, branch=branch)
+
+    attend(0, "a")
+    with pytest.raises(RuntimeError, match="at latent frame 6 needs the segment before it, and has none"):
+        attend(6, "b")
+    with pytest.raises(RuntimeError, match=r"at latent frame 12 .* has the one that ends before latent frame 6"):
+        attend(12, "a")
+
+
+def test_groups_of_unequal_length_are_not_cut():
+    unequal = replace(ATTENTION, groups=(4, 6))
+    with pytest.raises(ValueError, match=r"segments of 6 latent frames, but the attention's groups are \(4, 6\) frames"):
+        unequal.tiling((6, None, None))
+    assert unequal.tiling((None, None, None)).halved((40, 16, 16), unequal.alignment) is None
+    assert replace(ATTENTION, groups=(1,)).tiling((1, None, None)).size[0] == 2
 
 
 @torch.inference_mode()

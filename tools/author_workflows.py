@@ -73,7 +73,7 @@ doubles the latent and refines it in one step. taew2_1 (MIT) decodes it: small a
 **Load VAE** with `wan_2.1_vae`.
 
 Put the two 1K files into `models/diffusion_models` and `models/latent_upscale_models`, taew2_1 into
-`models/vae_approx`. PyTorch 2.10 or newer reads .pth files; `simplegvr convert FILE` makes a safetensors file of one.
+`models/vae_approx`. PyTorch 2.10 or newer reads .pth files; `python3 scripts/run.py convert FILE` makes a safetensors file of one.
 
 The prompt stays connected: the model was distilled with prompts. *We have run none of these files: see
 docs/weights.md.*""",

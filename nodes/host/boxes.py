@@ -25,6 +25,7 @@ class BoxedGuider:
         extent: Of the latent that is sampled, in latent pixels along T, H, W.
         device: The model's.
         uncuttable: Why the latent may not be cut, as sentences; empty when it may.
+        causal: Whether the model looks back on earlier segments.
         node: The node that errors name.
     """
 
@@ -36,12 +37,13 @@ class BoxedGuider:
         extent: tuple[int, int, int],
         device: torch.device,
         uncuttable: list[str],
+        causal: bool,
         node: type[io.ComfyNode],
     ):
         self.denoise, self.extra_args, self.extent, self.device = denoise, extra_args, extent, device
         self.uncuttable, self.node = uncuttable, node
         self.guider: comfy.samplers.CFGGuider = denoise.inner_model
-        self.whole = {name: [on_host(prompt, extent) for prompt in prompts] for name, prompts in self.guider.conds.items()}
+        self.whole = {name: [on_host(prompt, extent, causal) for prompt in prompts] for name, prompts in self.guider.conds.items()}
         self.caches: dict[Box, Any] = {}
 
     def enter(self, box: Box) -> None:
@@ -88,11 +90,13 @@ def with_option(extra_args: dict, name: str, value: Any) -> dict:
     return {**extra_args, "model_options": {**options, "transformer_options": {**options["transformer_options"], name: value}}}
 
 
-def on_host(prompt: dict, extent: tuple[int, int, int]) -> dict:
-    """Returns a prompt whose conditions of the latent's size are in host memory."""
+def on_host(prompt: dict, extent: tuple[int, int, int], causal: bool) -> dict:
+    """Returns a prompt whose conditions of the latent's size are in host memory, and whose region is that of a causal model or not."""
     conds = prompt["model_conds"]
     large = {name: given._copy_with(given.cond.cpu()) for name, given in conds.items() if is_of_size(given.cond, extent)}
-    return {**prompt, "model_conds": conds | large}
+    region: Region | None = prompt.get(REGION)
+    causal_region = {REGION: region.made_causal()} if region is not None and causal else {}
+    return {**prompt, **causal_region, "model_conds": conds | large}
 
 
 def is_of_size(values: Any, extent: tuple[int, int, int]) -> bool:

@@ -36,12 +36,17 @@ def describe_weights(model: ModelPatcher, upsampler: ModelPatcher) -> str:
     return f"Weights: {', '.join(parts)}."
 
 
+def is_null(prompt: list | None) -> bool:
+    """Returns whether a CONDITIONING is missing or the null prompt, of zeros."""
+    return prompt is None or not any(text.any() for text, _ in prompt)
+
+
 def pair_warnings(model: ModelPatcher, upsampler: ModelPatcher, positive: list | None) -> list[str]:
     """Returns what is wrong with a pair and its prompt, as sentences with the cure."""
     ours, theirs = origin_of(model), origin_of(upsampler)
     if ours is None or theirs is None:
         return []
-    found = [NO_PROMPT[ours["family"]]] if ours["family"] in NO_PROMPT and positive is None else []
+    found = [NO_PROMPT[ours["family"]]] if ours["family"] in NO_PROMPT and is_null(positive) else []
     families, scale = {ours["family"], theirs["family"]}, upsampler.model.config.scale
     trained = SCALES.get(re.split(r"[-_ .]", ours.get("source", ours["file"]))[0])
     if len(families) > 1 and "Ultra Flash" in families:

@@ -5,16 +5,19 @@ from math import prod
 from pathlib import Path
 
 import folder_paths
+import psutil
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...simplegvr_core.latent_space import LATENT_CHANNELS
+from ...simplegvr_core.planning.boxes import host_bytes
+from ...simplegvr_core.planning.network_memory import amount
 from ...simplegvr_core.planning.preflight import check_folder
 from ...simplegvr_core.sampling.refine import working_latents
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
-from ...simplegvr_core.tiling import Tiling
+from ...simplegvr_core.tiling import Tiling, padded
 from .bridge import null_prompt, refuse
-from .planning import chosen_tiling
+from .planning import chosen_tiling, describe_model, machine_of
 from .prompts import Prompts, check_boxes, fit_prompts
 from .sampling import check_prompts, takes_condition
 
@@ -55,6 +58,7 @@ def preflight(request: Request, node: type[io.ComfyNode]) -> tuple[Prompts, Tili
     prompts = fit_prompts(request.positive or null_prompt(), request.negative or null_prompt(), extent)
     check_boxes(tiling, extent, model, prompts, node)
     check_room(request, node)
+    check_host_memory(model, request.shape, tiling, node)
     return prompts, tiling
 
 
@@ -88,6 +92,18 @@ def check_settings(request: Request, node: type[io.ComfyNode]) -> None:
             node,
             "the model has context windows, but the sampler cuts long videos itself: "
             "remove the context windows node, and choose segments in tiling",
+        )
+
+
+def check_host_memory(model: ModelPatcher, shape: tuple[int, int, int, int], tiling: Tiling, node: type[io.ComfyNode]) -> None:
+    """Raises ValueError unless a segment of a clip of shape (B, T, H, W), and the past of causal attention, fit the host's memory."""
+    needed = host_bytes(describe_model(model), shape, tiling.tile_size(padded(shape[1:])), machine_of(model))
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise refuse(
+            node,
+            f"a segment needs {amount(needed)} of the host's memory, {amount(available)} are free: "
+            "choose shorter segments in tiling, a smaller size, or close other programs",
         )
 
 

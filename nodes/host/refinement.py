@@ -87,8 +87,15 @@ class ComfyRun:
             memory = slab_memory(attention, T)
             if memory is not None:
                 extra_args = with_option(extra_args, MEMORY_OPTION, memory)
-            uncuttable = obstacles_to_boxes(self.model, self.prompts)
-            guider = BoxedGuider(denoise, extra_args, extent=extent, device=x.device, uncuttable=uncuttable, node=self.node)
+            guider = BoxedGuider(
+                denoise,
+                extra_args,
+                extent=extent,
+                device=x.device,
+                uncuttable=obstacles_to_boxes(self.model, self.prompts),
+                causal=memory is not None,
+                node=self.node,
+            )
             velocity = TiledVelocity(
                 guider,
                 self.tiling,

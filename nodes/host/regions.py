@@ -1,6 +1,6 @@
 """Prompts of parts of the video: areas and masks are found for the whole frame, and cut as the latent is cut into boxes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,27 @@ class Region:
         area: The latent pixels that the model is given with the prompt.
         mask: Weights (n, T or 1, H, W); None for 1 inside the area that falls to its edges over RAMP latent pixels.
         extent: Of the clip, in latent pixels along T, H, W.
+        causal: Whether the model looks back on earlier segments: then it is given the prompt in each of them, with weight 0 where the
+            prompt does not apply.
     """
 
     area: Box
     mask: Tensor | None
     extent: tuple[int, int, int]
+    causal: bool = False
+
+    def made_causal(self) -> "Region":
+        """Returns the region for a model that looks back on earlier segments: an area of all frames, with the same weights."""
+        (_, top, left), (_, bottom, right), T = self.area.start, self.area.stop, self.extent[0]
+        whole = Box((0, 0, 0), self.extent)
+        return replace(self, area=Box((0, top, left), (T, bottom, right)), mask=self.weights(whole), causal=True)
 
     def cut(self, box: Box) -> tuple[Box, Tensor] | None:
         """Returns the area within a box, counted from its start, and the weights (n, t, h, w) of the box; None where there are none."""
         part = self.area.intersection(box)
         weights = self.weights(box)
-        if part is None or not weights.any():
+        of_tile = replace(box, start=(0, *box.start[1:]), stop=(self.extent[0], *box.stop[1:]))
+        if part is None or not (self.weights(of_tile) if self.causal else weights).any():
             return None
         t, h, w = box.start
         return part.moved((-t, -h, -w)), weights

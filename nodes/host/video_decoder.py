@@ -1,5 +1,6 @@
 """Small video decoders inside ComfyUI: VAE sockets of taew2_1 and kin, and previews by them."""
 
+import logging
 from pathlib import Path
 
 import comfy.latent_formats
@@ -69,5 +70,8 @@ def clip_previewer(device: torch.device, latent_format: comfy.latent_formats.Lat
         names = folder_paths.get_filename_list("vae_approx")
         ours = next((name for name in names if Path(name).name.startswith(PREVIEW_FILE)), None)
         if ours is not None and not any(name.startswith(own) for name in names):
-            return DecoderPreviewer(VideoDecoderSocket(folder_paths.get_full_path_or_raise("vae_approx", ours), "auto"))
+            try:
+                return DecoderPreviewer(VideoDecoderSocket(folder_paths.get_full_path_or_raise("vae_approx", ours), "auto"))
+            except (ValueError, OSError) as error:  # a preview is no reason to lose a run
+                logging.warning(f"SimpleGVR: previews without {ours}: {error}")
     return latent_preview.get_previewer(device, latent_format)

@@ -8,6 +8,7 @@ N blocks of a slab, Q query blocks, K key blocks.
 """
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise, repeat
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tiling import Tiling
+from ..tiling import Tiling, round_up
 from .attention_config import AttentionConfig
 from .layers import uncompiled
 from .windows import CACHED, TokenLayout, Windows, cut_lengths, number_windows, tabulate
@@ -59,14 +60,27 @@ class BlockCausalConfig(AttentionConfig):
 
     @property
     def alignment(self) -> tuple[int, int, int]:
-        """Latent pixels along T, H, W at whose multiples a tile begins, so that its groups and blocks are the whole latent's."""
-        return self.groups[-1], 2 * self.window[1], 2 * self.window[2]
+        """Latent pixels along T, H, W at whose multiples a tile begins, so that its groups and blocks are the whole latent's.
+
+        With groups of unequal length no multiple begins a group each time: the clip is not cut along T.
+        """
+        return self.groups[-1] if self.has_equal_groups else sys.maxsize, 2 * self.window[1], 2 * self.window[2]
+
+    @property
+    def has_equal_groups(self) -> bool:
+        return len(set(self.groups)) == 1
 
     def tiling(self, wanted: tuple[int | None, int | None, int | None]) -> Tiling:
-        """Returns the tiling as AttentionConfig.tiling does; its segments follow each other without an overlap, see SlabMemory."""
+        """Returns the tiling as AttentionConfig.tiling does; its segments follow each other without an overlap, see SlabMemory.
+
+        Raises:
+            ValueError: Segments are wanted of groups of unequal length.
+        """
         frames, height, width = wanted
+        if frames is not None and not self.has_equal_groups:
+            raise ValueError(f"segments of {frames} latent frames, but the attention's groups are {self.groups} frames: choose whole clips")
         spatial = super().tiling((None, height, width))
-        whole_groups = None if frames is None else -(-frames // self.groups[-1]) * self.groups[-1]
+        whole_groups = None if frames is None else round_up(max(2, frames), self.groups[-1])
         return Tiling((whole_groups, *spatial.size[1:]), (0, *spatial.overlap[1:]))
 
     @uncompiled

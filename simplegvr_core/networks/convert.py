@@ -11,7 +11,7 @@ import tyro
 from ..files import sha256
 from . import checkpoint
 from .dit import SimpleGVRDiT, parse_dit_config
-from .foreign import read_recognised
+from .foreign import is_safetensors, read_recognised
 from .lora_merge import FAMILY, merge
 from .upsampler import make_upsampler, parse_upsampler_config
 
@@ -57,10 +57,13 @@ class Convert:
             source, kind, (tensors, config) = self.lora, "dit", merge(self.lora, self.base, dtype)
         else:
             source = self.named_source
+            if is_safetensors(source) and checkpoint.is_ours(source):
+                raise ValueError(f"{source} is a SimpleGVR checkpoint with its own configuration: load it as it is")
             kind, tensors, config = read_recognised(source, self.family)
         check_fit(kind, tensors, config, source)
         origin, digest = config["origin"], sha256(source)
-        config["origin"] = origin | {"licence": LICENCES[origin["family"]], "sha256": digest, "assumed": False}
+        licence = "unknown, as the family was assumed" if origin["assumed"] else LICENCES[origin["family"]]
+        config["origin"] = origin | {"licence": licence, "sha256": digest}
         checkpoint.save(out, kind, {name: tensor.to(dtype) for name, tensor in tensors.items()}, **config)
         return {"out": str(out), "kind": kind, "family": origin["family"], "tensors": len(tensors), "sha256": digest}
 

@@ -30,6 +30,8 @@ HEAD_DIM = 128  # of Wan's transformers in every size
 RELEASED = (1536, 30)  # width and layers of Ultra Flash's transformer
 SAMPLING = {"steps": 1, "cfg": 1.0, "noise_augmentation": 0.0, "denoise": 1.0}  # Ultra Flash's; at one step no shift matters
 NAMES = {"dit": "a diffusion transformer", "upsampler": "a latent upsampler", "tiny_vae": "a TinyVAE"}
+SAFETENSORS = (".safetensors", ".sft")
+CONVERT = "python3 scripts/run.py convert"  # in a clone: the published package leaves commands out
 FOLDERS = {"dit": "models/diffusion_models", "upsampler": "models/latent_upscale_models"}
 
 
@@ -48,7 +50,7 @@ def read_any(path: Path, kind: str, family: str = "auto") -> tuple[dict[str, Ten
         ValueError: it is incomplete, unsafe to read, of another kind or not recognised; the message says what it is and the cure.
     """
     path = Path(path)
-    if path.suffix == ".safetensors" and checkpoint.is_ours(path):
+    if is_safetensors(path) and checkpoint.is_ours(path):
         return checkpoint.read(path, kind)
     found, tensors, config = read_recognised(path, family)
     if found != kind:
@@ -67,11 +69,12 @@ def read_recognised(path: Path, family: str = "auto") -> tuple[str, dict[str, Te
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a .safetensors or pickled file, unwrapped. Raises what read_any raises."""
-    if path.suffix == ".safetensors":
+    """Returns the tensors of a safetensors or pickled file, unwrapped, at least one. Raises what read_any raises."""
+    if is_safetensors(path):
         checkpoint.read_metadata(path)  # complete
-        return load_file(path)
-    content = read_pickled(path)
+        content = load_file(path)
+    else:
+        content = read_pickled(path)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -81,6 +84,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path} holds other things than a network's tensors, such as {others[0]!r}: it is not read")
     return content
+
+
+def is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() in SAFETENSORS
 
 
 def read_pickled(path: Path) -> Any:
@@ -94,7 +101,7 @@ def read_pickled(path: Path) -> Any:
     if not torch_is_safe():
         raise ValueError(
             f"{path} is a pickled checkpoint, which PyTorch {torch.__version__} cannot read safely: update PyTorch to "
-            f"{SAFE_TORCH} or newer, or convert the file on a machine that has it: simplegvr convert {path.name}"
+            f"{SAFE_TORCH} or newer, or convert the file on a machine that has it, in a clone of this pack: {CONVERT} {path.name}"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -102,7 +109,10 @@ def read_pickled(path: Path) -> Any:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise ValueError(f"{path} holds other objects than tensors, which could run any code, and is not read: {reason}") from error
     except Exception as error:  # whatever a broken archive raises, of several kinds
-        raise ValueError(f"{path} is not a complete PyTorch checkpoint ({error}): download it again") from error
+        raise ValueError(
+            f"{path} is not a complete PyTorch checkpoint ({error}): download it again, or, where it is of PyTorch before 1.6, "
+            "load it with torch.load(weights_only=True) and save it again with torch.save"
+        ) from error
 
 
 def torch_is_safe() -> bool:
@@ -134,7 +144,7 @@ def describe(tensors: dict[str, Tensor], path: Path, family: str) -> tuple[str, 
     if any("lora_" in name or name.endswith((".diff", ".diff_b")) for name in names):
         raise ValueError(
             f"{path} looks like a LoRA: load it with a LoRA loader behind the model that it was made for; a control LoRA is merged by "
-            "simplegvr convert --lora --base"
+            f"{CONVERT} --lora --base, in a clone of this pack"
         )
     if any(name.startswith("pre_shuffle.") for name in names):
         if family == "SimpleGVR":
@@ -152,11 +162,19 @@ def describe(tensors: dict[str, Tensor], path: Path, family: str) -> tuple[str, 
     )
 
 
+def shape(tensors: dict[str, Tensor], name: str, axes: int, path: Path) -> tuple[int, ...]:
+    """Returns the shape of a tensor from which sizes are read. Raises KeyError without it, ValueError when it has other axes."""
+    found = tuple(tensors[name].shape)
+    if len(found) != axes:
+        raise ValueError(f"{path}: {name} has shape {found}, wanted {axes} axes: it is another network or damaged")
+    return found
+
+
 def upsampler_config(tensors: dict[str, Tensor], path: Path) -> UltraUpsamplerConfig:
     """Returns the sizes of an Ultra Flash upsampler by its shapes. Raises ValueError when they are no such network's."""
     if unused := [name for name in tensors if name.startswith("skip_up.") or ".skip." in name]:
         raise ValueError(f"{path} has a skip connection ({unused[0]}), which no released upsampler of Ultra Flash has: it is not supported")
-    width = tensors["final.weight"].shape[1]
+    width = shape(tensors, "final.weight", 4, path)[1]
     shuffles = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("pre_shuffle.") and name.endswith(".weight"))
     factors = tuple(math.isqrt(len(tensors[f"pre_shuffle.{index}.weight"]) // width) for index in shuffles)
     return UltraUpsamplerConfig(width=width, blocks=numbered(tensors, "blocks"), factors=factors)
@@ -164,7 +182,7 @@ def upsampler_config(tensors: dict[str, Tensor], path: Path) -> UltraUpsamplerCo
 
 def dit_config(tensors: dict[str, Tensor], path: Path, family: str) -> dict:
     """Returns the configuration of a transformer with Wan's names by its shapes. Raises ValueError when it has no condition."""
-    dim, in_dim = tensors["patch_embedding.weight"].shape[:2]
+    dim, in_dim, *_ = shape(tensors, "patch_embedding.weight", 5, path)
     if in_dim != 2 * LATENT_CHANNELS:
         raise ValueError(
             f"{path} is a Wan transformer with {in_dim} input channels, wanted {2 * LATENT_CHANNELS}, noised latent and condition: "
@@ -173,11 +191,11 @@ def dit_config(tensors: dict[str, Tensor], path: Path, family: str) -> dict:
     sizes = {
         "in_dim": in_dim,
         "dim": dim,
-        "ffn_dim": len(tensors["blocks.0.ffn.0.weight"]),
+        "ffn_dim": shape(tensors, "blocks.0.ffn.0.weight", 2, path)[0],
         "num_heads": dim // HEAD_DIM,
         "num_layers": numbered(tensors, "blocks"),
-        "text_dim": tensors["text_embedding.0.weight"].shape[1],
-        "freq_dim": tensors["time_embedding.0.weight"].shape[1],
+        "text_dim": shape(tensors, "text_embedding.0.weight", 2, path)[1],
+        "freq_dim": shape(tensors, "time_embedding.0.weight", 2, path)[1],
     }
     if dim % HEAD_DIM:
         raise ValueError(f"{path} is {dim} wide, wanted a multiple of {HEAD_DIM}, the width of Wan's heads")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import sha256
 from ..latent_space import LATENT_CHANNELS
 from .attention_config import AttentionConfig
 from .foreign import dit_config, read_tensors, unprefixed
@@ -50,7 +51,7 @@ def merge(lora: Path, base: Path, dtype: torch.dtype) -> tuple[dict[str, Tensor]
     except KeyError as error:
         raise ValueError(f"{base} is incomplete: missing {error.args[0]}") from error
     config |= {"attention": asdict(AttentionConfig(kind="full", unit=None)), "sampling": dict(SAMPLING)}
-    config["origin"] = {"family": FAMILY, "source": lora.name, "base": base.name, "assumed": False}
+    config["origin"] = {"family": FAMILY, "source": lora.name, "base": base.name, "base_sha256": sha256(base), "assumed": False}
     return merged, config
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,19 @@ from .attention_config import AttentionConfig
 from .block_causal import attend_blocks
 from .block_causal_config import BlockCausalConfig, slabs_in_sight
 from .windows import TokenLayout
+
+
+class Past(NamedTuple):
+    """What later segments look back on, in one transformer block.
+
+    Args:
+        stop: latent frame after its last.
+        k, v: keys and values (B, l, n, d).
+    """
+
+    stop: int
+    k: Tensor
+    v: Tensor
 
 
 class SlabMemory:
@@ -27,8 +41,8 @@ class SlabMemory:
     def __init__(self, config: BlockCausalConfig, num_frames: int, device: torch.device | str = "cpu"):
         self.config, self.num_frames, self.device = config, num_frames, device
         self.first_frame, self.tile = 0, None
-        self.kept: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self.new: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[tuple, Past] = {}
+        self.new: dict[tuple, Past] = {}
 
     @contextmanager
     def segment(self, first_frame: int, tile: Hashable = None) -> Iterator[None]:
@@ -59,20 +73,29 @@ class SlabMemory:
             branch: which prompt the network is given, where it is run with several.
 
         Raises:
-            KeyError: the segment before was not given to the network.
+            RuntimeError: the segment before was not given to the network.
         """
         key = self.tile, branch, block
         if self.config.blocks(layout).past_frames:
-            k, v = (torch.cat((past.to(x), x), dim=1) for past, x in zip(self.kept[key], (k, v), strict=True))
+            past = self.kept.get(key)
+            if past is None or past.stop != layout.first_frame:
+                reached = "none" if past is None else f"the one that ends before latent frame {past.stop}"
+                raise RuntimeError(
+                    f"block-causal attention at latent frame {layout.first_frame} needs the segment before it, and has {reached}: "
+                    "a patch left out a call of the model; remove it, or choose tiling whole"
+                )
+            k, v = torch.cat((past.k.to(k), k), dim=1), torch.cat((past.v.to(v), v), dim=1)
         if layout.first_frame + layout.grid[0] < self.num_frames:
             self.new[key] = self.last_slabs(layout, k, v)
         return attend_blocks(q, k, v, layout, self.config)
 
-    def last_slabs(self, layout: TokenLayout, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def last_slabs(self, layout: TokenLayout, k: Tensor, v: Tensor) -> Past:
         """Returns the keys and values that the next segment looks back on."""
         frames, rows, columns = layout.grid
-        tokens = slabs_in_sight(self.config, layout.first_frame + frames, 1).past_frames * rows * columns
-        return k[:, k.shape[1] - tokens :].to(self.device, copy=True), v[:, v.shape[1] - tokens :].to(self.device, copy=True)
+        stop = layout.first_frame + frames
+        tokens = slabs_in_sight(self.config, stop, 1).past_frames * rows * columns
+        last = slice(k.shape[1] - tokens, None)
+        return Past(stop, k[:, last].to(self.device, copy=True), v[:, last].to(self.device, copy=True))
 
 
 def slab_memory(config: AttentionConfig, num_frames: int) -> SlabMemory | None:

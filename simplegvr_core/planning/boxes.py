@@ -105,9 +105,15 @@ def segment_bytes(shape: tuple[int, int, int, int], frames: int) -> int:
 
 
 def host_bytes(networks: Networks, shape: tuple[int, int, int, int], box: Extent, machine: Machine) -> int:
-    """Returns the bytes that a clip of shape (B, T, H, W) takes on the host: a segment's frames, and the past of causal attention."""
-    past = past_bytes(networks.dit, networks.attention, shape[0], (box[0], *shape[2:]), machine.dtype) if box[0] < shape[1] else 0
-    return segment_bytes(shape, box[0]) + past
+    """Returns the bytes that a clip of shape (B, T, H, W) takes on the host: a segment's frames, and the past of causal attention.
+
+    The past is that of whole frames, and a box's, which replaces its old one only when the box is done.
+    """
+    segment = segment_bytes(shape, box[0])
+    if box[0] >= shape[1]:
+        return segment
+    pasts = ((box[0], *shape[2:]), box)
+    return segment + sum(past_bytes(networks.dit, networks.attention, shape[0], past, machine.dtype) for past in pasts)
 
 
 def least_work(

@@ -36,7 +36,7 @@ def working_latents(takes_condition: bool, solver: Solver) -> int:
 
 
 class StartAgain(Exception):
-    """Tiles became smaller in the middle of a clip, and have no past: the step begins again with its first segment."""
+    """Causal tiles became smaller, and have no past: the step begins again with the clip's first segment."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,15 @@ class TiledVelocity:
             tiling.OutOfMemory: Memory ran out with the smallest box.
             StartAgain: Causal tiles became smaller after the clip's first segment.
         """
+        while True:
+            try:
+                return self.part(z, condition, sigma, start)
+            except StartAgain:
+                if start[0] > 0:
+                    raise
+
+    def part(self, z: Tensor, condition: Tensor | None, sigma: Tensor, start: tuple[int, int, int]) -> Tensor:
+        """Returns the velocity of z, which is cut into boxes where it does not fit. Raises what __call__ does, and StartAgain anywhere."""
         T, H, W = extent = z.shape[2], z.shape[3], z.shape[4]
 
         def predict(tiling: Tiling) -> Tensor:
@@ -118,26 +127,21 @@ class TiledVelocity:
         def finer(tiling: Tiling, halved: Tiling) -> None:
             self.tiling = halved
             self.on_out_of_memory(tiling.tile_size(extent), halved)
-            if self.memory and start[0] > 0 and halved.size[1:] != tiling.size[1:]:
+            if self.memory and halved.size[1:] != tiling.size[1:]:
                 self.memory.kept.clear()
                 raise StartAgain
 
-        while True:
-            try:
-                return with_less_memory(
-                    predict,
-                    self.tiling,
-                    smaller=lambda tiling: tiling.halved(tiling.tile_size(extent), self.alignment),
-                    on_out_of_memory=finer,
-                    give_up=lambda tiling: (
-                        f"out of memory with the smallest box of {tiling.tile_size(extent)} latent frames, rows and columns: "
-                        "close other programs, use a smaller batch, or a model in a smaller dtype"
-                    ),
-                    is_out_of_memory=self.is_out_of_memory,
-                )
-            except StartAgain:
-                if any(start):
-                    raise
+        return with_less_memory(
+            predict,
+            self.tiling,
+            smaller=lambda tiling: tiling.halved(tiling.tile_size(extent), self.alignment),
+            on_out_of_memory=finer,
+            give_up=lambda tiling: (
+                f"out of memory with the smallest box of {tiling.tile_size(extent)} latent frames, rows and columns: "
+                "close other programs, use a smaller batch, or a model in a smaller dtype"
+            ),
+            is_out_of_memory=self.is_out_of_memory,
+        )
 
     def of_segments(self, segments: Iterable[Segment]) -> Iterator[Tensor]:
         return map(partial(padded_velocity, self), segments)
@@ -146,7 +150,7 @@ class TiledVelocity:
         """Returns the velocity of z, blended of those of its boxes."""
         extent, v = (z.shape[2], z.shape[3], z.shape[4]), torch.zeros_like(z)
         for box in tiling.boxes(extent):
-            part = self(z[box.slices], None if condition is None else condition[box.slices], sigma, box.moved(start).start)
+            part = self.part(z[box.slices], None if condition is None else condition[box.slices], sigma, box.moved(start).start)
             v[box.slices] += blend_weights(box, extent, tiling.overlap).to(z.device) * part
         return v
 

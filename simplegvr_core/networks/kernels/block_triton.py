@@ -8,6 +8,7 @@ In the kernel: M queries that a program owns, N keys that it walks over at a tim
 
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
+import math
 import zlib
 
 import torch
@@ -113,7 +114,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, blocks: BlockLayout, select
 
 
 def check(case: KernelCase) -> None:
-    """Raises unless the kernel runs on this GPU and agrees with sdpa, on three slabs that are padded along every axis.
+    """Raises unless the kernel runs on this GPU and agrees with sdpa, on three slabs that are padded along rows and columns.
 
     Raises:
         RuntimeError: the kernel is not for this case.
@@ -121,8 +122,10 @@ def check(case: KernelCase) -> None:
         Exception: whatever the compiler raises.
     """
     check_case(case)
-    generator, config = torch.Generator().manual_seed(0), BlockCausalConfig(window=(1, 1, case.window_size), groups=(1,))
-    layout = TokenLayout((3, 1, case.window_size + 1), ordered=case.contiguous)
+    rows = math.gcd(case.window_size, 8)
+    columns = case.window_size // rows
+    generator, config = torch.Generator().manual_seed(0), BlockCausalConfig(window=(1, rows, columns), groups=(1,))
+    layout = TokenLayout((3, rows + 1, columns + 1), ordered=case.contiguous)
     blocks = config.blocks(layout, case.device)
     q, k, v = (torch.randn(1, layout.num_grid_tokens, 2, case.head_dim, generator=generator).to(case.device, case.dtype) for _ in range(3))
     selection = select_blocks(window_mean(q, blocks.keys), window_mean(k, blocks.keys), blocks, config)
