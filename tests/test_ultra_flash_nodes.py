@@ -109,6 +109,25 @@ def test_segments_in_comfyui_are_those_of_the_whole(super_resolve, cfg):
     torch.testing.assert_close(parts, whole, atol=2e-5, rtol=0)
 
 
+MASK = torch.cat((torch.zeros(8, 12, 14), torch.ones(7, 12, 14)))
+SOME_FRAMES = {
+    "mask": {"mask": MASK, "mask_strength": 1.0},
+    "area": {"area": ("percentage", 0.5, 1.0, 1.0, 0.5, 0.0, 0.0)},
+    "area of the first": {"area": ("percentage", 0.4, 0.5, 1.0, 0.0, 0.5, 0.0)},
+}
+
+
+@pytest.mark.parametrize("kind", SOME_FRAMES)
+def test_a_prompt_of_some_frames_is_the_same_in_segments(super_resolve, prompt, kind):
+    other = [[torch.randn(1, 4, 4096, generator=torch.Generator().manual_seed(6)), SOME_FRAMES[kind]]]
+    low = latent((1, 16, 15, 6, 7))
+    whole, _ = super_resolve(latent=low, positive=prompt + other, tiling={"tiling": "whole"})
+    tiling = {"tiling": "custom", "segment": 6, "tile_width": 0, "tile_height": 0}
+    parts, _ = super_resolve(latent=low, positive=prompt + other, tiling=tiling)
+    torch.testing.assert_close(parts, whole, atol=2e-5, rtol=0)
+    assert (whole - super_resolve(latent=low, tiling={"tiling": "whole"})[0]).abs().max() > 1e-3
+
+
 def test_every_node_of_the_chain_takes_the_pair(comfy, pair, prompt):
     model, up, low = pair("uf.pth"), pair("x2.pth"), latent((1, 16, 7, 16, 18))
     options = {"size": {"size": "upsampler scale"}, "settings": ONE_STEP, "memory": {"memory": "free"}, "trial": True}
