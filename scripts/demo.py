@@ -16,8 +16,8 @@ from pathlib import Path
 from comfyui import DEMO, HOME, PAGE, REPO, SetupError, enter, is_open, say, server
 
 UI_PORT = 8188
-BUNDLED = REPO / "assets" / "squirrels.mp4"
-BUNDLED_ORIGINAL = REPO / "assets" / "squirrels_original.mp4"
+BUNDLED = REPO / "scripts" / "clips" / "squirrels.mp4"
+BUNDLED_ORIGINAL = REPO / "scripts" / "clips" / "squirrels_original.mp4"
 QUICKSTART_CLIP = REPO / "assets" / "demo.mp4"  # which the quickstart workflow names
 DECODED = "low resolution through TinyVAE, bicubic"  # what the user of a text-to-video model has without SimpleGVR
 
