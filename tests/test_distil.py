@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
 from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve
+from simplegvr_core.training.distil import PRESETS
 from simplegvr_core.training.dmd2 import DMD2, DMD2Config, matching_loss, sample_matching_noise
 from simplegvr_core.training.loss import Pictures
 from simplegvr_core.training.one_step import STUDENT, OneStep, OneStepConfig
@@ -84,3 +86,14 @@ def test_gradient_of_distribution_matching_is_the_difference_of_the_scores():
     matching_loss(z_0, real, fake).backward()
     scale = (z_0 - real).abs().mean((1, 2, 3, 4), keepdim=True)
     torch.testing.assert_close(z_0.grad, ((fake - real) / scale / z_0.numel()).detach())
+
+
+def test_the_teacher_has_the_attention_of_its_checkpoint(tmp_path):
+    dit, upsampler = small_dit(), LatentUpsampler(VARIANTS["bilinear"])
+    checkpoint.save(tmp_path / "dit.safetensors", "dit", dit.state_dict(), model=dit.config, attention=dit.attention)
+    checkpoint.save(tmp_path / "upsampler.safetensors", "upsampler", upsampler.state_dict(), model=upsampler.config)
+    students = AttentionConfig(window=(1, 2, 2))
+    files = {"init_dit": tmp_path / "dit.safetensors", "init_upsampler": tmp_path / "upsampler.safetensors"}
+    model, _ = replace(PRESETS["wan"], attention=students, **files).model(None)
+    assert model.frozen[0].attention == dit.attention
+    assert model.dit.attention == model.fake.attention == students

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..files import GVR_TINY_VAE
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
-from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config
+from ..networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config, read_dit, read_dit_config
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
 from ..networks.wan_vae import WanVAE, load_vae
@@ -54,7 +53,7 @@ class Distil:
     sampling: SamplingConfig = STUDENT
     """How the student is sampled; written to its checkpoint."""
     attention: AttentionConfig = AttentionConfig()
-    """Self-attention of the student."""
+    """Self-attention of the student and of dmd2's fake score. The teacher has that of its checkpoint."""
     guidance: float = 1.0
     """Classifier-free guidance scale of the teacher, which a dmd2 student learns; 1 is none."""
     fake_updates: int = 5
@@ -128,14 +127,19 @@ class Distil:
     def model(self, vae: TinyVAE | WanVAE | None) -> tuple[OneStep | DMD2, Callable[[Tensor, torch.Generator], dict[str, Tensor]]]:
         """Returns the objective's network, and what samples the noise of a batch."""
         config, weights = read_dit(self.init_dit)
-        dit = SimpleGVRDiT(config, self.attention)
+        dit = SimpleGVRDiT(config, teacher_attention(self.init_dit))
         checkpoint.load_strict(dit, weights, self.init_dit)
         dit.gradient_checkpointing = self.gradient_checkpointing
         upsampler = load_upsampler(self.init_upsampler).train()
-        copy: Callable[[SimpleGVRDiT], SimpleGVRDiT] = deepcopy
+        generator = torch.Generator().manual_seed(self.loop.seed)
         if self.lora_rank:
             upsampler.requires_grad_(False)
-            copy = partial(lora_copy, rank=self.lora_rank, generator=torch.Generator().manual_seed(self.loop.seed))
+
+        def copy(teacher: SimpleGVRDiT) -> SimpleGVRDiT:
+            student = lora_copy(teacher, self.lora_rank, generator) if self.lora_rank else deepcopy(teacher)
+            student.attention = self.attention
+            return student
+
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
         if self.objective == "regression":
             sizes = OneStepConfig(self.sampling.denoise, perceptual=self.perceptual_loss, bf16=self.bf16)
@@ -217,6 +221,13 @@ class Distil:
         return {"dit": str(dit), "upsampler": str(upsampler)}
 
 
+def teacher_attention(path: Path) -> AttentionConfig:
+    """Returns the self-attention in a checkpoint of ours; the full one of a stock Wan's."""
+    if checkpoint.is_ours(path):
+        return parse_dit_config(checkpoint.read_config(path, "dit"), path)[1]
+    return AttentionConfig(kind="full", unit=None)
+
+
 WAN = Distil(
     pairs=(Path("pairs/aigc"),),
     out=Path("runs/distil"),
@@ -224,6 +235,7 @@ WAN = Distil(
     init_upsampler=Path("runs/stage3/upsampler.safetensors"),
     objective="dmd2",
     sampling=FEW_STEPS,
+    attention=AttentionConfig(scope="video"),
     gradient_checkpointing=True,
 )
 PRESETS = {
@@ -237,6 +249,7 @@ PRESETS = {
         init_upsampler=Path("runs/tiny_teacher/upsampler.safetensors"),
         objective="regression",
         sampling=STUDENT,
+        attention=AttentionConfig(),
         perceptual_loss=0.6,
         strength=2.0,
         gradient_checkpointing=False,
@@ -265,5 +278,6 @@ def main(arguments: Sequence[str]) -> dict | None:
     distil = tyro.cli(Distil, prog="simplegvr distil", args=rest, default=PRESETS[command.preset], description=description)
     if command.plan:
         return distil.plan()
+    process = PartialState(cpu=distil.loop.cpu)  # chooses the device of this process, on which footage is read
     result = distil.run()
-    return result if PartialState(cpu=distil.loop.cpu).is_main_process else None
+    return result if process.is_main_process else None
