@@ -19,8 +19,9 @@ from torch import Tensor
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.networks.video_decoder import VideoDecoder
+from ..simplegvr_core.planning.paths import check_folder, check_name
 from ..simplegvr_core.planning.plan import amount
-from ..simplegvr_core.planning.preflight import check_encoding, check_folder, check_name, video_bytes
+from ..simplegvr_core.planning.preflight import check_encoding, video_bytes
 from ..simplegvr_core.tiling import Box, OutOfMemory
 from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame
 from ..simplegvr_core.video.sound import Sound, checked_sound

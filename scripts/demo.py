@@ -60,7 +60,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def preflight(arguments: argparse.Namespace) -> list[str]:
     """Returns what is unusual about the input, as inspect_video says it. Ends the program when it or the output folder is no use."""
-    from simplegvr_core.planning.preflight import check_folder
+    from simplegvr_core.planning.paths import check_folder
     from simplegvr_core.video.read import inspect_video
 
     try:

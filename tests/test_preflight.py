@@ -16,7 +16,8 @@ from simplegvr_core.evaluation.evaluate import Evaluate
 from simplegvr_core.evaluation.measure_seams import MeasureSeams
 from simplegvr_core.paper.ablate import Ablate
 from simplegvr_core.paper.command import Paper
-from simplegvr_core.planning.preflight import check_encoding, check_folder
+from simplegvr_core.planning.paths import check_folder
+from simplegvr_core.planning.preflight import check_encoding
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.measure_curve import MeasureCurve

@@ -308,6 +308,7 @@ def test_comfyui_is_told_the_counted_memory(comfy, models):
     assert counted < told < 1.2 * counted
     (vae,) = comfy.run("SimpleGVRLoadTinyVAE", vae_name="gvr_tiny_vae.safetensors")
     network, z, video = vae.first_stage_model.float(), (1, 16, 3, 8, 10), (1, 3, 9, 64, 80)  # with the input, which moves to the device
+    network.fast = False  # products in bfloat16 need less
     assert vae.memory_used_decode(z, torch.float32) == pytest.approx(peak_bytes(lambda: network.decode(torch.zeros(z))), rel=0.01)
     assert vae.memory_used_encode(video, torch.float32) == pytest.approx(peak_bytes(lambda: network.encode(torch.zeros(video))), rel=0.01)
 

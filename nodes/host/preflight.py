@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ...simplegvr_core.latent_space import LATENT_CHANNELS
 from ...simplegvr_core.planning.boxes import host_bytes
 from ...simplegvr_core.planning.network_memory import amount
-from ...simplegvr_core.planning.preflight import check_folder
+from ...simplegvr_core.planning.paths import check_folder
 from ...simplegvr_core.sampling.refine import working_latents
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from ...simplegvr_core.tiling import Tiling, padded

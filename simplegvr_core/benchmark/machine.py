@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 from ..evaluation.versions import versions
 from ..files import atomic_write, write_text
 from ..networks.layers import default_device
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,7 +32,7 @@ from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, load_upsampler
 from ..planning.network_memory import coding_bytes, dit_bytes
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..planning.tensor_memory import peak_bytes
 from ..sampling.latent_file import LatentFile, write_latent
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig

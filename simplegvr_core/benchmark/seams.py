@@ -21,7 +21,7 @@ from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..sampling.latent_file import TensorFrames
 from ..sampling.refine import Refinement, TiledVelocity, refine
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network

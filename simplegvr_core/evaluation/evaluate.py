@@ -46,7 +46,7 @@ from ..networks.layers import default_device
 from ..networks.lora_merge import add_lora_file
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..sampling.context import read_context
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig

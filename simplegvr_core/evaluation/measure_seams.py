@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import atomic_write
-from ..planning.preflight import check_file
+from ..planning.paths import check_file
 from ..sampling.latent_file import LatentFile
 from ..video.read import VIDEO_SUFFIXES, read_frames
 from .seam_plot import draw_panels

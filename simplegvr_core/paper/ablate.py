@@ -24,7 +24,7 @@ from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, load_upsampler
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..training.batches import Crop

@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from ..files import write_text
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..training.build_pairs import flatten
 from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdict
 from .bench import Bench, Options

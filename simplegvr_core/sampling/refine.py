@@ -8,7 +8,7 @@ the clip is in files. Latents are (B, C, T, H, W), normalised, float32, on the C
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -270,12 +270,13 @@ def fused_segments(
     def inputs() -> Iterator[Segment]:
         for start, stop in segments:
             latents.append(frames(start, stop))
-            yield Segment(latents[-1], None if condition is None else condition[start:stop], sigma, start)
+            yield padded_segment(Segment(latents[-1], None if condition is None else condition[start:stop], sigma, start))
 
     velocities = velocity.of_segments(inputs())
     for (start, stop), following in zip_longest(segments, segments[1:]):
         v = next(velocities)
         z = latents.popleft()
+        v = v[..., : z.shape[3], : z.shape[4]]
         v *= blend_weights(Box((start, 0, 0), (stop, 1, 1)), (num_frames, 1, 1), (tiling.overlap[0], 0, 0))
         if carried is not None:
             v[:, :, : carried.shape[2]] += carried
@@ -285,11 +286,18 @@ def fused_segments(
         del z, v
 
 
-def padded_velocity(velocity: TiledVelocity, segment: Segment) -> Tensor:
-    """Returns the velocity of a segment, whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
-    z, condition, (height, width) = segment.z, segment.condition, segment.z.shape[3:]
+def padded_segment(segment: Segment) -> Segment:
+    """Returns a segment whose odd sides are padded circularly before it is cut, as the network pads a whole latent."""
+    height, width = segment.z.shape[3:]
     pad = (0, width % 2, 0, height % 2, 0, 0)
-    if any(pad):
-        z = F.pad(z, pad, mode="circular")
-        condition = None if condition is None else F.pad(condition, pad, mode="circular")
-    return velocity(z, condition, segment.sigma, (segment.first_frame, 0, 0))[..., :height, :width]
+    if not any(pad):
+        return segment
+    z, condition = (None if part is None else F.pad(part, pad, mode="circular") for part in (segment.z, segment.condition))
+    return replace(segment, z=z, condition=condition)
+
+
+def padded_velocity(velocity: TiledVelocity, segment: Segment) -> Tensor:
+    """Returns the velocity of a segment, see padded_segment."""
+    height, width = segment.z.shape[3:]
+    even = padded_segment(segment)
+    return velocity(even.z, even.condition, even.sigma, (even.first_frame, 0, 0))[..., :height, :width]

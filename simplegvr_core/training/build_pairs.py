@@ -31,7 +31,7 @@ from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..sampling.cluster import worker_pool
 from ..sampling.context import read_context
 from .clips import Clip, Survey, read_clips, survey

@@ -18,7 +18,7 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config, read_dit, 
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
 from ..networks.wan_vae import WanVAE, load_vae
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, PairSampler
 from .cost import BYTES_PER_PARAMETER, training_cost

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..files import atomic_write, write_text
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..tiling import OutOfMemory
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)

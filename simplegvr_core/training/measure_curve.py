@@ -22,7 +22,7 @@ from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
 from ..networks.layers import default_device, mixed_precision
 from ..networks.upsampler import Upsampler, load_upsampler
-from ..planning.preflight import check_file
+from ..planning.paths import check_file
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import FLOOR, Change, Curve
 from .pairs import Pairs

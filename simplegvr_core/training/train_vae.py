@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..evaluation.full_reference import st_lpips_network
 from ..networks import checkpoint
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
-from ..planning.preflight import check_folder
+from ..planning.paths import check_folder
 from ..video.frames import random_crops
 from .clips import load_clips
 from .loop import LoopConfig, fit
