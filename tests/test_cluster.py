@@ -78,7 +78,7 @@ def test_three_workers_give_what_one_process_gives_and_a_killed_one_costs_its_se
     assert calls.with_suffix(".died").exists()
     assert whole < calls.stat().st_size <= whole + a_segment
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
-    velocities = STEPS * SEGMENTS * 4 * 16 * 4 * 15 * 21  # bytes, of segments of 4 latent frames
+    velocities = STEPS * SEGMENTS * 4 * 16 * 4 * 16 * 22  # bytes, of segments of 4 latent frames whose odd sides are padded
     assert (traffic.sent, traffic.received) == (2 * velocities, velocities)
 
 
