@@ -49,7 +49,7 @@ def wait_for(process: subprocess.Popen, path: Path, reached: Callable[[dict], bo
 
 def test_it_runs_whole_and_outlives_what_measures(tmp_path):
     with running(tmp_path, minutes=3) as (process, path):
-        killed = wait_for(process, path, lambda contents: (contents["running"] or "").startswith("kernels"))["running"]
+        wait_for(process, path, lambda contents: (contents["running"] or "").startswith("kernels"))
         (worker,) = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
         worker.kill()
         printed, _ = process.communicate(timeout=300)
@@ -60,7 +60,8 @@ def test_it_runs_whole_and_outlives_what_measures(tmp_path):
         f"{item.section}: {item.name}" for item in items
     }
     results = {f"{section}: {name}": result for section, found in contents["sections"].items() for name, result in found.items()}
-    assert "ended" in results.pop(killed)["error"]
+    (killed,) = [name for name, result in results.items() if "ended" in str(result.get("error"))]  # that one, or the next
+    del results[killed]
     assert {name for name, result in results.items() if isinstance(result.get("error"), str)} == set()
     left_out = {name: result["not_run"] for name, result in results.items() if "not_run" in result}
     assert {"av is not installed", "diffusers is not installed"} < set(left_out.values())

@@ -341,7 +341,8 @@ def test_the_preview_moves_in_the_page(page, run_in_page, server, tmp_path):
     shown = page.locator("img[src^='blob:']").first
     shown.wait_for(timeout=120_000)
     try:
-        page.wait_for_function("image => image.getBoundingClientRect().height > 50", arg=shown.element_handle())  # the node grows for it
+        grown = """() => document.querySelector("img[src^='blob:']")?.getBoundingClientRect().height > 50"""
+        page.wait_for_function(grown)  # the node grows for it; the page may put another picture in its place
         box = shown.bounding_box()
         for _ in range(50):
             before, first = shown.get_attribute("src"), page.screenshot(clip=box)

@@ -114,16 +114,22 @@ def set_widgets(page: Page, node_type: str, values: dict) -> None:
 
 
 def click_node(page: Page, node_type: str) -> None:
-    """Clicks the title of the node of a type."""
-    x, y = page.evaluate(
-        """type => {
-            const [x, y] = app.graph._nodes.find(node => node.type === type).pos
-            const [left, top] = app.canvas.convertOffsetToCanvas([x + 60, y - 15]), box = app.canvas.canvas.getBoundingClientRect()
-            return [box.x + left, box.y + top]
-        }""",
-        node_type,
-    )
-    page.mouse.click(x, y)
+    """Clicks the title of the node of a type until it is selected: a busy page misses a click."""
+    selected = "type => Object.values(app.canvas.selected_nodes).some(node => node.type === type)"
+    for _ in range(20):
+        x, y = page.evaluate(
+            """type => {
+                const [x, y] = app.graph._nodes.find(node => node.type === type).pos
+                const [left, top] = app.canvas.convertOffsetToCanvas([x + 60, y - 15]), box = app.canvas.canvas.getBoundingClientRect()
+                return [box.x + left, box.y + top]
+            }""",
+            node_type,
+        )
+        page.mouse.click(x, y)
+        page.wait_for_timeout(500)
+        if page.evaluate(selected, node_type):
+            return
+    raise AssertionError(f"{node_type} was not selected by a click")
 
 
 def press_run(page: Page) -> None:
