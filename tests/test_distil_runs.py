@@ -67,6 +67,7 @@ def command(base: Distil, out: Path, *arguments, processes: int = 1) -> list[str
     return list(map(str, [*launcher, "-m", "simplegvr_core", "distil", *files, *sizes, *options, *loop, *arguments]))
 
 
+@pytest.mark.slow  # the loop is that of train, whose runs are killed in each test run
 def test_a_killed_run_ends_with_the_same_losses(base, tmp_path):
     steps = ("--loop.steps", 12, "--loop.save-every", 4)
     process = subprocess.Popen(command(base, tmp_path / "killed", *steps), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
@@ -84,6 +85,7 @@ def test_a_killed_run_ends_with_the_same_losses(base, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(base, tmp_path):
     """In some steps the student has its turn, in others it has not: the fake score alone is trained."""
     arguments = ("--loop.steps", 6)
