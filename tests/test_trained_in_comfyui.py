@@ -32,21 +32,28 @@ def merged(dit: dict, lora: dict) -> dict:
     return weights
 
 
+def lora_run(checkpoints, folder) -> dict:
+    """Returns options of a short training of a LoRA, with the pairs in the folder that it needs."""
+    BuildPairs(REPO / "assets", PRESETS["smoke"].vae, folder / "pairs", "area", num_frames=5, spacing=9, height=108, scales=(2,)).run()
+    return {
+        "pairs": (folder / "pairs",),
+        "out": folder / "run",
+        "init_dit": checkpoints / "diffusion_models" / "gvr_test.safetensors",
+        "init_upsampler": checkpoints / "latent_upscale_models" / "upsampler_test.safetensors",
+        "attention": ATTENTION,
+        "lora_rank": 2,
+        "loop": LoopConfig(steps=3, learning_rate=3e-2, warmup=1, ema=0.1, cpu=True),
+    }
+
+
 def test_a_lora_works_in_the_stock_loader(comfy, checkpoints, tmp_path):
     import folder_paths
 
     folder_paths.add_model_folder_path("loras", str(tmp_path))
-    BuildPairs(REPO / "assets", PRESETS["smoke"].vae, tmp_path / "pairs", "area", num_frames=5, spacing=9, height=108, scales=(2,)).run()
     train = replace(
         PRESETS["smoke"],
-        pairs=(tmp_path / "pairs",),
-        out=tmp_path / "run",
-        init_dit=checkpoints / "diffusion_models" / "gvr_test.safetensors",
-        init_upsampler=checkpoints / "latent_upscale_models" / "upsampler_test.safetensors",
-        attention=ATTENTION,
-        lora_rank=2,
+        **lora_run(checkpoints, tmp_path),
         crop=replace(PRESETS["smoke"].crop, num_frames=5, size=(4, 6), batch=2),
-        loop=LoopConfig(steps=3, learning_rate=3e-2, warmup=1, ema=0.1, cpu=True),
     )
     lora = load_file(train.run()["lora"])
     save_file(lora, tmp_path / "gvr_lora.safetensors")
@@ -80,17 +87,10 @@ def test_a_lora_student_works_in_the_stock_loader_and_the_sampler_takes_its_sett
 
     folder_paths.add_model_folder_path("loras", str(tmp_path))
     folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
-    BuildPairs(REPO / "assets", PRESETS["smoke"].vae, tmp_path / "pairs", "area", num_frames=5, spacing=9, height=108, scales=(2,)).run()
     distil = Distil(
-        pairs=(tmp_path / "pairs",),
-        out=tmp_path / "run",
-        init_dit=checkpoints / "diffusion_models" / "gvr_test.safetensors",
-        init_upsampler=checkpoints / "latent_upscale_models" / "upsampler_test.safetensors",
-        attention=ATTENTION,
-        lora_rank=2,
+        **lora_run(checkpoints, tmp_path),
         bf16=False,
         crop=Crop(num_frames=5, size=(4, 6), batch=2),
-        loop=LoopConfig(steps=3, learning_rate=3e-2, warmup=1, ema=0.1, cpu=True),
     )
     file = Path(distil.run()["lora"])
     (tmp_path / "student_lora.safetensors").write_bytes(file.read_bytes())
