@@ -49,7 +49,7 @@ def command(tmp_path_factory):
     for folder in ("here", "there"):
         (base / "clips" / folder).mkdir(parents=True)
         shutil.copy(CLIP, base / "clips" / folder / "one.mp4")
-    arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", "vae", "vae_linear", "decoded_bicubic", "bicubic"]
+    arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", "vae", "vae_linear", "decoded_bicubic", "encoded_bicubic", "bicubic"]
     arguments += ["--num-frames", "5", "--height", "96"]
     ran = subprocess.run(
         [sys.executable, "-m", "simplegvr_core", "evaluate", *arguments], cwd=REPO, capture_output=True, text=True, check=True
@@ -108,10 +108,11 @@ def test_every_clip_has_its_own_videos_and_picture_and_nothing_is_left_half_writ
         "vae.mp4",
         "vae_linear.mp4",
         "decoded_bicubic.mp4",
+        "encoded_bicubic.mp4",
         "bicubic.mp4",
         "side_by_side.png",
     }
-    crops = ("the_whole_frame", "source", "original", "vae", "vae_linear", "decoded_bicubic", "bicubic")
+    crops = ("the_whole_frame", "source", "original", "vae", "vae_linear", "decoded_bicubic", "encoded_bicubic", "bicubic")
     names |= {f"frames/{kind}_{crop}.png" for kind in ("worst", "best") for crop in crops}
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     documents = {"results.json", "results.md", "report.html"}
@@ -132,6 +133,8 @@ def test_reconstructions_are_of_the_original_and_methods_of_the_small_input(comm
     assert values["vae"]["psnr"] > values["decoded_bicubic"]["psnr"] + 1
     assert values["vae"]["psnr"] >= values["vae_linear"]["psnr"] - 0.5
     assert values["bicubic"]["psnr"] > values["decoded_bicubic"]["psnr"] + 1
+    assert values["encoded_bicubic"]["psnr"] == pytest.approx(values["decoded_bicubic"]["psnr"], abs=0.5)  # a picture that soft survives
+    assert values["encoded_bicubic"] != values["decoded_bicubic"]
 
 
 def test_bicubic_is_measured_on_what_area_averaging_left(command):

@@ -93,7 +93,7 @@ class Evaluate:
     clips: Path
     out: Path
     methods: tuple[str, ...] = ("gvr", "upsampler", "latent_bilinear", "bicubic")
-    """Of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, bilinear, bicubic; vae,
+    """Of: gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, encoded_bicubic, bilinear, bicubic; vae,
     vae_linear (the original encoded and decoded); basicvsr, animesr, span, animevideo (fetch them: `simplegvr baselines`)."""
     scale: float = 3
     """Ratio of the sizes, also fractional."""

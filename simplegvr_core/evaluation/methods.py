@@ -97,6 +97,13 @@ def decoded_bicubic(z_lr: Tensor, size: tuple[int, int], models: Models) -> Tens
     return bicubic(models.vae.decode(z_lr), size, models)
 
 
+def encoded_bicubic(z_lr: Tensor, size: tuple[int, int], models: Models) -> Tensor:
+    """Decode, bicubic resize of the pixels, encode and decode: the pixel route to a high-resolution latent, which the upsampler replaces."""
+    height, width = (SPATIAL_FACTOR * side for side in latent_size(size))
+    video = models.vae.decode(z_lr)
+    return models.decode(models.vae.encode(resize_frames(video, (height, width), "bicubic")), size)
+
+
 def bilinear(video_lr: Tensor, size: tuple[int, int], models: Models) -> Tensor:
     """Bilinear resize of the pixels."""
     return resize_frames(video_lr, size, "bilinear")
@@ -136,7 +143,7 @@ class Method:
     sees: Input
 
 
-LATENT_METHODS: tuple[Run, ...] = (gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic)
+LATENT_METHODS: tuple[Run, ...] = (gvr, upsampler, latent_bilinear, decoded_bilinear, decoded_bicubic, encoded_bicubic)
 PIXEL_METHODS: tuple[Run, ...] = (bilinear, bicubic, *baselines.BASELINES.values())
 METHODS = {
     **{run.__name__: Method(run, "latent") for run in LATENT_METHODS},
