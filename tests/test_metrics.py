@@ -136,6 +136,14 @@ def test_st_lpips_is_what_its_package_gives_with_nothing_left_random(video):
     assert full_reference.st_lpips(blurred(video, 2), video).tolist() == pytest.approx(values, rel=1e-5)
 
 
+def test_st_lpips_of_a_large_frame_is_the_mean_of_the_middle_of_its_quarters():
+    """560 x 720 pixels: the middles are rows 140 and 420, columns 180 and 540."""
+    noise = torch.rand(2, 1, 3, 1, 560, 720, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    starts = [(y - 96, x - 96) for y in (140, 420) for x in (180, 540)]
+    parts = [full_reference.st_lpips(*(video[..., y : y + 192, x : x + 192] for video in noise)) for y, x in starts]
+    assert torch.allclose(full_reference.st_lpips(*noise), torch.stack(parts).mean(0), atol=1e-6)
+
+
 def test_flat_noise_is_the_noise_where_the_original_is_flat():
     """Noise of 2 levels on the flat left half, of 20 on the textured right half."""
     original = texture(96, 160)[None, :, None].repeat(1, 1, 2, 1, 1)

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from conftest import random_weights
 from torch import Tensor
 
-from simplegvr_core.files import GVR_TINY_VAE
-from simplegvr_core.networks.pixel_grid import resize_pixels
+from simplegvr_core.files import GVR_TINY_UPSAMPLER, GVR_TINY_VAE
+from simplegvr_core.networks.layers import multiplies_bfloat16
+from simplegvr_core.networks.pixel_grid import add_taps_in_one_pass, add_taps_one_by_one, cubic_taps, resize_pixels
 from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae
-from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, whole_frame
+from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler, UpsamplerConfig, load_upsampler, whole_frame
 from simplegvr_core.video.frames import resize_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +39,31 @@ def test_resize_of_pixels_is_pytorchs_bicubic(size):
     pixels = torch.randn(2, 12, 24, 40, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(pixels, (8 * size[0], 8 * size[1]), mode="bicubic", align_corners=False)
     torch.testing.assert_close(resize_pixels(pixels, whole_frame((3, 5), size)), expected, atol=1e-4, rtol=0)
+
+
+def test_taps_in_one_pass_are_the_taps_one_by_one():
+    """Errors against float64 of both, and gradients, at 24 lines to 56."""
+    lines = torch.randn(24, 33, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    index, weight = cubic_taps(whole_frame((3, 5), (7, 11))[0])
+    exact = add_taps_one_by_one(lines.double(), index, weight.double())
+    one_pass, one_by_one = add_taps_in_one_pass(lines, index, weight), add_taps_one_by_one(lines, index, weight)
+    assert (one_pass - exact).abs().max() <= 2 * (one_by_one - exact).abs().max()
+    gradients = [torch.autograd.grad(out.square().sum(), lines)[0] for out in (one_pass, one_by_one)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU has no products of bfloat16")
+@torch.no_grad()
+def test_fast_blocks_change_the_latent_by_the_precision_of_bfloat16_and_stream_alike():
+    upsampler = load_upsampler(GVR_TINY_UPSAMPLER)
+    assert isinstance(upsampler, LatentUpsampler) and not upsampler.fast
+    z = load_tiny_vae(GVR_TINY_VAE).encode(torch.rand(1, 3, 13, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    exact = upsampler(z, (11, 17))
+    upsampler.fast = True
+    fast = upsampler(z, (11, 17))
+    assert 0 < (fast - exact).square().mean().sqrt() < 0.01 * exact.std()
+    streamed = torch.cat(list(upsampler.stream(z.split(2, dim=2), (11, 17), tile=(6, 9))), dim=2)
+    assert (streamed - fast).square().mean().sqrt() < 0.01 * exact.std()
 
 
 @pytest.mark.parametrize("size", [(3, 5), (7, 11), (9, 15)])

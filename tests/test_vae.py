@@ -6,7 +6,8 @@ from conftest import REPO, random_weights
 
 from simplegvr_core.latent_space import PREVIEW_FACTORS
 from simplegvr_core.networks.checkpoint import read_config
-from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae, multiplies_bfloat16, to_blocks
+from simplegvr_core.networks.layers import multiplies_bfloat16
+from simplegvr_core.networks.tiny_vae import TinyVAE, TinyVAEConfig, load_tiny_vae, to_blocks
 from simplegvr_core.video.frames import resize_frames, to_images, to_video
 from simplegvr_core.video.read import read_video
 

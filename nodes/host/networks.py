@@ -31,7 +31,7 @@ from ...simplegvr_core.networks.foreign import read_any
 from ...simplegvr_core.networks.layers import CausalState
 from ...simplegvr_core.networks.slab_memory import SlabMemory
 from ...simplegvr_core.networks.tiny_vae import PreviewColors, TinyVAE, TinyVAEConfig
-from ...simplegvr_core.networks.upsampler import make_upsampler, parse_upsampler_config
+from ...simplegvr_core.networks.upsampler import LatentUpsampler, make_upsampler, parse_upsampler_config
 from ...simplegvr_core.networks.windows import TokenLayout
 from ...simplegvr_core.planning.network_memory import coding_bytes, dit_bytes, fastest_kernel
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
@@ -220,6 +220,8 @@ def load_upsampler(path: str, family: str = "auto") -> ModelPatcher:
     checkpoint.check_fit_of(partial(make_upsampler, upsampler_config), state_dict, Path(path))
     dtype = comfy.model_management.vae_dtype(allowed_dtypes=[torch.bfloat16, torch.float32])
     model = make_upsampler(upsampler_config, dtype=dtype, operations=comfy.ops.disable_weight_init).eval()
+    if isinstance(model, LatentUpsampler):
+        model.fast = not comfy.cli_args.args.fp32_vae
     comfy.model_management.archive_model_dtypes(model)
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()

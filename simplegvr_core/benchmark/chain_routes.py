@@ -192,7 +192,7 @@ def in_pixels(extent: Grid) -> tuple[int, int]:
 def tiny_stack(scene: Scene, device: torch.device, dtype: torch.dtype) -> Stack:
     """Returns the bundled networks, with the settings of their files, and the latent of a bundled clip."""
     vae, upsampler = load_tiny_vae(GVR_TINY_VAE).to(device, dtype), load_upsampler(GVR_TINY_UPSAMPLER).to(device, dtype)
-    vae.fast = True  # as ComfyUI's nodes load it
+    vae.fast = upsampler.fast = True  # as ComfyUI's nodes load them
     dit, config = load_dit(GVR_TINY)
     sampling = parse_config(SamplingConfig, config, "sampling", GVR_TINY)
     images, _ = read_video(CLIPS / "demo_original.mp4", video_frames(scene.low[0]))

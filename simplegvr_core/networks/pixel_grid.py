@@ -102,13 +102,23 @@ def resize_pixels(pixels: Tensor, tile: Tile) -> Tensor:
         pixels: Those of the tile's source, (B, C, 8h, 8w), float32.
         tile: Rows and columns of latent pixels.
     """
+    add_taps = add_taps_in_one_pass if pixels.device.type in ("cpu", "cuda") else add_taps_one_by_one
     for axis, dim in zip(tile, (2, 3), strict=True):
         index, weight = cubic_taps(axis)
-        shape = [-1 if d == dim else 1 for d in range(4)]
-        index, weight = index.to(pixels.device), weight.to(pixels)
-        parts = [pixels.index_select(dim, index[tap]) * weight[tap].view(shape) for tap in range(4)]
-        pixels = (parts[0] + parts[1]) + (parts[2] + parts[3])
+        lines = pixels.movedim(dim, 0)
+        pixels = add_taps(lines.flatten(1), index.to(pixels.device), weight.to(pixels)).unflatten(1, lines.shape[1:]).movedim(0, dim)
     return pixels
+
+
+def add_taps_in_one_pass(lines: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Returns the weighted sums (target, n) of lines (source, n), whose index and weight are (4, target)."""
+    return F.embedding_bag(index.mT.contiguous(), lines, mode="sum", per_sample_weights=weight.mT.contiguous())
+
+
+def add_taps_one_by_one(lines: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """The plain twin of add_taps_in_one_pass, for devices that have no weighted bags."""
+    parts = [lines.index_select(0, index[tap]) * weight[tap, :, None] for tap in range(4)]
+    return (parts[0] + parts[1]) + (parts[2] + parts[3])
 
 
 def cubic_taps(axis: Axis) -> tuple[Tensor, Tensor]:

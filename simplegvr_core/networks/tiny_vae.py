@@ -9,8 +9,9 @@ B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 1
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from . import checkpoint
-from .layers import CausalConv3d, CausalState, ResidualBlock3d, name_convolutions
+from .layers import CausalConv3d, CausalState, ResidualBlock3d, fast_products, name_convolutions
 
 BLOCK = 3 * 4 * 8 * 8
 
@@ -173,7 +174,7 @@ class TinyVAE(nn.Module):
         """Returns the video of a whole clip z, past None, or of a chunk z, whose state takes past's place."""
         repeated = 3 if self.stem.starts_clip(past) else 0
         video = from_blocks(self.linear_decoder(z))[:, :, repeated:]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.fast and z.device.type == "cpu" and multiplies_bfloat16()):
+        with fast_products(z.device) if self.fast else nullcontext():
             h = self.stem(z, past)
             for block in self.latent_blocks:
                 h = block(h, past)
@@ -194,13 +195,6 @@ class TinyVAE(nn.Module):
         frames = rearrange(video, "B C F (H h) (W w) -> (B F) (C h w) H W", h=2, w=2)
         x = torch.cat([x + self.pixel_out(F.silu(self.pixel_mid(F.silu(self.pixel_in(x))))) for x in frames.split(1)])
         return rearrange(x, "(B F) (C h w) H W -> B C F (H h) (W w)", B=video.shape[0], h=2, w=2)
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Returns whether the CPU has instructions for products of bfloat16; elsewhere oneDNN converts them, at a loss."""
-    supports = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))  # since PyTorch 2.6
-    return any(supported is not None and supported() for supported in supports)
 
 
 def pad_to_blocks(video: Tensor) -> Tensor:

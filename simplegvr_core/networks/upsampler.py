@@ -5,6 +5,7 @@ B batch, C channels, T latent frames, h, w low-resolution latent pixels, H, W ta
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -20,7 +21,7 @@ from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
 from . import checkpoint
 from .axis import Axis, Tile
 from .foreign import read_any
-from .layers import CausalConv3d, CausalState, ChannelNorm, exact_float32, name_convolutions
+from .layers import CausalConv3d, CausalState, ChannelNorm, exact_float32, fast_products, name_convolutions
 from .pixel_grid import TAPS, FrameBlock, PixelGrid
 from .ultra_upsampler import UltraUpsampler, UltraUpsamplerConfig
 
@@ -106,11 +107,14 @@ class LatentUpsampler(nn.Module):
         config: sizes.
         device, dtype: of the weights.
         operations: module of Conv3d; ComfyUI gives its own.
+
+    Attributes:
+        fast: whether the blocks multiply in bfloat16 on a CPU that does it fast. The plain resize stays float32.
     """
 
     def __init__(self, config: UpsamplerConfig, device=None, dtype=None, operations: Any = nn):
         super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
+        self.config, self.dtype, self.fast = config, dtype or torch.float32, False
         factory = {"device": device, "dtype": dtype, "operations": operations}
         width = config.width
         double, halve = ("double", "halve") if config.expand_time else ("keep", "keep")
@@ -184,16 +188,21 @@ class LatentUpsampler(nn.Module):
         rows, columns = tile
         z_lr = z_lr[..., slice(*rows.source), slice(*columns.source)]
         if self.config.blocks:
-            h = self.stem(z_lr)
-            for block in self.before:
-                h = block(h, past)
-            z, h = self.resize(z_lr, h, tile)
-            for block in self.after:
-                h = block(h, past)
-            z = z + self.out(F.silu(self.norm(h)), past)
+            with fast_products(z_lr.device) if self.fast else nullcontext():
+                z = self.resize_and_add_detail(z_lr, tile, past)
         else:
             z = resize_tile(z_lr, tile)
         return z[..., slice(*rows.inner), slice(*columns.inner)]
+
+    def resize_and_add_detail(self, z_lr: Tensor, tile: Tile, past: CausalState | None) -> Tensor:
+        """Returns the tile's target, resized, plus what the blocks make of it."""
+        h = self.stem(z_lr)
+        for block in self.before:
+            h = block(h, past)
+        z, h = self.resize(z_lr, h, tile)
+        for block in self.after:
+            h = block(h, past)
+        return z + self.out(F.silu(self.norm(h)), past)
 
     def resize(self, z_lr: Tensor, h: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
         """Returns the tile's target of the latent, (B, 16, T, H, W), and of the features, (B, C, T, H, W)."""
