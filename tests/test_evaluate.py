@@ -49,7 +49,8 @@ def command(tmp_path_factory):
     for folder in ("here", "there"):
         (base / "clips" / folder).mkdir(parents=True)
         shutil.copy(CLIP, base / "clips" / folder / "one.mp4")
-    arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", "vae", "vae_linear", "decoded_bicubic", "encoded_bicubic", "bicubic"]
+    methods = ["vae", "vae_linear", "decoded_bicubic", "encoded_bicubic", "bicubic"]
+    arguments = ["--clips", base / "clips", "--out", base / "out", "--methods", *methods]
     arguments += ["--num-frames", "5", "--height", "96"]
     ran = subprocess.run(
         [sys.executable, "-m", "simplegvr_core", "evaluate", *arguments], cwd=REPO, capture_output=True, text=True, check=True

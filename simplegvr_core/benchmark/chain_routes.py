@@ -192,6 +192,7 @@ def in_pixels(extent: Grid) -> tuple[int, int]:
 def tiny_stack(scene: Scene, device: torch.device, dtype: torch.dtype) -> Stack:
     """Returns the bundled networks, with the settings of their files, and the latent of a bundled clip."""
     vae, upsampler = load_tiny_vae(GVR_TINY_VAE).to(device, dtype), load_upsampler(GVR_TINY_UPSAMPLER).to(device, dtype)
+    assert isinstance(upsampler, LatentUpsampler)
     vae.fast = upsampler.fast = True  # as ComfyUI's nodes load them
     dit, config = load_dit(GVR_TINY)
     sampling = parse_config(SamplingConfig, config, "sampling", GVR_TINY)

@@ -122,7 +122,8 @@ def perceived_parts(frames: Tensor) -> Tensor:
     if height * width <= 4 * PERCEIVED**2 or min(height, width) < PERCEIVED:
         return frames
     rows, columns = (
-        [min(max(0, (2 * quarter + 1) * extent // 4 - PERCEIVED // 2), extent - PERCEIVED) for quarter in range(2)] for extent in (height, width)
+        [min(max(0, (2 * quarter + 1) * extent // 4 - PERCEIVED // 2), extent - PERCEIVED) for quarter in range(2)]
+        for extent in (height, width)
     )
     return torch.cat([frames[:, :, y : y + PERCEIVED, x : x + PERCEIVED] for y in rows for x in columns])
 

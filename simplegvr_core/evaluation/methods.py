@@ -98,7 +98,7 @@ def decoded_bicubic(z_lr: Tensor, size: tuple[int, int], models: Models) -> Tens
 
 
 def encoded_bicubic(z_lr: Tensor, size: tuple[int, int], models: Models) -> Tensor:
-    """Decode, bicubic resize of the pixels, encode and decode: the pixel route to a high-resolution latent, which the upsampler replaces."""
+    """Decode, bicubic resize of the pixels, encode, decode: the pixel route to a high-resolution latent, which the upsampler replaces."""
     height, width = (SPATIAL_FACTOR * side for side in latent_size(size))
     video = models.vae.decode(z_lr)
     return models.decode(models.vae.encode(resize_frames(video, (height, width), "bicubic")), size)

@@ -102,7 +102,7 @@ def resize_pixels(pixels: Tensor, tile: Tile) -> Tensor:
         pixels: Those of the tile's source, (B, C, 8h, 8w), float32.
         tile: Rows and columns of latent pixels.
     """
-    add_taps = add_taps_in_one_pass if pixels.device.type in ("cpu", "cuda") else add_taps_one_by_one
+    add_taps = add_taps_in_one_pass if pixels.device.type in ("cpu", "cuda", "meta") else add_taps_one_by_one
     for axis, dim in zip(tile, (2, 3), strict=True):
         index, weight = cubic_taps(axis)
         lines = pixels.movedim(dim, 0)
