@@ -16,11 +16,10 @@ from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
+from ..simplegvr_core.checks import amount, check_folder, check_name
 from ..simplegvr_core.latent_space import SPATIAL_FACTOR, first_frame, latent_frames, pixels
 from ..simplegvr_core.networks.tiny_vae import TinyVAE
 from ..simplegvr_core.networks.video_decoder import VideoDecoder
-from ..simplegvr_core.planning.paths import check_folder, check_name
-from ..simplegvr_core.planning.plan import amount
 from ..simplegvr_core.planning.preflight import check_encoding, video_bytes
 from ..simplegvr_core.tiling import Box, OutOfMemory
 from ..simplegvr_core.video.decode import CausalState, StatefulTile, StreamDecoder, decode_to_parts, tiles_of_frame

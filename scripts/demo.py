@@ -59,18 +59,43 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def preflight(arguments: argparse.Namespace) -> list[str]:
-    """Returns what is unusual about the input, as inspect_video says it. Ends the program when it or the output folder is no use."""
-    from simplegvr_core.planning.paths import check_folder
-    from simplegvr_core.video.read import inspect_video
+    """Returns what is unusual about the input, as inspect_video says it. Ends the program when it, folder or memory is no use."""
+    from simplegvr_core.checks import check_folder
+    from simplegvr_core.video.read import inspect_video, read_frames
 
     try:
         check_folder(arguments.out)
         frames, notes = inspect_video(arguments.input)
+        if not frames:
+            sys.exit(f"{arguments.input} has no frames")
+        height, width, _ = next(read_frames(arguments.input)).shape
+        check_needs(frames, (height, width), arguments)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    if not frames:
-        sys.exit(f"{arguments.input} has no frames")
     return notes
+
+
+def check_needs(frames: int, size: tuple[int, int], arguments: argparse.Namespace) -> None:
+    """Raises OSError or ValueError unless the result fits the output folder, and its decoding the memory. size: height and width."""
+    from fractions import Fraction
+
+    import torch
+
+    from simplegvr_core.checks import check_folder, check_host_memory
+    from simplegvr_core.latent_space import latent_frames, scaled_size
+    from simplegvr_core.networks.tiny_vae import TinyVAEConfig
+    from simplegvr_core.planning.network_memory import coding_bytes
+    from simplegvr_core.planning.preflight import video_bytes
+    from simplegvr_core.video.write import Encoding
+
+    height, width = (round(side * arguments.scale) for side in size)
+    check_folder(arguments.out, video_bytes(Encoding(width, height, Fraction(24)), frames) / 2, "the result")
+    latent = scaled_size((-(-size[0] // 8), -(-size[1] // 8)), arguments.scale)
+    needed = coding_bytes(TinyVAEConfig(), "decode", (1, 16, latent_frames(frames), *latent), torch.float32)
+    result = f"{frames} frames of {width} x {height}, decoded in one piece,"
+    check_host_memory(
+        needed, result, "give a shorter or smaller video, or a smaller --scale; docs/long_video.md is for videos of any length"
+    )
 
 
 def place(arguments: argparse.Namespace, path: Path, notes: list[str]) -> None:

@@ -19,7 +19,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "attention-error": ("benchmark.attention_error", "benchmark", "measure what sparse attention changes in a dense model"),
     "baselines": ("evaluation.baselines", "evaluate", "fetch other people's super-resolution by name"),
     "convert": ("networks.convert", "core", "convert another model's weights to a SimpleGVR checkpoint"),
-    "super-resolve": ("sampling.command", "core", "super-resolve latents, on one machine or a ray cluster"),
+    "super-resolve": ("super_resolve_command", "core", "super-resolve latents, on one machine or a ray cluster"),
     "plan": ("planning.command", "core", "plan a run: segments, tiles, memory"),
     "benchmark": ("benchmark.command", "benchmark,train", "time attention, network and cascade"),
     "ablate": ("paper.ablate", "train,evaluate", "run the paper's ablations at toy scale"),

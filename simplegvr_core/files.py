@@ -1,10 +1,12 @@
 """Files that appear whole or not at all, checksums, and the paths of the bundled weights."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -72,6 +74,33 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all. Raises what atomic_write raises."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+        path: Of the file.
+        cure: What to do about a damaged one, for the message.
+
+    Raises:
+        ValueError: The file is damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {cure}") from error
+
+
+def read_result(path: Path, note: Callable[[str], None] = print) -> dict:
+    """Returns what an earlier run wrote to a JSON file; {} where there is no file or, after a note, a damaged one."""
+    try:
+        result = read_json(path, "it is made again") if path.exists() else {}
+    except ValueError as error:
+        note(str(error))
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def sha256(path: Path) -> str:

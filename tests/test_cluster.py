@@ -19,10 +19,10 @@ from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
 from simplegvr_core.sampling.cluster import Networks, Pool, Traffic, Worker, ray_runtime, worker_pool
 from simplegvr_core.sampling.comfyui_latent import read_latent, write_latent_of_comfyui
-from simplegvr_core.sampling.command import SuperResolve
 from simplegvr_core.sampling.latent_file import TensorFrames
 from simplegvr_core.sampling.super_resolve import SamplingConfig
 from simplegvr_core.sampling.super_resolve_to_file import super_resolve_to_file, torch_runtime
+from simplegvr_core.super_resolve_command import SuperResolve
 from simplegvr_core.tiling import Tiling
 
 STEPS, SEGMENTS = 3, 5

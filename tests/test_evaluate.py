@@ -409,3 +409,14 @@ def test_a_fractional_scale_shrinks_originals_by_it(scale):
     for large, small in zip(clip.size, clip.source.shape[3:], strict=True):
         assert abs(large - scale * small) <= 0.5
     assert bicubic(clip.source, clip.size, None).shape == clip.original.shape
+
+
+@pytest.mark.parametrize("damage", [lambda text: "", lambda text: text[: len(text) // 2], lambda text: "\0" * len(text), lambda text: "[]"])
+def test_a_damaged_measurement_is_made_again(tmp_path, damage, capsys):
+    (tmp_path / "clips").mkdir()
+    shutil.copy(CLIP, tmp_path / "clips" / "one.mp4")
+    evaluate = Evaluate(tmp_path / "clips", tmp_path / "out", ("bicubic",), num_frames=2, height=96, metrics=("psnr",))
+    whole, path = evaluate.run()["clips"], tmp_path / "out" / "one" / "measured.json"
+    path.write_text(damage(path.read_text()))
+    assert evaluate.run()["clips"] == whole
+    assert json.loads(path.read_text())["methods"] == whole["one"]

@@ -3,25 +3,40 @@
 import asyncio
 import json
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from client import WorkflowError, run_workflow
-from conftest import save_dit
+from conftest import REPO, save_dit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from t2v_workflow import UnusableWorkflowError, base_workflow
 from test_bad_videos import encode
 from test_pairs import footage
 
+from simplegvr_core.evaluation.evaluate import Evaluate
+from simplegvr_core.evaluation.finished import find_finished
+from simplegvr_core.evaluation.prompts import read_prompts
 from simplegvr_core.networks import checkpoint
-from simplegvr_core.networks.dit import load_dit
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.convert import Convert
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, load_dit
+from simplegvr_core.networks.foreign import read_any
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
 from simplegvr_core.networks.upsampler import load_upsampler
+from simplegvr_core.sampling.comfyui_latent import read_latent, read_latent_shape
+from simplegvr_core.sampling.context import read_context
 from simplegvr_core.sampling.latent_file import LatentFile, undamaged, write_latent
-from simplegvr_core.video.decode import read_progress
+from simplegvr_core.sampling.super_resolve import SamplingConfig
+from simplegvr_core.sampling.timesteps import load_curve
+from simplegvr_core.tiling import Box
+from simplegvr_core.video.decode import StatefulTile, read_progress, save_progress
 from simplegvr_core.video.read import VideoError, inspect_video, read_frames
+from simplegvr_core.video.write import write_video
 
 LARGEST = 256 * 2**20  # bytes of Python's own memory that reading a small file may take
 FUZZ = settings(
@@ -149,6 +164,121 @@ def test_wrong_types_in_every_widget_are_answered_by_name(server):
     assert not outside
 
 
+# Workflows of other people
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda api: list(api.values()),
+        lambda api: api | {"4": {"class_type": "EmptyHunyuanLatentVideo"}},
+        lambda api: api | {"4": {"class_type": 3, "inputs": {}}},
+        lambda api: api | {"4": "x"},
+        lambda api: {id: node for id, node in api.items() if id != "4"},
+        lambda api: api | {"8": {**api["8"], "inputs": {**api["8"]["inputs"], "latent": []}}},
+        lambda api: api | {"8": {**api["8"], "inputs": {**api["8"]["inputs"], "latent": "x"}}},
+    ],
+)
+def test_a_workflow_of_wrong_types_is_named(damage):
+    workflow = json.loads((REPO / "workflows" / "api" / "wiring_test_t2v.json").read_text())
+    assert base_workflow(workflow, "x")
+    with pytest.raises(UnusableWorkflowError, match=r"is not in API format|which is not there|has no latent"):
+        base_workflow(damage(workflow), "x")
+
+
+# Latents, text features and other files
+
+
+def with_tensor(path: Path, name: str, tensor: torch.Tensor) -> Path:
+    save_file({name: tensor}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1, 16, 0, 4, 4), "contains no latent of Wan 2.1"),
+        (torch.zeros(0, 16, 1, 4, 4), "contains no latent of Wan 2.1"),
+        (torch.full((1, 16, 1, 4, 4), torch.nan), "has a latent with NaN, infinite or complex values"),
+        (torch.zeros(1, 16, 1, 4, 4, dtype=torch.complex64), "has a latent with NaN, infinite or complex values"),
+    ],
+)
+def test_a_latent_that_is_none_is_named(tmp_path, tensor, message):
+    with pytest.raises(ValueError, match=rf"a\.latent {message}"):
+        read_latent(with_tensor(tmp_path / "a.latent", "latent_tensor", tensor))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_a_latent_of_any_real_dtype_is_taken(tmp_path, dtype):
+    path = with_tensor(tmp_path / "a.latent", "latent_tensor", torch.ones(2, 16, 3, 4, 5).to(dtype))
+    assert read_latent(path).shape == read_latent_shape(path) == (1, 16, 3, 4, 5)
+
+
+def test_a_latent_that_claims_terabytes_is_named(tmp_path):
+    shape, path = [1, 16, 10**6, 10**4, 10**4], tmp_path / "a.latent"
+    header = json.dumps({"latent_tensor": {"dtype": "F32", "shape": shape, "data_offsets": [0, 64 * 10**14]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    for read in (read_latent, read_latent_shape):
+        with limited_memory(), pytest.raises(ValueError, match=r"a\.latent is not a safetensors file that can be read"):
+            read(path)
+
+
+def test_text_features_without_tokens_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.safetensors has a context of shape \(0, 7\), wanted \(tokens, 7\)"):
+        read_context(with_tensor(tmp_path / "a.safetensors", "context", torch.zeros(0, 7)), 7)
+
+
+@pytest.mark.parametrize("text", ['{"clips": ' + 10**5 * "[", '{"clips": {"a": []}}', "[]", "\x00"])
+def test_a_manifest_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json is no manifest"):
+        read_prompts(tmp_path, ["a"])
+
+
+def test_progress_with_fewer_tiles_than_states_is_not_used(tmp_path):
+    save_progress(tmp_path, ["1"], [StatefulTile(Box((0, 0, 0), (1, 4, 4)), {"x": torch.zeros(1, 4, 4)})])
+    (path,) = tmp_path.glob("progress*")
+    assert read_progress(path, print) is not None
+    for boxes in ("[]", "7", "[[1, 2]]", 10**5 * "["):
+        with safe_open(path, "pt") as file:
+            metadata = {**file.metadata(), "boxes": boxes}
+        save_file(load_file(path), path, metadata)
+        notes = []
+        assert read_progress(path, notes.append) is None
+        assert notes == [f"{path.name} of an earlier run was damaged and is not used."]
+
+
+# Names
+
+
+NAMES = ["<img src=x onerror=alert(1)>", "a|b & `c`", "$(touch pwned)", "-rf", "x.y.z", "{{7*7}}", "CON", "\u202emp4.exe"]
+
+
+def test_names_and_prompts_are_text_in_the_report_and_files_stay_in_the_folder(tmp_path):
+    """With a finished video of another system that is longer than its clip."""
+    for name in NAMES:
+        for folder, frames in (("clips", 5), ("other", 5 if name != "x.y.z" else 11)):
+            write_video(tmp_path / folder / f"{name}.mp4", footage(frames, 40, 56), Fraction(24))
+    prompts = {name: {"prompt": f"<script>alert(1)</script> {name}"} for name in NAMES}
+    (tmp_path / "manifest.json").write_text(json.dumps({"clips": prompts}))
+    chosen = {"scale": 1, "metrics": ("psnr",), "num_frames": 5, "device": "cpu"}
+    evaluate = Evaluate(tmp_path / "clips", tmp_path / "out", ("bicubic",), videos=(f"Other 1.0={tmp_path / 'other'}",), **chosen)
+    assert sorted(evaluate.run()["clips"]) == sorted(NAMES)
+    html, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "results.md"))
+    for text in (html, markdown):
+        assert "<img src=x" not in text
+        assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in html
+    assert "| a\\|b &amp; `c` |" in markdown
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", "other", "out", "manifest.json"}
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "a\\b", "..", ".x", "CON", "com1.x", "<b>", "x\n", "C:x", "-"])
+def test_a_system_is_not_named_like_a_path(tmp_path, name):
+    with pytest.raises(ValueError, match=r"--videos has the name .*, which files get: wanted letters, digits"):
+        find_finished([f"{name}={tmp_path}"], ["a"])
+
+
 # Checkpoints
 
 
@@ -181,6 +311,38 @@ def test_absurd_sizes_in_a_checkpoint_are_named(small, tmp_path, changes):
     save_file(load_file(small), path, {checkpoint.METADATA_KEY: json.dumps({**config, "model": {**config["model"], **changes}})})
     with limited_memory(), pytest.raises(ValueError, match=r"absurd\.safetensors"):
         load_dit(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("attention", {"window": [1, float("inf"), 2]}),
+        ("attention", {"window": [1, 12]}),
+        ("attention", {"window": "1x2"}),
+        ("sampling", {"shift": 0}),
+        ("sampling", {"steps": 0}),
+        ("sampling", {"denoise": 1.5}),
+        ("sampling", {"noise_augmentation": 2}),
+    ],
+)
+def test_absurd_settings_in_a_checkpoint_are_named(small, tmp_path, section, changes):
+    config = checkpoint.read_config(small, "dit")
+    path = tmp_path / "absurd.safetensors"
+    described = {**config, section: {**config.get(section, {}), **changes}}
+    save_file(load_file(small), path, {checkpoint.METADATA_KEY: json.dumps(described)})
+    with pytest.raises(ValueError, match=rf"absurd\.safetensors has .*{section}"):
+        load_dit(path)
+        checkpoint.parse_config(SamplingConfig, described, "sampling", path)
+
+
+def test_a_small_file_whose_tensors_claim_gigabytes_is_named(tmp_path):
+    """A pickled tensor may repeat one stored value."""
+    dit = DiTConfig(dim=128 * 512, ffn_dim=4 * 128 * 512, num_heads=512, num_layers=2)
+    names = SimpleGVRDiT(dit, AttentionConfig(), device="meta").state_dict()
+    torch.save({name: torch.zeros(1).expand(tensor.shape) for name, tensor in names.items()}, tmp_path / "huge.pth")
+    for read in (load_dit, lambda path: Convert(path, tmp_path / "out.safetensors").run()):
+        with limited_memory(), pytest.raises(ValueError, match=r"huge\.pth has 0\.02.* MB and its tensors claim 6.* GB: it is damaged"):
+            read(tmp_path / "huge.pth")
 
 
 class limited_memory:
@@ -268,6 +430,33 @@ def video_bytes(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def pickled_bytes(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("pickled") / "a.pth"
+    torch.save({"model": {"blocks.0.self_attn.q.weight": torch.zeros(4, 4), "x": torch.zeros(1).expand(9)}}, path)
+    return path.read_bytes()
+
+
+def fuzz_other_files(tmp_path, latent_bytes, pickled_bytes, data) -> None:
+    """Latents, text features, pickled checkpoints, manifests and curves that people hand around."""
+    content = damaged(
+        data.draw, data.draw(st.sampled_from([latent_bytes, pickled_bytes, b'{"clips": {"a": {"prompt": "x"}}, "sigma": [1]}']))
+    )
+    for name, read in {
+        "a.latent": read_latent,
+        "b.safetensors": lambda path: read_context(path, 4),
+        "c.pth": lambda path: read_any(path, "dit"),
+        "manifest.json": lambda path: read_prompts(path.parent, ["a"]),
+        "curve.json": load_curve,
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        try:
+            read(path)
+        except ValueError as error:
+            assert path.name in str(error), repr(error)
+
+
 def fuzz_videos(tmp_path, video_bytes, data) -> None:
     path = tmp_path / "fuzzed.mp4"
     path.write_bytes(damaged(data.draw, video_bytes))
@@ -300,6 +489,19 @@ def test_bytes_of_working_files(tmp_path, latent_bytes, data):
 @given(data=st.data())
 def test_bytes_of_videos(tmp_path, video_bytes, data):
     fuzz_videos(tmp_path, video_bytes, data)
+
+
+@FUZZ
+@given(data=st.data())
+def test_bytes_of_other_files(tmp_path, latent_bytes, pickled_bytes, data):
+    fuzz_other_files(tmp_path, latent_bytes, pickled_bytes, data)
+
+
+@pytest.mark.slow
+@LONG
+@given(data=st.data())
+def test_many_bytes_of_other_files(tmp_path, latent_bytes, pickled_bytes, data):
+    fuzz_other_files(tmp_path, latent_bytes, pickled_bytes, data)
 
 
 @pytest.mark.slow

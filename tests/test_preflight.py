@@ -1,29 +1,41 @@
 """What cannot succeed is refused before the work; what can be converted is."""
 
 import math
+import shutil
+from argparse import Namespace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import psutil
 import pytest
 import torch
 from conftest import latent, scale
+from demo import check_needs
+from safetensors.torch import save_file
 from test_decode import frames_seen, module, output, save, tiny  # noqa: F401 (fixtures)
 from test_decode import latent as smooth
 
 from simplegvr_core.benchmark.seams import SeamBenchmark
+from simplegvr_core.checks import check_folder
 from simplegvr_core.evaluation.evaluate import Evaluate
 from simplegvr_core.evaluation.measure_seams import MeasureSeams
+from simplegvr_core.files import GVR_TINY_VAE
+from simplegvr_core.networks.attention import AttentionConfig
+from simplegvr_core.networks.convert import Convert
+from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
 from simplegvr_core.paper.ablate import Ablate
 from simplegvr_core.paper.command import Paper
-from simplegvr_core.planning.paths import check_folder
 from simplegvr_core.planning.preflight import check_encoding
+from simplegvr_core.sampling.comfyui_latent import write_latent_of_comfyui
+from simplegvr_core.super_resolve_command import SuperResolve
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.measure_curve import MeasureCurve
 from simplegvr_core.training.train import Train
 from simplegvr_core.video.sound import checked_sound
-from simplegvr_core.video.write import Encoding
+from simplegvr_core.video.write import Encoding, write_video
 
 
 def tone(rate: float, seconds: float = 1, channels: int = 2, dtype=torch.float32) -> dict:
@@ -82,8 +94,6 @@ def test_what_cannot_be_saved_is_refused_before_the_first_frame(tiny, save, outp
 
 
 def test_a_full_disk_is_found_before_the_first_frame(tiny, save, frames_seen, monkeypatch):  # noqa: F811
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
     with pytest.raises(ValueError, match=r"SimpleGVR Decode and Save: .* has 0.* free, the run needs at least .*: free space there"):
         save(tiny, smooth(1))
@@ -91,8 +101,6 @@ def test_a_full_disk_is_found_before_the_first_frame(tiny, save, frames_seen, mo
 
 
 def test_a_full_disk_is_found_before_the_first_step(sample, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(ValueError, match=r"SimpleGVR Sampler: .* has .* free, the run needs at least"):
         sample()
@@ -146,7 +154,15 @@ COMMANDS = {  # with weights that are not there: the folder is looked at before 
     "ablate": lambda folder, out: Ablate(folder, folder, out, MISSING, MISSING),
     "paper": lambda folder, out: Paper(model=MISSING, out=out),
     "benchmark": lambda folder, out: SeamBenchmark(video=folder / "missing.mp4", out=out),
+    "convert": lambda folder, out: Convert(MISSING, out / "converted.safetensors"),
+    "super-resolve": lambda folder, out: SuperResolve(written_latent(folder, 1), out, model=MISSING),
 }
+
+
+def written_latent(folder: Path, frames: int) -> Path:
+    """Returns a file with a latent of so many latent frames of 4 x 6."""
+    write_latent_of_comfyui(folder / "clip.latent", torch.zeros(1, 16, frames, 4, 6), {})
+    return folder / "clip.latent"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -156,3 +172,55 @@ def test_a_command_refuses_an_output_that_cannot_be_written_before_it_reads_anyt
     with pytest.raises(OSError, match=r"file is a file, wanted a folder|file is below a file, wanted a folder"):
         COMMANDS[command](tmp_path / "inputs", tmp_path / "file").run()
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder with a video of 17 frames of 48 x 48."""
+    (tmp_path / "clips").mkdir()
+    frames = torch.randint(256, (17, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "clips" / "noise.mp4", frames, Fraction(24))
+    return tmp_path / "clips"
+
+
+ROOM = {  # with 100 bytes free
+    "pairs": (
+        lambda folder, out: BuildPairs(folder, GVR_TINY_VAE, out, "area", scales=(2,)),
+        r"a shard of 1 pairs of the size of noise\.mp4",
+    ),
+    "evaluate": (
+        lambda folder, out: Evaluate(folder, out, ("bicubic", "bilinear"), scale=2, metrics=("psnr",), device="cpu"),
+        "the videos of noise",
+    ),
+    "convert": (lambda folder, out: Convert(folder / "dit.safetensors", out / "converted.safetensors"), r"converted\.safetensors"),
+    "super-resolve": (lambda folder, out: SuperResolve(written_latent(folder, 1), out, device="cpu"), "the run"),
+}
+
+
+@pytest.mark.parametrize("command", ROOM)
+def test_a_command_refuses_a_full_disk_before_the_work(clips, tmp_path, command, monkeypatch):
+    run, what = ROOM[command]
+    if command == "convert":
+        dit = SimpleGVRDiT(DiTConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=1), AttentionConfig())
+        save_file(dit.state_dict(), clips / "dit.safetensors")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 100))
+    with pytest.raises(OSError, match=rf"out has 0.0001 MB free, {what} needs at least .*: free space there or choose another folder"):
+        run(clips, tmp_path / "out").run()
+    assert list((tmp_path / "out").rglob("*.*")) == []
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    (tmp_path / "in").mkdir()
+    command = SuperResolve(written_latent(tmp_path / "in", 41), tmp_path / "out", device="cpu", scale=2)
+    message = r"clip\.latent needs .* MB of the host's memory, 1 MB are free: choose a smaller --segment or --tile, or --scale"
+    with pytest.raises(ValueError, match=message):
+        command.run()
+    arguments = Namespace(out=tmp_path / "out", scale=3.0)
+    message = r"33 frames of 480 x 360, decoded in one piece, needs 375 MB of the host's memory, 1 MB are free: give a shorter"
+    with pytest.raises(ValueError, match=message):
+        check_needs(33, (120, 160), arguments)
+    monkeypatch.undo()
+    check_needs(33, (120, 160), arguments)
+    with pytest.raises(OSError, match="the result needs at least"):
+        check_needs(10**9, (120, 160), arguments)

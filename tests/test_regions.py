@@ -17,7 +17,10 @@ def text(seed: int) -> list:
 
 
 def left_half(comfy, kind: str) -> list:
-    """Returns a prompt of the left half of the frame."""
+    """Returns a prompt of the left half of the frame; "odd": of an area that begins within a token."""
+    if kind == "odd":
+        region = {"width": 0.625, "height": 2 / 3, "temporal": 1.0, "x": 0.01, "y": 1 / 3, "z": 0.0, "strength": 0.7}
+        return comfy.run("ConditioningSetAreaPercentageVideo", conditioning=text(1), **region)[0]
     if kind == "area":
         region = {"width": 0.5, "height": 1.0, "temporal": 1.0, "x": 0.0, "y": 0.0, "z": 0.0, "strength": 1.0}
         return comfy.run("ConditioningSetAreaPercentageVideo", conditioning=text(1), **region)[0]
@@ -45,7 +48,7 @@ def effect(sample, comfy, kind: str, tiling: dict) -> torch.Tensor:
     return torch.stack([quarter.abs().mean() for quarter in difference.chunk(4, dim=4)])
 
 
-@pytest.mark.parametrize("kind", ["area", "mask"])
+@pytest.mark.parametrize("kind", ["area", "mask", "odd"])
 def test_a_region_has_its_effect_in_the_same_place_in_any_boxes(comfy, sample, kind):
     whole = effect(sample, comfy, kind, WHOLE)
     assert whole[0] > 10 * whole[3]

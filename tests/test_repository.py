@@ -16,10 +16,11 @@ from conftest import REPO
 
 CORE = sorted(path.relative_to(REPO) for path in (REPO / "simplegvr_core").rglob("*.py"))
 ROOMS = [  # a file imports from its own row and from those above it
-    {"latent_space", "tiling", "files", "flow"},
+    {"latent_space", "tiling", "files", "flow", "checks"},
     {"networks", "video"},
     {"sampling"},
     {"planning", "degradations"},
+    {"super_resolve_command"},
     {"evaluation"},
     {"training"},
     {"benchmark"},

@@ -152,3 +152,10 @@ def test_a_damaged_shard_is_made_again(build, damage):  # noqa: F811
     shard.write_bytes(damage(whole))
     build.run()
     assert shard.read_bytes() == whole
+
+
+def test_damaged_options_of_a_folder_of_pairs_are_named(build):  # noqa: F811
+    build.run()
+    (build.out / "build.json").write_text("")
+    with pytest.raises(ValueError, match=r"build\.json is damaged .*: delete it if the options are those that .* was begun with"):
+        build.run()

@@ -5,21 +5,24 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import Request, urlopen
 
 import comfyui as setup
 import pytest
 import torch
-from client import output_files, run_workflow
+from client import Event, WorkflowError, output_files, run_workflow
 from conftest import random_weights
 from filelock import FileLock
+from safetensors.torch import save_file
 from soak_cases import workflow
 from soak_runs import Server
 from test_decode import latent
-from test_faults import WIDE
+from test_faults import TILES, WIDE
 
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
@@ -281,3 +284,79 @@ def test_a_server_continues_a_run_with_a_damaged_step(first, damage):
     assert "Resumed after step" in report
     assert torch.equal(latent, first.result.latent)
     assert run_paths(first.server) == []
+
+
+def interrupted(server: Server, nodes: dict, node: str, at: int) -> None:
+    """Runs a workflow and interrupts it when the progress of a node is at a value."""
+
+    def interrupt(event: Event) -> None:
+        if (event.kind, event.node) == ("progress", node) and event.value >= at:
+            urlopen(Request(f"{server.address}/interrupt", data=b"{}", method="POST")).close()
+
+    with pytest.raises(WorkflowError, match="interrupted"):
+        asyncio.run(run_workflow(server.address, nodes, interrupt))
+
+
+def damaged_files(unfinished: Path, snapshot: Path) -> Iterator[tuple[str, str]]:
+    """Yields (file, damage) for each file of an unfinished run and each damage, with that file damaged and the others whole.
+
+    Args:
+        unfinished: Folder of the resumable runs of a server, with one of them.
+        snapshot: Where a copy of it is made.
+    """
+    shutil.copytree(unfinished, snapshot)
+    for path in sorted(path for path in snapshot.rglob("*") if path.suffix in (".safetensors", ".mp4")):
+        for damage in ("empty", "zeroed", "cut"):
+            shutil.copytree(snapshot, unfinished, dirs_exist_ok=True)
+            (unfinished / path.relative_to(snapshot)).write_bytes(DAMAGES[damage](path.read_bytes()))
+            yield path.name, damage
+
+
+def test_a_server_makes_each_damaged_file_of_the_sampler_again(first, tmp_path):
+    """After an interrupt in the last of four steps: the upsampled latent, the condition and the last two steps."""
+    server, seen = first.server, []
+    case = replace(WIDE, sampler={**WIDE.sampler, "settings.steps": 4, "resume": True})
+    expected, _ = server.run(workflow(case))
+    (server.base / "input" / "faults.json").write_text(json.dumps({"seconds": 0.3}))
+    interrupted(server, workflow(case), "sampler", 3 * TILES)
+    for name, damage in damaged_files(server.base / "output" / "simplegvr_resume", tmp_path / "snapshot"):
+        result, report = server.run(workflow(case))
+        assert f"{name} of an earlier run was damaged and is made again." in report, damage
+        assert "Resumed after step" in report
+        assert torch.equal(result, expected), (name, damage)
+        assert run_paths(server) == []
+        seen.append(name)
+    names = ("condition.safetensors", "upsampled.safetensors", "z.safetensors", "z_odd.safetensors")
+    assert seen == [name for name in names for _ in range(3)]
+
+
+def test_a_server_makes_each_damaged_file_of_the_decoder_again(first, tmp_path):
+    """After an interrupt in the third part: two parts of the video, and the decoder's states after them."""
+    server, seen = first.server, []
+    tensors = {"latent_tensor": latent(61, (12, 20))["samples"], "latent_format_version_0": torch.tensor([])}
+    save_file(tensors, server.base / "input" / "long.latent")
+
+    def nodes(prefix: str) -> dict:
+        video = {"vae": ["vae", 0], "latent": ["latent", 0], "fps": 24.0, "filename_prefix": prefix, "trim": "none", "crf": 0.0}
+        return {
+            "vae": {"class_type": "SimpleGVRLoadTinyVAE", "inputs": {"vae_name": "gvr_tiny_vae.safetensors"}},
+            "latent": {"class_type": "LoadLatent", "inputs": {"latent": "long.latent"}},
+            "video": {"class_type": "SimpleGVRDecodeSave", "inputs": {**video, "resume": True}},
+            "report": {"class_type": "PreviewAny", "inputs": {"source": ["video", 1]}},
+        }
+
+    def decoded_by_server(prefix: str) -> tuple[torch.Tensor, str]:
+        outputs = asyncio.run(run_workflow(server.address, nodes(prefix)))
+        (path,) = output_files({"video": outputs["video"]}, server.base / "output")
+        return pixels(path), outputs["report"]["text"][0]
+
+    expected, _ = decoded_by_server("whole")
+    interrupted(server, nodes("stopped"), "video", 43)
+    for name, damage in damaged_files(server.base / "output" / "simplegvr_resume", tmp_path / "snapshot"):
+        result, report = decoded_by_server(f"{name}_{damage}")
+        assert any(name in line and "damaged" in line for line in report.splitlines()), (name, damage, report)
+        assert torch.equal(result, expected), (name, damage)
+        assert run_paths(server) == []
+        seen.append(name)
+    names = ("part_00000.mp4", "part_00001.mp4", "progress.safetensors", "progress_odd.safetensors")
+    assert seen == [name for name in names for _ in range(3)]

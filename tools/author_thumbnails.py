@@ -1,7 +1,7 @@
 """Writes workflows/*.jpg, the pictures of the Templates browser, from real runs: what went in, enlarged, above what came out.
 
 `python3 scripts/run.py tools/author_thumbnails.py [NAME ...]`, after a change to a workflow or to gvr_tiny.
-The Wan workflows run with gvr_tiny in place of Wan's files, and their pictures say so.
+The Wan workflows run with gvr_tiny and the bundled clip in place of Wan's files, and their pictures say so; or they show the graph.
 """
 
 import sys
@@ -13,8 +13,6 @@ from comfyui import REPO, say
 
 WIDTH = 720  # pixels
 BEFORE = "thumbnail"  # how the files begin that hold what went in
-SMALL_T2V = {"EmptyHunyuanLatentVideo": {"width": 224, "height": 128, "length": 17}, "KSampler": {"steps": 20, "cfg": 1.0}}
-THREE_TIMES = {"size": "scale", "size.scale": 3.0}
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,9 @@ THUMBNAILS = {
     "long_video": Thumbnail(("192 x 108, its latent decoded", "planned, in segments and tiles: 576 x 336")),
     "degradation_preview": Thumbnail(("before", "flow-based", "classical", "optical flow", "what moves", "model-guided")),
     "wan21_t2v_to_1080p": Thumbnail(
-        ("text-to-video   (shown: gvr_tiny, a toy)", "SimpleGVR   (shown: gvr_tiny)"), {**SMALL_T2V, "SimpleGVRSampler": THREE_TIMES}
-    ),
-    "wan21_training_free_1080p": Thumbnail(
-        ("text-to-video   (shown: gvr_tiny, a toy)", "training-free   (shown: gvr_tiny)"),
-        {**SMALL_T2V, "SimpleGVRSampler": {**THREE_TIMES, "settings.cfg": 1.0}},
+        ("low resolution   (shown: the bundled clip)", "SimpleGVR, three times the size   (shown: gvr_tiny)"),
+        {"SimpleGVRSampler": {"size": "scale", "size.scale": 3.0}},
+        clip=True,
     ),
     "wan21_ultraflash_1k": Thumbnail(
         ("low resolution   (shown: the bundled clip)", "one step, twice the size   (shown: gvr_tiny)"), clip=True
@@ -47,8 +43,9 @@ THUMBNAILS = {
         ("low resolution   (shown: the bundled clip)", "one step, three times the size   (shown: gvr_tiny)"), clip=True
     ),
 }
-GRAPHS = {  # whose pictures are their graphs, with these captions
-    "wan22_training_free_4_steps": None,  # no small model can take the place of Wan 2.2
+GRAPHS = {  # whose pictures are their graphs, with these captions, where no small model draws what a person recognises
+    "wan21_training_free_1080p": "Training-free: stock Wan 2.1 refines, a SimpleGVR upsampler enlarges",  # gvr_tiny_t2v draws only colors
+    "wan22_training_free_4_steps": "Training-free: stock Wan 2.2 and a 4-step LoRA",  # no small model can take its place
     "wiring_test_t2v": "Wiring test: a toy text-to-video model, no prompt",
 }
 
@@ -109,7 +106,7 @@ def use_clip(page) -> None:
     }""")
 
 
-def draw_graph(page, name: str, text: str | None):
+def draw_graph(page, name: str, text: str):
     """Returns the picture of a workflow's graph, with a caption above the nodes."""
     from io import BytesIO
 
@@ -120,8 +117,7 @@ def draw_graph(page, name: str, text: str | None):
     show_graph(page)
     beside_buttons = {"x": 60, "y": 80, "width": 1376, "height": 800}
     picture = Image.open(BytesIO(page.screenshot(clip=beside_buttons))).convert("RGB")
-    if text is not None:
-        caption(ImageDraw.Draw(picture), text, (picture.width * 2 // 3, picture.height * 2 // 3), size=40, anchor="mm")
+    caption(ImageDraw.Draw(picture), text, (picture.width - 20, picture.height * 2 // 3), size=40, anchor="rm")
     return picture
 
 

@@ -1,8 +1,9 @@
 """Soaks SimpleGVR Sampler in a real ComfyUI: `python3 scripts/run.py tools/soak.py [--prompts 200] [--seed 0]`.
 
 Prompts with random sources, targets, settings and tilings meet random faults: interrupts, simulated out-of-memory, killed
-servers, bad inputs. After each, the result's shape and values and the files left are checked; every 20 prompts one and the
-same probe must give the same bits, and the server's memory is read. Ends with a table and a line of JSON.
+servers, damaged files, other servers, bad inputs. After each, the result's shape and values and the files left are checked;
+every 20 prompts one and the same probe must give the same bits, and the server's memory is read. Ends with a table and a line
+of JSON.
 """
 
 import argparse

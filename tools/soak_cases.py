@@ -28,8 +28,25 @@ SHARES = {
     "killed server": 2,
     "damaged file": 6,
     "emptied temp": 6,
+    "other server": 2,
+    "two servers": 4,
 }
-BAD_INPUTS = [  # (inputs by node, what the server must answer)
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def decode_and_save(latent: list, prefix: str) -> dict:
+    """Returns nodes that decode and save a latent."""
+    options = {"fps": 24.0, "filename_prefix": prefix, "trim": "none", "crf": 16.0, "resume": False}
+    return {
+        "tiny": node("SimpleGVRLoadTinyVAE", vae_name="gvr_tiny_vae.safetensors"),
+        "video": node("SimpleGVRDecodeSave", vae=["tiny", 0], latent=latent, **options),
+    }
+
+
+BAD_INPUTS = [  # (inputs by node, or whole nodes, and what the server must answer)
     (
         {"sampler": {"size": "width x height", "size.width": 1924, "size.height": 1080}},
         r"target is 1924 x 1080 pixels, wanted multiples of 8",
@@ -39,9 +56,21 @@ BAD_INPUTS = [  # (inputs by node, what the server must answer)
     ({"sampler": {"model": ["t2v", 0], "settings.denoise": 1.0}}, r"denoise is 1 with a stock Wan model"),
     ({"sampler": {"model": ["t2v", 0], "settings.denoise": 0.4}}, r"a stock Wan model is not trained with the null prompt"),
     ({"sampler": {"latent": ["image", 0]}}, r"the latent has shape \(1, 4, 8, 8\), wanted \(batch, 16, frames, height, width\)"),
-    ({"sampler": {"size": "scal"}}, r"SimpleGVR Sampler: size is 'scal', wanted one of scale, width x height, short side"),
+    ({"sampler": {"size": "scal"}}, r"SimpleGVR Sampler: size is 'scal', wanted one of upsampler scale, scale, width x height, short side"),
     ({"sampler": {"tiling": "whol"}}, r"SimpleGVR Sampler: tiling is 'whol', wanted one of auto, whole, custom"),
     ({"gvr": {"model_name": "not_there.safetensors"}}, r"value_not_in_list.*not_there\.safetensors"),
+    (
+        {"cut": node("TrimVideoLatent", samples=["source", 0], trim_amount=999), "sampler": {"latent": ["cut", 0]}},
+        r"SimpleGVR Sampler: .*, wanted at least one frame",
+    ),
+    (decode_and_save(["source", 0], 300 * "a"), r"Decode and Save: the file name a{40}\.\.\. has 31\d bytes"),
+    (
+        {
+            "wide": node("EmptyHunyuanLatentVideo", width=16384, height=16384, length=1, batch_size=1),
+            **decode_and_save(["wide", 0], "wide"),
+        },
+        r"Decode and Save: H\.264 does not take frames of 16384 x 16384 at 24 a second",
+    ),
 ]
 
 
@@ -148,7 +177,3 @@ def workflow(case: Case) -> dict:
         "save": node("SaveLatent", samples=["sampler", 0], filename_prefix="soak"),
         "report": node("PreviewAny", source=["sampler", 1]),
     }
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}

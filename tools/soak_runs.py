@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -14,10 +15,10 @@ from pathlib import Path
 import aiohttp
 import psutil
 from client import WorkflowError, run_workflow
-from comfyui import REPO
+from comfyui import REPO, link_folder
 from comfyui import server as serve
 from safetensors.torch import load
-from soak_cases import BAD_INPUTS, SOURCE, Case, workflow
+from soak_cases import BAD_INPUTS, SOURCE, Case, node, workflow
 from torch import Tensor
 
 from simplegvr_core.sampling.refine import STATES
@@ -52,12 +53,13 @@ class Server:
         interrupt_after: seconds. faults: what the node in tests/faults does.
         """
         (self.base / "input" / "faults.json").write_text(json.dumps(faults))
+        nodes = {**nodes, "save": node("SaveLatent", samples=["sampler", 0], filename_prefix=self.base.name)}  # two may share a folder
         try:
             outputs = asyncio.run(asyncio.wait_for(run_and_interrupt(self.address, nodes, interrupt_after), 180))
             file = self.base / "output" / outputs["save"]["latents"][0]["filename"]
             return load(file.read_bytes())["latent_tensor"], outputs["report"]["text"][0]
         finally:
-            for file in (self.base / "output").glob("soak_*.latent"):  # saved by the stock node
+            for file in (self.base / "output").glob(f"{self.base.name}_*.latent"):  # saved by the stock node
                 file.unlink()
 
     def clear(self) -> float:
@@ -88,7 +90,7 @@ async def post(address: str, path: str, body: dict) -> None:
 
 
 class Servers:
-    """A steady server, and a victim that starts when it is first needed."""
+    """A steady server, and two that start when they are first needed: a victim, and a twin with the steady server's output folder."""
 
     def __init__(self, folder: Path):
         self.folder, self.steady = folder, Server(folder / "steady")
@@ -97,12 +99,18 @@ class Servers:
     def victim(self) -> Server:
         return Server(self.folder / "victim")
 
+    @cached_property
+    def twin(self) -> Server:
+        (self.folder / "twin").mkdir()
+        link_folder(self.folder / "twin" / "output", self.steady.base / "output")
+        return Server(self.folder / "twin")
+
     def stop(self) -> None:
         for server in self.running():
             server.stop()
 
     def running(self) -> list[Server]:
-        return [self.steady, *([self.victim] if "victim" in self.__dict__ else [])]
+        return [self.steady, *(self.__dict__[name] for name in ("victim", "twin") if name in self.__dict__)]
 
     def last_words(self) -> str:
         """Returns the ends of the servers' logs."""
@@ -192,7 +200,10 @@ def run_bad(servers: Servers, case: Case) -> str:
     nodes = workflow(replace(case, sampler={**sampler, "model": ["gvr", 0]}))
     wrong, answer = BAD_INPUTS[int(case.draw * len(BAD_INPUTS))]
     for name, inputs in wrong.items():
-        nodes[name]["inputs"].update(inputs)
+        if name in nodes:
+            nodes[name]["inputs"].update(inputs)
+        else:
+            nodes[name] = inputs
     try:
         servers.steady.run(nodes)
     except WorkflowError as error:
@@ -265,6 +276,38 @@ def run_emptied(servers: Servers, case: Case) -> str:
     return "finished"
 
 
+def run_beside_another(servers: Servers, case: Case) -> str:
+    """Another server starts and ends on the same base folder, while the prompt runs over and over."""
+
+    def start_and_end() -> None:
+        with serve(servers.steady.base, log=servers.steady.base / "other.log"):
+            pass
+
+    thread = threading.Thread(target=start_and_end)
+    thread.start()
+    try:
+        while thread.is_alive():
+            latent, _ = servers.steady.run(workflow(case))
+            check(case, latent)
+    finally:
+        thread.join()
+    return "finished"
+
+
+def run_twice(servers: Servers, case: Case) -> str:
+    """Two servers with one output folder run the same prompt with resume: both end like a run alone."""
+    case = replace(case, sampler={**case.sampler, "resume": True})
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(server.run, workflow(case), seconds=0.1) for server in (servers.steady, servers.twin)]
+    expected, _ = servers.steady.run(workflow(case))
+    for each in running:
+        latent, _ = each.result()
+        check(case, latent)
+        compare(latent, expected, 0)
+    told = sum("Another process runs the same prompt with resume" in each.result()[1] for each in running)
+    return "finished in two folders" if told else "finished one after the other"
+
+
 RUNS = {
     "none": run_whole,
     "interrupt": run_interrupted,
@@ -274,6 +317,8 @@ RUNS = {
     "killed server": run_killed,
     "damaged file": run_damaged,
     "emptied temp": run_emptied,
+    "other server": run_beside_another,
+    "two servers": run_twice,
 }
 
 

@@ -21,13 +21,15 @@ def base_workflow(workflow: dict, prefix: str) -> dict:
 
     That latent is what a SimpleGVR node upscales, else what is decoded. prefix: of the saved files. Raises UnusableWorkflowError.
     """
-    if not all(isinstance(node, dict) and "class_type" in node for node in workflow.values()):
+    if not isinstance(workflow, dict) or not all(map(is_node, workflow.values())):
         raise UnusableWorkflowError("it is not in API format: in ComfyUI, choose File > Export (API)")
     decoder = next((node for node in workflow.values() if {"samples", "vae"} <= links(node).keys()), None)
     if decoder is None:
         raise UnusableWorkflowError("it decodes no latent: add VAE Decode, whose VAE makes the previews")
     upscaler = next((node for node in workflow.values() if node["class_type"] in UPSCALERS), None)
-    latent = upscaler["inputs"]["latent"] if upscaler else decoder["inputs"]["samples"]
+    latent = links(upscaler).get("latent") if upscaler else decoder["inputs"]["samples"]
+    if latent is None:
+        raise UnusableWorkflowError(f"its {upscaler['class_type']} has no latent: connect one")
     rates = (node["inputs"]["fps"] for node in workflow.values() if node["class_type"] == "CreateVideo")
     kept = {id: workflow[id] for start in (latent, decoder["inputs"]["vae"]) for id in ancestors(workflow, start[0])}
     if not any(name in node["inputs"] for node in kept.values() for name in SEEDS):
@@ -46,7 +48,11 @@ def made(class_type: str, **inputs) -> dict:
 
 def links(node: dict) -> dict[str, list]:
     """Returns the inputs of a node that other nodes feed."""
-    return {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
+    return {name: value for name, value in node["inputs"].items() if isinstance(value, list) and len(value) == 2}
+
+
+def is_node(node: object) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
 
 
 def ancestors(workflow: dict, id: str, without: tuple[str, ...] = ()) -> list[str]:
@@ -54,6 +60,8 @@ def ancestors(workflow: dict, id: str, without: tuple[str, ...] = ()) -> list[st
     found, waiting = [], [id]
     while waiting:
         if (current := waiting.pop()) not in found:
+            if current not in workflow:
+                raise UnusableWorkflowError(f"it has a link from node {current!r}, which is not there: export it again")
             found.append(current)
             waiting += [link[0] for name, link in links(workflow[current]).items() if name not in without]
     return found

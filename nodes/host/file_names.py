@@ -3,8 +3,9 @@
 import re
 from datetime import datetime
 
+from ...simplegvr_core.checks import DEVICES
+
 FORBIDDEN = r'[<>:"|?*\x00-\x1f\x7f]'  # in file names, on Windows, macOS or Linux; / and \ separate folders
-DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)  # of Windows
 PATTERN = re.compile(r"%([^%]+)%")
 DATE = re.compile(r"yyyy|yy|dd?|MM?|hh?|mm?|ss?")
 

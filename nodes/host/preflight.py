@@ -5,14 +5,12 @@ from math import prod
 from pathlib import Path
 
 import folder_paths
-import psutil
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ...simplegvr_core.checks import check_folder, check_host_memory
 from ...simplegvr_core.latent_space import LATENT_CHANNELS
 from ...simplegvr_core.planning.boxes import host_bytes
-from ...simplegvr_core.planning.network_memory import amount
-from ...simplegvr_core.planning.paths import check_folder
 from ...simplegvr_core.sampling.refine import working_latents
 from ...simplegvr_core.sampling.super_resolve import SamplingConfig
 from ...simplegvr_core.tiling import Tiling, padded
@@ -58,7 +56,7 @@ def preflight(request: Request, node: type[io.ComfyNode]) -> tuple[Prompts, Tili
     prompts = fit_prompts(request.positive or null_prompt(), request.negative or null_prompt(), extent)
     check_boxes(tiling, extent, model, prompts, node)
     check_room(request, node)
-    check_host_memory(model, request.shape, tiling, node)
+    check_segment(model, request.shape, tiling, node)
     return prompts, tiling
 
 
@@ -95,16 +93,13 @@ def check_settings(request: Request, node: type[io.ComfyNode]) -> None:
         )
 
 
-def check_host_memory(model: ModelPatcher, shape: tuple[int, int, int, int], tiling: Tiling, node: type[io.ComfyNode]) -> None:
+def check_segment(model: ModelPatcher, shape: tuple[int, int, int, int], tiling: Tiling, node: type[io.ComfyNode]) -> None:
     """Raises ValueError unless a segment of a clip of shape (B, T, H, W), and the past of causal attention, fit the host's memory."""
     needed = host_bytes(describe_model(model), shape, tiling.tile_size(padded(shape[1:])), machine_of(model))
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise refuse(
-            node,
-            f"a segment needs {amount(needed)} of the host's memory, {amount(available)} are free: "
-            "choose shorter segments in tiling, a smaller size, or close other programs",
-        )
+    try:
+        check_host_memory(needed, "a segment", "choose shorter segments in tiling, a smaller size, or close other programs")
+    except ValueError as error:
+        raise refuse(node, str(error)) from error
 
 
 def check_room(request: Request, node: type[io.ComfyNode]) -> None:

@@ -51,7 +51,7 @@ def fit_prompt(values: dict, extent: tuple[int, int, int]) -> dict:
     """Returns the dictionary of one prompt, see fit_prompts."""
     kept = {key: value for key, value in values.items() if key not in REGION_KEYS and not is_dropped(key, value)}
     region = region_of(values, extent, padded(extent))
-    return kept if region is None else kept | {REGION: region, "area": (*region.area.size, *region.area.start)}
+    return kept if region is None else kept | {REGION: region, "area": (*region.tokens.size, *region.tokens.start)}
 
 
 def is_dropped(key: str, value) -> bool:

@@ -16,9 +16,9 @@ from comfy_api.latest import io
 from torch import Tensor
 from tqdm import tqdm
 
+from ...simplegvr_core.checks import amount
 from ...simplegvr_core.latent_space import pixels, token_grid
 from ...simplegvr_core.networks.slab_memory import slab_memory
-from ...simplegvr_core.planning.network_memory import amount
 from ...simplegvr_core.sampling.latent_file import LatentFile, LatentFrames
 from ...simplegvr_core.sampling.refine import Refinement, TiledVelocity, refine
 from ...simplegvr_core.sampling.super_resolve_to_file import Append, Runtime

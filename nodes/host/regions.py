@@ -16,7 +16,7 @@ class Region:
     """The part of a clip that a prompt applies to, as ComfyUI's samplers find it for a latent that is not cut.
 
     Attributes:
-        area: The latent pixels that the model is given with the prompt.
+        area: The latent pixels that the prompt applies to.
         mask: Weights (n, T or 1, H, W); None for 1 inside the area that falls to its edges over RAMP latent pixels.
         extent: Of the clip, in latent pixels along T, H, W.
         causal: Whether the model looks back on earlier segments: then it is given the prompt in each of them, with weight 0 where the
@@ -34,9 +34,15 @@ class Region:
         whole = Box((0, 0, 0), self.extent)
         return replace(self, area=Box((0, top, left), (T, bottom, right)), mask=self.weights(whole), causal=True)
 
+    @property
+    def tokens(self) -> Box:
+        """Returns the latent pixels that the model is given with the prompt: the area in whole tokens, which no box cuts differently."""
+        (start, top, left), (stop, bottom, right) = self.area.start, self.area.stop
+        return Box((start, top - top % 2, left - left % 2), (stop, bottom + bottom % 2, right + right % 2))
+
     def cut(self, box: Box) -> tuple[Box, Tensor] | None:
-        """Returns the area within a box, counted from its start, and the weights (n, t, h, w) of the box; None where there are none."""
-        part = self.area.intersection(box)
+        """Returns what the model is given in a box, counted from its start, and the box's weights (n, t, h, w); None without any."""
+        part = self.tokens.intersection(box)
         weights = self.weights(box)
         of_tile = replace(box, start=(0, *box.start[1:]), stop=(self.extent[0], *box.stop[1:]))
         if part is None or not (self.weights(of_tile) if self.causal else weights).any():

@@ -86,7 +86,11 @@ def lora_sampling(model: ModelPatcher) -> SamplingConfig | None:
     metadata = model.get_attachment("lora_metadata") or {}
     if checkpoint.METADATA_KEY not in metadata:
         return None
-    return checkpoint.parse_config(SamplingConfig, json.loads(metadata[checkpoint.METADATA_KEY]), "sampling", Path("the LoRA"))
+    try:
+        config = json.loads(metadata[checkpoint.METADATA_KEY])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the LoRA has a damaged {checkpoint.METADATA_KEY!r} ({error}): get the file again") from error
+    return checkpoint.parse_config(SamplingConfig, config, "sampling", Path("the LoRA"))
 
 
 def takes_condition(model: ModelPatcher, node: type[io.ComfyNode]) -> bool:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from ..checks import check_folder
 from ..evaluation.versions import versions
 from ..files import atomic_write, write_text
 from ..networks.layers import default_device
-from ..planning.paths import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

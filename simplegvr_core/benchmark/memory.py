@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_folder
 from ..evaluation.versions import versions
 from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, write_text
 from ..latent_space import SPATIAL_FACTOR, first_frame
@@ -32,7 +33,6 @@ from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from ..networks.upsampler import LatentUpsampler, UpsamplerConfig, load_upsampler
 from ..planning.network_memory import coding_bytes, dit_bytes
-from ..planning.paths import check_folder
 from ..planning.tensor_memory import peak_bytes
 from ..sampling.latent_file import LatentFile, write_latent
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_folder
 from ..evaluation import seams
 from ..evaluation.seams import pixel_borders
 from ..evaluation.versions import versions
@@ -21,7 +22,6 @@ from ..networks.checkpoint import parse_config
 from ..networks.dit import load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
-from ..planning.paths import check_folder
 from ..sampling.latent_file import TensorFrames
 from ..sampling.refine import Refinement, TiledVelocity, refine
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network

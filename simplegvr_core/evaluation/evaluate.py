@@ -38,7 +38,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, sha256, write_text
+from ..checks import check_folder
+from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, atomic_write, read_result, sha256, write_text
 from ..latent_space import SPATIAL_FACTOR
 from ..networks.checkpoint import parse_config, read_config
 from ..networks.dit import load_dit
@@ -46,17 +47,17 @@ from ..networks.layers import default_device
 from ..networks.lora_merge import add_lora_file
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
-from ..planning.paths import check_folder
+from ..planning.preflight import video_bytes
 from ..sampling.context import read_context
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig
 from ..tiling import WHOLE, aligned_tiling
 from ..video.frames import resize_frames, to_images
 from ..video.pictures import side_by_side
-from ..video.write import write_video
+from ..video.write import Encoding, write_video
 from . import baselines, metrics, report
 from .clips import Reading, Suite, find_clips, read_clip
-from .finished import find_finished, read_finished
+from .finished import check_lengths, find_finished, read_finished
 from .methods import METHODS, Models
 from .metrics import METRICS, finite
 from .prompts import read_prompts
@@ -142,6 +143,9 @@ class Evaluate:
             FileNotFoundError: A baseline was not fetched.
         """
         methods = self.check()
+        found = find_clips(self.clips, self.suite)
+        finished = find_finished(self.videos, found)
+        check_lengths(found, finished, self.num_frames)
         models = self.load_models()
         borders = None if models.tiling == WHOLE else pixel_borders(models.tiling)
         if borders:
@@ -149,8 +153,6 @@ class Evaluate:
         self.warm_up(methods, models)
         comparison = Comparison(methods, models, self.describe(models.sampling))
         reading = Reading(self.suite, self.scale, self.num_frames, self.height, self.result_size, borders)
-        found = find_clips(self.clips, self.suite)
-        finished = find_finished(self.videos, found)
         text_dim = models.dit.config.text_dim
         contexts = {name: read_context(self.contexts / f"{name}.safetensors", text_dim) for name in found} if self.contexts else {}
         measured = {}
@@ -258,11 +260,18 @@ class Evaluate:
         task = json.loads(
             json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": comparison.methods, "metrics": chosen})
         )
-        if path.exists() and (before := json.loads(path.read_text()))["task"] == task:
+        if (before := read_result(path, tqdm.write)).get("task") == task:
             return {**before, "skipped": skipped}
+        self.check_room(name, clip, len(comparison.methods))
         found = {"task": task, "skipped": skipped, **self.measure(name, clip, chosen, comparison)}
         write_text(path, json.dumps(found, indent=1))
         return found
+
+    def check_room(self, name: str, clip: EvaluationClip, methods: int) -> None:
+        """Raises OSError unless the videos that methods make of a clip fit --out."""
+        encoding = Encoding(clip.size[1], clip.size[0], clip.rate)
+        nbytes = methods * video_bytes(encoding, required(clip.source).shape[2]) / 2  # no parts are joined
+        check_folder(self.out, nbytes, f"the videos of {name}")
 
     def measure(self, name: str, clip: EvaluationClip, chosen: list[str], comparison: Comparison) -> dict:
         """Returns the clip's "methods", "curves", "original" and "files", after writing its videos and its picture."""

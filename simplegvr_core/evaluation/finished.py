@@ -3,13 +3,17 @@
 F frames; H, W pixels of the result
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from ..checks import DEVICES
+from ..latent_space import video_frames
+from ..sampling.comfyui_latent import read_latent_shape
 from ..video.frames import resize_frames, to_video
-from ..video.read import VIDEO_SUFFIXES, read_video
+from ..video.read import VIDEO_SUFFIXES, inspect_video, read_video
 from .result import EvaluationClip, required
 
 
@@ -28,6 +32,8 @@ def find_finished(videos: Iterable[str], clips: Iterable[str]) -> dict[str, dict
         name, _, folder = entry.partition("=")
         if not name or not folder or not Path(folder).is_dir():
             raise ValueError(f"--videos has {entry}, wanted NAME=DIR with a folder of finished videos")
+        if not re.fullmatch(r"\w[\w .+-]*", name) or DEVICES.match(name):
+            raise ValueError(f"--videos has the name {name!r}, which files get: wanted letters, digits, spaces, . + - and _")
         if name in folders:
             raise ValueError(f"--videos has {name} twice: give each system a name of its own")
         folders[name] = Path(folder)
@@ -41,6 +47,29 @@ def finished_file(folder: Path, clip: str) -> Path:
     if not found:
         raise ValueError(f"--videos {folder} has no video of the clip {clip}: {wanted}.mp4 is not there")
     return found[0]
+
+
+def check_lengths(found: Mapping[str, tuple[Path, ...]], finished: Mapping[str, Mapping[str, Path]], num_frames: int) -> None:
+    """Raises ValueError unless each finished video has the frames of its clip.
+
+    Args:
+        found: Files of each clip.
+        finished: Finished videos of each clip, from `find_finished`.
+        num_frames: Frames of a clip that are wanted at most.
+    """
+    for clip, (first, *_) in found.items():
+        if not finished[clip]:
+            continue
+        is_video = first.suffix.lower() in VIDEO_SUFFIXES
+        there = inspect_video(first)[0] if is_video else video_frames(read_latent_shape(first)[2])
+        for path in finished[clip].values():
+            check_length(path, inspect_video(path)[0], min(num_frames, there))
+
+
+def check_length(path: Path, frames: int, wanted: int) -> None:
+    """Raises ValueError when a finished video has fewer frames than wanted."""
+    if frames < wanted:
+        raise ValueError(f"{path} has {frames} frames, and the clip {wanted}: give --num-frames {frames}, or finish the video")
 
 
 def read_finished(path: Path, clip: EvaluationClip) -> Tensor:
@@ -57,8 +86,7 @@ def read_finished(path: Path, clip: EvaluationClip) -> Tensor:
     """
     frames, (height, width) = required(clip.source).shape[2], clip.size
     images, _ = read_video(path, frames)
-    if len(images) < frames:
-        raise ValueError(f"{path} has {len(images)} frames, and the clip {frames}: give --num-frames {len(images)}, or finish the video")
+    check_length(path, len(images), frames)
     video = to_video(images)
     if video.shape[3] < height or video.shape[4] < width:
         found = f"{video.shape[4]} x {video.shape[3]}"

@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_file
 from ..files import atomic_write
-from ..planning.paths import check_file
 from ..sampling.latent_file import LatentFile
 from ..video.read import VIDEO_SUFFIXES, read_frames
 from .seam_plot import draw_panels

@@ -19,6 +19,6 @@ def read_prompts(clips: Path, names: list[str]) -> dict[str, str]:
         return {}
     try:
         known = json.loads(path.read_text(encoding="utf-8"))["clips"]
-        return {name: known[name]["prompt"] for name in names if name in known}
-    except (KeyError, TypeError, ValueError) as error:
+        return {name: str(known[name]["prompt"]) for name in names if name in known}
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no manifest of scripts/aigc100.py ({error!r}): move it, or make it anew") from error

@@ -3,14 +3,14 @@
 It consists of report.html and results.md in DIR, made from the results.json and the videos there. The page needs no network.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import tyro
 
-from ..files import write_text
+from ..files import read_json, write_text
 from .report_page import Page
 
 HOW = {
@@ -45,7 +45,7 @@ def write(folder: Path) -> Path:
     Raises:
         ValueError: results.json was written by an older version.
     """
-    results = json.loads((folder / "results.json").read_text())
+    results = read_json(folder / "results.json", "run the evaluation again")
     if "reconstructions" not in results:
         raise ValueError(f"{folder / 'results.json'} is from an older version: run the evaluation again")
     write_text(folder / "results.md", markdown(results))
@@ -86,7 +86,7 @@ def markdown(results: dict) -> str:
             [[method, *(wins(clips, method, metric, metrics[metric]["better"]) for metric in quality)] for method in others],
         )
     if results["skipped"]:
-        lines += ["", "## Not measured", "", *(f"- {metric}: {why}." for metric, why in results["skipped"].items())]
+        lines += ["", "## Not measured", "", *(f"- {metric}: {plain(why)}." for metric, why in results["skipped"].items())]
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +100,12 @@ def describe(run: dict) -> str:
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Returns the lines of a markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
+    return ["| " + " | ".join(map(plain, row)) + " |" for row in [header, ["---"] * len(header), *rows]]
+
+
+def plain(text: str) -> str:
+    """Returns text, such as the name of a clip, that markdown shows as it is: without HTML, in one cell of a table."""
+    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def wins(clips: dict[str, dict], method: str, metric: str, better: str) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -168,7 +168,11 @@ def parse_config(config_class: type, config: dict, section: str, path: Path):
 
 
 def fits_type(value: object, wanted: object) -> bool:
-    """Returns whether a value of JSON can be a field that is annotated as a plain number, text or truth value; True for other fields."""
+    """Returns whether a value of JSON can be a field that is annotated as a number, text, truth value or tuple of them; True for others."""
+    if get_origin(wanted) is tuple:
+        first, *others = get_args(wanted)  # all are of one type
+        length = None if others[-1:] == [...] else 1 + len(others)
+        return isinstance(value, list | tuple) and length in (None, len(value)) and all(fits_type(part, first) for part in value)
     if wanted is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if wanted is int:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import tyro
 
+from ..checks import check_file
 from ..files import sha256
 from . import checkpoint
 from .dit import SimpleGVRDiT, parse_dit_config
@@ -61,6 +62,7 @@ class Convert:
                 raise ValueError(f"{source} is a SimpleGVR checkpoint with its own configuration: load it as it is")
             kind, tensors, config = read_recognised(source, self.family)
         check_fit(kind, tensors, config, source)
+        check_file(out, dtype.itemsize * sum(tensor.numel() for tensor in tensors.values()))
         origin, digest = config["origin"], sha256(source)
         licence = "unknown, as the family was assumed" if origin["assumed"] else LICENCES[origin["family"]]
         config["origin"] = origin | {"licence": licence, "sha256": digest}
@@ -76,13 +78,14 @@ class Convert:
         return source
 
     def checked_out(self) -> Path:
-        """Returns the file to write. Raises ValueError when its name is wrong or it is one of those that are read."""
+        """Returns the file to write. Raises ValueError when its name is wrong or it is one of those that are read, OSError without room."""
         source = self.named_source
         out = self.out or source.with_name(f"{source.stem}{'' if self.lora is None else '_merged'}.safetensors")
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}, wanted a name that ends with .safetensors")
         if out.exists() and any(out.samefile(file) for file in (source, self.base) if file is not None and file.exists()):
             raise ValueError(f"--out is the source, {out}: give another name")
+        check_file(out)
         return out
 
 

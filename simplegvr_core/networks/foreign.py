@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from ..checks import amount
 from ..latent_space import LATENT_CHANNELS
 from . import checkpoint
 from .block_causal_config import BlockCausalConfig
@@ -30,6 +31,7 @@ HEAD_DIM = 128  # of Wan's transformers in every size
 RELEASED = (1536, 30)  # width and layers of Ultra Flash's transformer
 SAMPLING = {"steps": 1, "cfg": 1.0, "noise_augmentation": 0.0, "denoise": 1.0}  # Ultra Flash's; at one step no shift matters
 NAMES = {"dit": "a diffusion transformer", "upsampler": "a latent upsampler", "tiny_vae": "a TinyVAE"}
+MOST_SHARED = 2  # bytes of tensors over bytes of their file: tied weights are in it once
 SAFETENSORS = (".safetensors", ".sft")
 CONVERT = "python3 scripts/run.py convert"  # in a clone: the published package leaves commands out
 FOLDERS = {"dit": "models/diffusion_models", "upsampler": "models/latent_upscale_models"}
@@ -83,6 +85,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds {type(content).__name__} of no tensors, wanted a network's: it is not read")
     if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path} holds other things than a network's tensors, such as {others[0]!r}: it is not read")
+    there, claimed = path.stat().st_size, sum(tensor.nbytes for tensor in content.values())
+    if claimed > MOST_SHARED * there:
+        raise ValueError(f"{path} has {amount(there)} and its tensors claim {amount(claimed)}: it is damaged, get the file again")
     return content
 
 

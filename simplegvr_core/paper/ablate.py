@@ -17,6 +17,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..checks import check_folder
 from ..evaluation import metrics
 from ..evaluation.result import EvaluationClip, Result
 from ..files import GVR_TINY_VAE, sha256, write_text
@@ -24,7 +25,6 @@ from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, load_dit
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, load_upsampler
-from ..planning.paths import check_folder
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..training.batches import Crop

@@ -1,10 +1,9 @@
 """Results of `simplegvr ablate` under the names of the paper's rows."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import CLIPS, REPO
+from ..files import CLIPS, REPO, read_json
 from .ablate import Ablate
 from .page import Rows
 
@@ -69,7 +68,7 @@ def read_ablation(folder: Path) -> dict:
     path = folder / "ablation.json"
     if not path.is_file():
         raise FileNotFoundError(f"--ablation {folder} has no ablation.json: give the --out of `simplegvr ablate`")
-    return json.loads(path.read_text())
+    return read_json(path, "run `simplegvr ablate` again")
 
 
 def ablation_rows(item: str, table: dict) -> Rows:

@@ -23,7 +23,7 @@ from ..evaluation.evaluate import Evaluate
 from ..evaluation.full_reference import mean_decibels, psnr
 from ..evaluation.metrics import METRICS
 from ..evaluation.versions import versions
-from ..files import CLIPS, GVR_TINY, GVR_TINY_T2V, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, sha256, write_text
+from ..files import CLIPS, GVR_TINY, GVR_TINY_T2V, GVR_TINY_UPSAMPLER, GVR_TINY_VAE, REPO, read_result, sha256, write_text
 from ..flow import shifted_sigmas
 from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames, scaled_size
 from ..networks.attention import AttentionConfig
@@ -128,8 +128,7 @@ class Bench:
 
     def finished(self, name: str) -> dict | None:
         """Returns the saved result of a name where its key is the present one, otherwise None."""
-        path = self.out / name / "result.json"
-        result = json.loads(path.read_text()) if path.exists() else {}
+        result = read_result(self.out / name / "result.json")
         return result if result.get("key") == self.key(name) else None
 
     def key(self, name: str) -> str:

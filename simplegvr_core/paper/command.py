@@ -13,8 +13,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..checks import check_folder
 from ..files import write_text
-from ..planning.paths import check_folder
 from ..training.build_pairs import flatten
 from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdict
 from .bench import Bench, Options

@@ -10,12 +10,13 @@ from itertools import product
 
 import torch
 
+from ..checks import amount
 from ..latent_space import LATENT_CHANNELS, pixels
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT
 from ..networks.upsampler import AnyUpsamplerConfig, UpsamplerConfig
 from ..tiling import Tiling, padded, spans
-from .network_memory import amount, dit_bytes, past_bytes, weight_bytes
+from .network_memory import dit_bytes, past_bytes, weight_bytes
 
 TRAINED_FRAMES = 21  # latent, of Wan 2.1's dense attention
 UNCOUNTED = 0.1  # of the free memory: workspaces of kernels, and what an allocator cannot reuse

@@ -9,6 +9,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..checks import amount
 from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, atomic_write, write_text
 from ..latent_space import pixel_size, pixels, short_side_size, token_grid
 from ..networks import checkpoint
@@ -21,7 +22,7 @@ from ..networks.upsampler import AnyUpsamplerConfig, UpsamplerConfig, parse_upsa
 from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from .boxes import Machine, Networks
 from .flops import dit_flops
-from .network_memory import TEXT_TOKENS, amount, decode_bytes, upsampler_bytes
+from .network_memory import TEXT_TOKENS, decode_bytes, upsampler_bytes
 from .picture import draw_plan
 from .plan import DECODER_FRAMES, Job, Plan, plan_sampling, trial
 

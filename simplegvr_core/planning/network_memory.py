@@ -178,11 +178,6 @@ def fastest_kernel(dit: DiTConfig, attention: AttentionConfig, device: torch.dev
     return kernels.fastest_block(case) if isinstance(attention, BlockCausalConfig) else kernels.fastest(case)
 
 
-def amount(count: float) -> str:
-    """Returns a number of bytes in MB or GB, of 10^6 and 10^9, to three digits."""
-    return f"{count / 1e9:.3g} GB" if count >= 0.9995e9 else f"{count / 1e6:.3g} MB"
-
-
 def weight_bytes(network: nn.Module) -> int:
     """Returns the bytes of a network's weights."""
     return sum(parameter.nbytes for parameter in network.parameters())

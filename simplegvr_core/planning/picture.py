@@ -2,8 +2,8 @@
 
 from PIL import Image, ImageDraw
 
+from ..checks import amount
 from ..latent_space import pixels
-from .network_memory import amount
 from .plan import Plan
 
 WIDTH, HEIGHT, MARGIN = 960, 720, 40  # pixels

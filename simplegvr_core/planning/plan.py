@@ -11,6 +11,7 @@ from time import perf_counter
 
 import torch
 
+from ..checks import amount
 from ..latent_space import LATENT_CHANNELS, pixels, token_grid, video_frames
 from ..networks.tiny_vae import TinyVAEConfig
 from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler, smaller_tiles
@@ -19,7 +20,7 @@ from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig
 from ..tiling import Box, Tiling, padded, spans
 from .boxes import CURE, Machine, Networks, host_bytes, plan_tiling
 from .flops import dit_flops
-from .network_memory import amount, decode_bytes, upsampler_bytes, weight_bytes
+from .network_memory import decode_bytes, upsampler_bytes, weight_bytes
 
 DECODER_FRAMES = 2  # latent, at a time
 

@@ -1,5 +1,8 @@
 """LATENTs of ComfyUI in files, as its Save Latent writes them and its Load Latent reads them: values that are not normalised."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import torch
@@ -24,20 +27,37 @@ def read_latent(path: Path) -> Tensor:
     Raises:
         ValueError: The file contains no such latent; the message names it.
     """
+    with opened(path) as (file, key, _):
+        values = file.get_tensor(key)[:1]
+    latent = values.float()
+    if values.is_complex() or not latent.isfinite().all():
+        raise ValueError(f"{path} has a latent with NaN, infinite or complex values: look for the cause in the sampler that made it")
+    mean, std = statistics()
+    return (latent - mean) / std
+
+
+def read_latent_shape(path: Path) -> tuple[int, int, int, int, int]:
+    """Returns the shape of what read_latent returns. Its values are not read. Raises what read_latent raises."""
+    with opened(path) as (_, _, shape):
+        _, channels, frames, height, width = shape
+    return 1, channels, frames, height, width
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[safe_open, str, list[int]]]:
+    """Yields a file, the name of its latent and the latent's shape. Raises ValueError when there is none."""
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in LATENT_KEYS if key in file.keys()}  # noqa: SIM118
+            shapes = {key: file.get_slice(key).get_shape() for key in LATENT_KEYS if key in file.keys()}  # noqa: SIM118
+            key = next((key for key, shape in shapes.items() if len(shape) == 5 and shape[1] == LATENT_CHANNELS and prod(shape)), None)
+            if key is None:
+                raise ValueError(
+                    f"{path} contains no latent of Wan 2.1: wanted {' or '.join(LATENT_KEYS)} of shape (1, 16, T, h, w), as Save Latent "
+                    f"writes it, found {({key: tuple(shape) for key, shape in shapes.items()}) or 'neither'}"
+                )
+            yield file, key, shapes[key]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file that can be read ({error})") from error
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    latent = next((tensor for tensor in tensors.values() if tensor.ndim == 5 and tensor.shape[1] == LATENT_CHANNELS), None)
-    if latent is None:
-        raise ValueError(
-            f"{path} contains no latent of Wan 2.1: wanted {' or '.join(LATENT_KEYS)} of shape (1, 16, T, h, w), as Save Latent writes it, "
-            f"found {shapes or 'neither'}"
-        )
-    mean, std = statistics()
-    return (latent[:1].float() - mean) / std
 
 
 def write_latent_of_comfyui(path: Path, z: Tensor, metadata: dict[str, str]) -> None:

@@ -21,6 +21,6 @@ def read_context(path: Path, text_dim: int) -> Tensor:
         context = load_file(path)["context"].float()
     except (OSError, KeyError, SafetensorError) as error:
         raise ValueError(f'{path} has no tensor "context" that can be read ({error!r})') from error
-    if context.ndim != 2 or context.shape[1] != text_dim or not context.isfinite().all():
+    if context.ndim != 2 or not len(context) or context.shape[1] != text_dim or not context.isfinite().all():
         raise ValueError(f"{path} has a context of shape {tuple(context.shape)}, wanted (tokens, {text_dim}), all finite")
     return context

@@ -45,7 +45,7 @@ class SamplingConfig:
         solver: "euler", or "ab2" of second order, see solvers.
 
     Raises:
-        ValueError: The solver is unknown.
+        ValueError: The solver is unknown, or a number is out of its range.
     """
 
     steps: int = 50
@@ -60,6 +60,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, wanted one of {', '.join(SOLVERS)}")
+        if self.steps < 1 or self.shift <= 0 or not 0 < self.denoise <= 1 or not 0 <= self.noise_augmentation <= 1:
+            raise ValueError(f"{self}: wanted steps >= 1, shift > 0, denoise in (0, 1] and noise_augmentation in [0, 1]")
 
 
 PAPER = SamplingConfig()

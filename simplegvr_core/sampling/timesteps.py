@@ -77,5 +77,5 @@ def load_curve(path: Path) -> Curve:
         values = json.loads(Path(path).read_text())
         lists = {name: tuple(values[name]) for name in ("sigma", "energy", "variation") if name in values}
         return Curve(**lists, **{name: values[name] for name in ("clips", "change", "floor") if name in values})
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no curve ({error!r}): measure one with `simplegvr curve`") from error

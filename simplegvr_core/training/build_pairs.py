@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -22,18 +23,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
+from ..checks import check_folder
 from ..degradations import RECIPES, Recipe
-from ..files import atomic_write, sha256, write_text
-from ..latent_space import LATENT_CHANNELS
+from ..files import atomic_write, read_json, sha256, write_text
+from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
-from ..planning.paths import check_folder
 from ..sampling.cluster import worker_pool
 from ..sampling.context import read_context
+from ..video.frames import limit_height
+from ..video.read import read_frames
 from .clips import Clip, Survey, read_clips, survey
 from .filters import Drop, FilterConfig, load_musiq
 from .pair_maker import Base, Pair, PairMaker, fractions
@@ -125,16 +128,17 @@ class BuildPairs:
 
         Raises:
             ValueError: Options do not go together, the folder was begun with others, or no clip became a pair.
+            OSError: --out cannot be written, or has no room for a shard.
             ImportError: --workers or --ray is given and ray is not installed.
         """
         self.check()
         found = survey(self.videos, self.num_frames)
         musiq, musiq_note = load_musiq()
-        scales = [Fraction(scale) for scale in self.scales] or fractions(*self.scale_range)
-        maker = PairMaker(self.chosen_recipe, scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
+        maker = PairMaker(self.chosen_recipe, self.all_scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
+        starts = found.starts(self.num_frames, self.spacing)
+        self.check_room(starts)
         self.begin(found, musiq_note)
         records = read_records(self.out)
-        starts = found.starts(self.num_frames, self.spacing)
         clips = read_clips(self.videos, starts[len(records) :], self.num_frames, self.height)
         with one_thread(), tqdm(total=len(starts), initial=len(records), unit="clip", mininterval=1) as progress:
             alone = self.workers is None and self.ray is None
@@ -162,6 +166,20 @@ class BuildPairs:
                 "caption with --contexts, and those of the negative prompt with --negative or --cfg 1"
             )
         check_folder(self.out)
+
+    def check_room(self, starts: list[tuple[str, int]]) -> None:
+        """Raises OSError unless a shard fits --out. How many of the clips become pairs is not known before they are judged."""
+        if not starts:
+            return
+        (name, _), pairs = starts[0], min(self.shard_pairs, len(starts))
+        *size, _ = limit_height(next(read_frames(self.videos / name)), self.height).shape
+        smallest = min(prod(side // scale.numerator // SPATIAL_FACTOR * scale.numerator for side in size) for scale in self.all_scales)
+        nbytes = pairs * torch.float16.itemsize * LATENT_CHANNELS * latent_frames(self.num_frames) * smallest
+        check_folder(self.out, nbytes, f"a shard of {pairs} pairs of the size of {name}")
+
+    @property
+    def all_scales(self) -> list[Fraction]:
+        return [Fraction(scale) for scale in self.scales] or fractions(*self.scale_range)
 
     @property
     def is_stock(self) -> bool:
@@ -213,7 +231,7 @@ class BuildPairs:
         if not path.exists():
             write_text(path, json.dumps(options, indent=1))
             return
-        begun = json.loads(path.read_text())
+        begun = read_json(path, f"delete it if the options are those that {self.out} was begun with, else choose another --out")
         for key in sorted(options.keys() | begun.keys()):
             if options.get(key) != begun.get(key):
                 raise ValueError(

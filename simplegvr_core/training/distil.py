@@ -11,6 +11,7 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
+from ..checks import check_folder
 from ..files import GVR_TINY_VAE
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -18,7 +19,6 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config, read_dit, 
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
 from ..networks.wan_vae import WanVAE, load_vae
-from ..planning.paths import check_folder
 from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, PairSampler
 from .cost import BYTES_PER_PARAMETER, training_cost

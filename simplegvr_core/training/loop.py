@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from ..checks import check_folder
 from ..files import atomic_write, write_text
-from ..planning.paths import check_folder
 from ..tiling import OutOfMemory
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -16,13 +16,13 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_file
 from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, atomic_write, write_text
 from ..flow import shifted_sigmas
 from ..networks.checkpoint import parse_config
 from ..networks.dit import SimpleGVRDiT, load_dit
 from ..networks.layers import default_device, mixed_precision
 from ..networks.upsampler import Upsampler, load_upsampler
-from ..planning.paths import check_file
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import FLOOR, Change, Curve
 from .pairs import Pairs

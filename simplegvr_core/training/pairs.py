@@ -4,12 +4,13 @@ T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; la
 numbers, a / b: every crop of b latent pixels of the low resolution is one of a latent pixels of the target.
 """
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ..files import read_json
 
 DENOMINATOR = 6  # largest, of a scale: neighbors differ by at most 1/6
 
@@ -29,7 +30,7 @@ class Pairs:
         index = self.folder / "pairs.json"
         if not index.is_file():
             raise ValueError(f"{folder} holds no pairs.json: give a folder of pairs, or run the command that builds it to its end")
-        self.entries = json.loads(index.read_text())["pairs"]
+        self.entries = read_json(index, "run the command that builds the pairs again")["pairs"]
         self.scales = [Fraction(entry["scale"]).limit_denominator(DENOMINATOR) for entry in self.entries]
 
     def __len__(self) -> int:

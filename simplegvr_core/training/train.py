@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from ..checks import check_folder
 from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -19,7 +20,6 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, w
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
-from ..planning.paths import check_folder
 from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve, load_curve
 from ..video.frames import resize_frames, to_images

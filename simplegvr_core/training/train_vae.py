@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from ..checks import check_folder
 from ..evaluation.full_reference import st_lpips_network
 from ..networks import checkpoint
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
-from ..planning.paths import check_folder
 from ..video.frames import random_crops
 from .clips import load_clips
 from .loop import LoopConfig, fit

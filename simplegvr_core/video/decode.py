@@ -313,11 +313,11 @@ def read_progress(path: Path, note: Callable[[str], None]) -> tuple[list[str], l
         parts, boxes = json.loads(metadata["parts"]), json.loads(metadata["boxes"])
         if checksum(states) != metadata["states"]:
             raise ValueError("the states are not those that were written")
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        tiles = [StatefulTile(Box(tuple(start), tuple(stop)), {}) for start, stop in boxes]
+        for name, values in states.items():
+            tile, layer = name.split("/", 1)
+            tiles[int(tile)].state[layer] = values
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RecursionError):
         note(f"{path.name} of an earlier run was damaged and is not used.")
         return None
-    tiles = [StatefulTile(Box(tuple(start), tuple(stop)), {}) for start, stop in boxes]
-    for name, values in states.items():
-        tile, layer = name.split("/", 1)
-        tiles[int(tile)].state[layer] = values
     return parts, tiles

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -16,18 +17,23 @@ import tyro
 from safetensors import safe_open
 from tqdm import tqdm
 
-from ..files import GVR_TINY, GVR_TINY_UPSAMPLER, sha256
-from ..latent_space import scaled_size
-from ..networks.checkpoint import parse_config
-from ..networks.dit import load_dit
-from ..networks.layers import default_device
-from ..networks.upsampler import load_upsampler
-from .cluster import Networks, Traffic, Worker, ray_runtime, worker_pool
-from .comfyui_latent import LATENT_SUFFIXES, read_latent, write_latent_of_comfyui
-from .context import read_context
-from .latent_file import TensorFrames
-from .super_resolve import SamplingConfig
-from .super_resolve_to_file import Runtime, super_resolve_to_file, torch_runtime
+from .checks import check_folder, check_host_memory
+from .files import GVR_TINY, GVR_TINY_UPSAMPLER, sha256
+from .latent_space import LATENT_CHANNELS, scaled_size
+from .networks.checkpoint import parse_config
+from .networks.dit import load_dit
+from .networks.layers import default_device
+from .networks.upsampler import load_upsampler
+from .planning import boxes
+from .planning.network_memory import dit_bytes, fastest_kernel, weight_bytes
+from .sampling.cluster import Networks, Traffic, Worker, ray_runtime, worker_pool
+from .sampling.comfyui_latent import LATENT_SUFFIXES, read_latent, read_latent_shape, write_latent_of_comfyui
+from .sampling.context import read_context
+from .sampling.latent_file import TensorFrames
+from .sampling.refine import working_latents
+from .sampling.super_resolve import SamplingConfig, takes_condition
+from .sampling.super_resolve_to_file import Runtime, super_resolve_to_file, torch_runtime
+from .tiling import WHOLE, padded
 
 RUN = "simplegvr_run"  # metadata of a result: the checksum of what it was made of
 
@@ -75,7 +81,8 @@ class SuperResolve:
         """Returns {"out", "latents", "made", "seconds", "sent_bytes", "received_bytes"}: the bytes are latents to and from workers.
 
         Raises:
-            ValueError: There is no latent, or options do not go together.
+            ValueError: There is no latent, options do not go together, or memory is missing.
+            OSError: --out cannot be written, or has too little room.
             ImportError: --workers or --ray is given and ray is not installed.
         """
         if not self.latents.exists():
@@ -85,12 +92,43 @@ class SuperResolve:
         found = [self.latents] if self.latents.is_file() else sorted(filter(is_latent, self.latents.rglob("*")))
         if not found:
             raise ValueError(f"--latents {self.latents} has no file {' or '.join(sorted(LATENT_SUFFIXES))}")
+        check_folder(self.out)
         networks, start, traffic = self.networks(), perf_counter(), list[Traffic]()
+        self.check_room(found, networks)
         with self.runtime(networks, traffic) as (runtime, at_once), ThreadPoolExecutor(at_once) as threads:
             made = threads.map(lambda path: self.resolve(path, networks, runtime), found)
             made = sum(tqdm(made, total=len(found), unit="latent", disable=len(found) == 1))
         moved = {"sent_bytes": sum(each.sent for each in traffic), "received_bytes": sum(each.received for each in traffic)}
         return {"out": str(self.out), "latents": len(found), "made": made, "seconds": perf_counter() - start, **moved}
+
+    def check_room(self, found: list[Path], networks: Networks) -> None:
+        """Raises OSError or ValueError unless the results and a run's working files fit --out, and the largest run the memory.
+
+        The memory of workers is not known here. On a GPU, boxes that do not fit become smaller on the way.
+        """
+        shapes = {path: self.target_shape(path) for path in found}
+        nbytes = {path: 4 * LATENT_CHANNELS * prod(shape) for path, shape in shapes.items()}
+        working = working_latents(takes_condition(networks.model, networks.sampling), networks.sampling.solver) * max(nbytes.values())
+        check_folder(self.out, working + sum(size for path, size in nbytes.items() if not self.target(path).exists()))
+        if self.workers is not None or self.ray is not None:
+            return
+        largest = max(shapes, key=lambda path: prod(shapes[path]))
+        check_host_memory(self.host_bytes(shapes[largest], networks), str(largest), "choose a smaller --segment or --tile, or --scale")
+
+    def target_shape(self, path: Path) -> tuple[int, int, int]:
+        """Returns (T, H, W) of the result of a latent."""
+        _, _, frames, *size = read_latent_shape(path)
+        return frames, *scaled_size((size[0], size[1]), self.scale)
+
+    def host_bytes(self, shape: tuple[int, int, int], networks: Networks) -> int:
+        """Returns the bytes that a result of (T, H, W) takes on the host while it is made: a segment, and on a CPU the largest box."""
+        model, device = networks.model, torch.device(self.device)
+        planned = boxes.Networks(model.config, model.attention)
+        kernel = fastest_kernel(model.config, model.attention, device, networks.dtype)
+        machine = boxes.Machine(0, networks.dtype, kernel, weight_bytes(model))
+        box = (networks.tiling or WHOLE).tile_size(padded(shape))
+        segment = boxes.host_bytes(planned, (1, *shape), box, machine)
+        return segment + (dit_bytes(model.config, model.attention, 1, box, networks.dtype, kernel) if device.type == "cpu" else 0)
 
     @property
     def folder(self) -> Path:
@@ -132,7 +170,7 @@ class SuperResolve:
 
     def resolve(self, path: Path, networks: Networks, runtime: Callable[[], Runtime]) -> bool:
         """Returns whether a latent was super-resolved; False where its result was there."""
-        target, key = self.out / path.relative_to(self.folder).with_suffix(".latent"), self.key(path)
+        target, key = self.target(path), self.key(path)
         if run_of(target) == key:
             return False
         z_lr = read_latent(path).to(networks.dtype)
@@ -144,6 +182,9 @@ class SuperResolve:
         write_latent_of_comfyui(target, z[:], {RUN: key})
         shutil.rmtree(working)
         return True
+
+    def target(self, path: Path) -> Path:
+        return self.out / path.relative_to(self.folder).with_suffix(".latent")
 
     def key(self, path: Path) -> str:
         """Returns the checksum of all that a result depends on: options and files."""
