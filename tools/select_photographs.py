@@ -19,6 +19,10 @@ WANTED = {  # package: patterns of its photographs
         f"**/{name}" for name in ("butterfly.png", "flowers.png", "drop.png", "cloud.png", "after-the-rain.jpg", "fog.jpg", "Valendas.png")
     ],
     "mate-backgrounds": ["**/nature/*.jpg"],
+    "plasma-workspace-wallpapers": [
+        f"**/{name}/contents/images/2560x1600.jpg"
+        for name in ("BytheWater", "ColdRipple", "ColorfulCups", "EveningGlow", "FallenLeaf", "Grey", "OneStandsOut", "Path")
+    ],
     "ukui-wallpapers": ["**/calla.png", "**/goldfish.png"],
 }
 HELD_OUT = {"TwoWings.jpg", "Painting-Colors_by__herobrine7gamer.jpg"}  # measured on; a painting
@@ -36,8 +40,9 @@ def main(packages: Path, out: Path) -> None:
                 continue
             scale = min(1.0, LONGEST / max(picture.shape[:2]))
             picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
+            name = path.parents[2].name if path.parent.name == "images" else path.stem  # Plasma names its files by their size
             full_color = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-            cv2.imwrite(str(out / f"{path.stem}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90, *full_color])
+            cv2.imwrite(str(out / f"{name}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90, *full_color])
 
 
 if __name__ == "__main__":

@@ -250,12 +250,12 @@ PRESETS = {
         objective="regression",
         sampling=STUDENT,
         attention=AttentionConfig(),
-        perceptual_loss=0.6,
-        strength=2.0,
+        perceptual_loss=1.0,
+        strength=1.25,
         gradient_checkpointing=False,
         vae=GVR_TINY_VAE,
         crop=Crop(num_frames=9, size=(24, 24), batch=32),
-        loop=LoopConfig(steps=10_000, learning_rate=5e-4, warmup=40, ema=0.995),
+        loop=LoopConfig(steps=10_000, learning_rate=5e-4, warmup=100, ema=0.998),
     ),
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..flow import clean_from_velocity, interpolate, velocity_target
@@ -84,10 +85,22 @@ class Pictures:
         rows, columns = (middle(extent, PERCEIVED) for extent in z.shape[3:])
         return self.vae.decode(z[:, :, :2, rows, columns])[:, :, -1].float()
 
-    def decoded(self, z: Tensor, frame: int) -> Tensor:
-        """Returns a frame (B, 3, 8H, 8W) in [-1, 1] of the decoded latent (B, 16, T, H, W)."""
+    def decoded(self, z: Tensor) -> Tensor:
+        """Returns the frames (B, 3, F, 8H, 8W) in [-1, 1] of the decoded latent (B, 16, T, H, W)."""
         assert self.vae is not None  # it is perceptual
-        return self.vae.decode(z)[:, :, frame].float()
+        return self.vae.decode(z).float()
+
+    def flat_error(self, video: Tensor, target: Tensor) -> Tensor:
+        """Returns the mean absolute error of a video's noise where its target is flat, as flat_noise sees both; a scalar.
+
+        Args:
+            video: (B, 3, F, H, W) in [-1, 1].
+            target: Of the same shape.
+        """
+        from ..evaluation.full_reference import FLAT_LEVELS, local_variance  # which needs packages for video
+
+        (noise, _), (own, variance) = (local_variance(rearrange(x, "B C F H W -> (B F) C H W")) for x in (video, target))
+        return ((noise - own).abs() * (variance < FLAT_LEVELS**2)).mean() / 127.5
 
     def distance(self, frame: Tensor, target: Tensor) -> Tensor:
         """Returns the mean perceptual error (ST-LPIPS) of frames (B, 3, H, W) in [-1, 1], a scalar."""

@@ -15,7 +15,8 @@ from ..networks.upsampler import Upsampler
 from ..sampling.super_resolve import SamplingConfig
 from .loss import Pictures
 
-DECODED = 2.0  # weight of a decoded frame's mean absolute error beside its perceptual error, which alone leaves noise where it is flat
+DECODED = 2.0  # weight of the decoded frames' mean absolute error beside the perceptual error
+FLAT = 10.0  # weight of the error of the noise in their flat areas, where the perceptual error alone makes some
 STUDENT = SamplingConfig(steps=1, shift=1.0, noise_augmentation=0.0, denoise=0.4, start="condition")
 
 
@@ -26,7 +27,8 @@ class OneStepConfig:
     Attributes:
         sigma: Noise level that the student takes the upsampled latent for, in (0, 1].
         upsampler: Weight of the upsampled latent's own error.
-        perceptual: Weight of the error of a decoded frame of half the batch: ST-LPIPS plus DECODED times the mean absolute error.
+        perceptual: Weight of the error of half the batch, decoded: ST-LPIPS of a frame, plus DECODED times the mean absolute error
+            and FLAT times flat_error of all frames.
         bf16: Whether matrix products are in bfloat16.
     """
 
@@ -53,7 +55,7 @@ class OneStep(nn.Module):
             z_lr: Low-resolution latent (B, 16, T, h, w).
             z_hr: Target latent (B, 16, T, H, W).
             context: Text features (B, S, text_dim).
-            frame: Number of the video frame that is decoded and compared, (B,), all equal.
+            frame: Number of the video frame that is perceptually compared, (B,), all equal.
         """
         pictures, config = self.pictures.to(z_hr.device), self.config
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=config.bf16):
@@ -62,8 +64,10 @@ class OneStep(nn.Module):
             loss = pictures.linear_error(z_0, z_hr) + config.upsampler * pictures.linear_error(z_up, z_hr)
             if config.perceptual:
                 half, number = -(-len(z_0) // 2), int(frame[0])
-                decoded, target = pictures.decoded(z_0[:half], number), pictures.decoded(z_hr[:half], number)
-                loss = loss + config.perceptual * (pictures.distance(decoded, target) + DECODED * F.l1_loss(decoded, target))
+                decoded, target = pictures.decoded(z_0[:half]), pictures.decoded(z_hr[:half])
+                perceptual = pictures.distance(decoded[:, :, number], target[:, :, number])
+                perceptual = perceptual + DECODED * F.l1_loss(decoded, target) + FLAT * pictures.flat_error(decoded, target)
+                loss = loss + config.perceptual * perceptual
         return loss
 
 

@@ -7,9 +7,11 @@ B batch, F video frames, S pixels a side
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,7 +20,7 @@ from torch import Tensor
 from ..latent_space import SPATIAL_FACTOR
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
-from ..video.frames import resize_frames, to_video
+from ..video.frames import resize_frames
 from ..video.read import VIDEO_SUFFIXES
 from .batches import Crop
 from .clips import load_clips
@@ -33,7 +35,7 @@ CLIP_SPACING = 18  # video frames from the start of a clip to that of the next
 
 
 class OnlinePairs:
-    """Makes batches of pairs from the footage in memory."""
+    """Makes batches of pairs from the footage in memory: crops on the CPU, pairs of them on the training device."""
 
     def __init__(self, folders: Sequence[Path], vae: TinyVAE, crop: Crop, device: torch.device | str):
         """Reads the footage.
@@ -42,7 +44,7 @@ class OnlinePairs:
             folders: Folders of video and photographs, searched with their subfolders.
             vae: Autoencoder of the latents.
             crop: Frames, latent pixels and number of the crops of a batch.
-            device: Where the footage is stored and pairs are made.
+            device: Where pairs are made.
 
         Raises:
             ValueError: There is no footage, or it is smaller than a crop.
@@ -53,87 +55,113 @@ class OnlinePairs:
             raise ValueError(f"--crop.size is {crop.size} latent pixels, wanted a square: footage is cropped to squares")
         self.photographs = [photograph for folder in folders for photograph in read_photographs(folder, 2 * self.side)]
         with_video = [folder for folder in folders if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))]
-        self.clips = [
-            clip for folder in with_video for clip in load_clips(folder, crop.num_frames, max(CLIP_SPACING, crop.num_frames), height=1080)
-        ]
+        spacing = max(CLIP_SPACING, crop.num_frames)
+        self.clips = [clip.numpy() for folder in with_video for clip in load_clips(folder, crop.num_frames, spacing, height=1080)]
         if not self.photographs and not self.clips:
             raise ValueError(f"--footage {' '.join(map(str, folders))} has no video and no photograph of {2 * self.side} pixels a side")
         if any(min(clip.shape[1:3]) < self.side for clip in self.clips):
             raise ValueError(f"--footage has video of less than {self.side} pixels a side, the crops': make --crop.size smaller")
-        self.photographs, self.clips = ([item.to(device) for item in items] for items in (self.photographs, self.clips))
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator, text_dim: int) -> dict[str, Tensor]:
         """Returns {"z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W), "context" (B, 1, text_dim)}, float32, on the device.
 
         Args:
-            generator: Source of all randomness, on the CPU.
+            generator: Source of all randomness, on the CPU. Ratio and filter are the batch's.
             text_dim: Width of the text features, which are the null prompt's.
         """
         large = self.crop.size[0]
-        small = below(math.floor(large / RATIOS[0]) - math.ceil(large / RATIOS[1]) + 1, generator) + math.ceil(large / RATIOS[1])
-        video = torch.cat([self.sample_crop(generator) for _ in range(self.crop.batch)])
-        low = torch.cat([downscale(crop, SPATIAL_FACTOR * small, generator) for crop in video.split(1)])
+        least, most = math.ceil(large / RATIOS[1]), math.floor(large / RATIOS[0])
+        small = least + below(most - least + 1, generator)
+        crops = torch.from_numpy(np.stack([self.sample_crop(generator) for _ in range(self.crop.batch)])).to(self.device)
+        video = rearrange(crops, "B F H W C -> B C F H W").float() / 127.5 - 1
+        low = downscale(video, SPATIAL_FACTOR * small, generator)
         context = torch.zeros(len(video), 1, text_dim, device=self.device)
         return {"z_lr": self.vae.encode(low), "z_hr": self.vae.encode(video), "context": context}
 
-    def sample_crop(self, generator: torch.Generator) -> Tensor:
-        """Returns the crop with more detail of two, (1, 3, F, S, S) in [-1, 1]."""
-        return max((self.any_crop(generator) for _ in range(2)), key=lambda crop: crop.diff(dim=4).abs().mean().item())
-
-    def any_crop(self, generator: torch.Generator) -> Tensor:
-        """Returns a crop (1, 3, F, S, S) in [-1, 1]."""
+    def sample_crop(self, generator: torch.Generator) -> np.ndarray:
+        """Returns a crop (F, S, S, 3)."""
         if self.photographs and (not self.clips or uniform(0, 1, generator) < PHOTOGRAPHS):
             crop = self.photograph_in_motion(generator)
             if uniform(0, 1, generator) < FOREGROUND:
-                crop = crop.lerp(self.photograph_in_motion(generator), self.moving_ellipse(generator))
+                opacity = self.moving_ellipse(generator)
+                crop = np.rint(crop + opacity * (self.photograph_in_motion(generator) - crop.astype(np.float32))).astype(np.uint8)
         else:
             crop = self.crop_of_clip(generator)
-        return crop.flip(4) if below(2, generator) else crop
+        return crop[:, :, ::-1] if below(2, generator) else crop
 
-    def crop_of_clip(self, generator: torch.Generator) -> Tensor:
+    def crop_of_clip(self, generator: torch.Generator) -> np.ndarray:
         """Returns a crop of a clip, half of them at the video's own size, the others up to 2.2 times smaller."""
-        clip = self.clips[below(len(self.clips), generator)]
-        most = min(2.2, min(clip.shape[1:3]) / self.side)
-        side = round(self.side * (1 if below(2, generator) else uniform(1, most, generator)))
-        y, x = (below(extent - side + 1, generator) for extent in clip.shape[1:3])
-        return resize_frames(to_video(clip[:, y : y + side, x : x + side]), (self.side, self.side), "area")
 
-    def photograph_in_motion(self, generator: torch.Generator) -> Tensor:
-        """Returns what a moving camera sees of a photograph: a frame moves up to 24 pixels (half of them up to 3), 0.3 degrees, 0.6 %."""
-        photograph = self.photographs[below(len(self.photographs), generator)]
-        view = round(1.3 * self.side)  # pixels of the part of the photograph that is seen, after its downscaling
-        least, most = 1.4, max(1.4, min(4, min(photograph.shape[1:]) / view))
-        extent = min(round(view * least * (most / least) ** uniform(0, 1, generator)), *photograph.shape[1:])
-        y, x = (below(length - extent + 1, generator) for length in photograph.shape[1:])
-        part = photograph[None, :, y : y + extent, x : x + extent].float() / 127.5 - 1
-        part = F.interpolate(part, (view, view), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        frames = torch.arange(self.crop.num_frames) - (self.crop.num_frames - 1) / 2
-        angle = math.radians(uniform(-0.3, 0.3, generator)) * frames
-        zoom = self.side / view * (1 + uniform(-0.006, 0.006, generator)) ** frames
-        heading, speed = uniform(0, 2 * math.pi, generator), 24 * uniform(0, 1, generator) ** 3 * 2 / view
-        rows = (
-            (zoom * angle.cos(), -zoom * angle.sin(), speed * math.cos(heading) * frames),
-            (zoom * angle.sin(), zoom * angle.cos(), speed * math.sin(heading) * frames),
+        def sample_place() -> Place:
+            clip = self.clips[below(len(self.clips), generator)]
+            most = min(2.2, min(clip.shape[1:3]) / self.side)
+            return sample_square(clip, round(self.side * (1 if below(2, generator) else uniform(1, most, generator))), generator)
+
+        place = max(
+            (sample_place() for _ in range(2)), key=lambda place: detail(place.reduced(place.images[self.crop.num_frames // 2], self.side))
         )
-        camera = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1).to(self.device)
-        places = F.affine_grid(camera, [len(camera), 3, self.side, self.side], align_corners=False)
-        seen = F.grid_sample(part.expand(len(camera), -1, -1, -1), places, mode="bicubic", padding_mode="reflection", align_corners=False)
-        return rearrange(seen.clamp(-1, 1), "F C H W -> 1 C F H W")
+        return np.stack([place.reduced(frame, self.side) for frame in place.images])
 
-    def moving_ellipse(self, generator: torch.Generator) -> Tensor:
-        """Returns the opacity (1, 1, F, S, S) of an ellipse with a soft edge that moves up to 4 pixels a frame."""
-        rows, columns = (torch.arange(self.side, dtype=torch.float32)[place] for place in ((slice(None), None), (None, slice(None))))
+    def photograph_in_motion(self, generator: torch.Generator) -> np.ndarray:
+        """Returns what a moving camera sees of a photograph: a frame moves up to 24 pixels (half of them up to 3), 0.3 degrees, 0.6 %."""
+        view = round(1.3 * self.side)  # pixels of the part of the photograph that is seen, after its downscaling
+
+        def sample_part() -> np.ndarray:
+            photograph = self.photographs[below(len(self.photographs), generator)]
+            least, most = 1.4, max(1.4, min(4, min(photograph.shape[:2]) / view))
+            extent = min(round(view * least * (most / least) ** uniform(0, 1, generator)), *photograph.shape[:2])
+            return sample_square(photograph[None], extent, generator).reduced(photograph, view)
+
+        part = max((sample_part() for _ in range(2)), key=detail)
+        turn, growth = uniform(-0.3, 0.3, generator), 1 + uniform(-0.006, 0.006, generator)
+        heading, speed = uniform(0, 2 * math.pi, generator), 24 * uniform(0, 1, generator) ** 3
+
+        def frame_at(time: float) -> np.ndarray:
+            camera = cv2.getRotationMatrix2D(((view - 1) / 2, (view - 1) / 2), turn * time, growth**time)
+            camera[:, 2] += (self.side - view) / 2 + speed * time * np.array((math.cos(heading), math.sin(heading)))
+            return cv2.warpAffine(part, camera, (self.side,) * 2, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+
+        return np.stack([frame_at(frame - (self.crop.num_frames - 1) / 2) for frame in range(self.crop.num_frames)])
+
+    def moving_ellipse(self, generator: torch.Generator) -> np.ndarray:
+        """Returns the opacity (F, S, S, 1) of an ellipse with a soft edge that moves up to 4 pixels a frame."""
         centre, radii, velocity = (
-            (uniform(low, high, generator) * self.side, uniform(low, high, generator) * self.side)
+            [uniform(low, high, generator) * self.side for _ in range(2)]
             for low, high in ((0, 1), (0.12, 0.4), (-4 / self.side, 4 / self.side))
         )
-        frames = torch.arange(self.crop.num_frames, dtype=torch.float32)[:, None, None]
-        radius = sum(
-            (((place - c - v * frames) / r) ** 2 for place, c, r, v in zip((rows, columns), centre, radii, velocity, strict=True)),
-            start=torch.zeros(()),
-        ).sqrt()
-        return ((1 - radius) * min(radii)).sigmoid().to(self.device)[None, None]
+        frames = np.arange(self.crop.num_frames)[:, None]
+        rows, columns = (
+            ((np.arange(self.side) - c - v * frames) / r) ** 2 for c, r, v in zip(centre, radii, velocity, strict=True)
+        )  # (F, S)
+        depth = (1 - np.sqrt(rows[:, :, None] + columns[:, None, :])) * min(radii)
+        return (1 / (1 + np.exp(-depth.clip(-30, 30))))[..., None].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A square of images (F, H, W, 3) by its first row, first column and side."""
+
+    images: np.ndarray
+    y: int
+    x: int
+    extent: int
+
+    def reduced(self, image: np.ndarray, side: int) -> np.ndarray:
+        """Returns the square of one of the images, reduced to side pixels a side by area averaging."""
+        square = image[self.y : self.y + self.extent, self.x : self.x + self.extent]
+        return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def sample_square(images: np.ndarray, extent: int, generator: torch.Generator) -> Place:
+    """Returns a random square of images (F, H, W, 3)."""
+    y, x = (below(length - extent + 1, generator) for length in images.shape[1:3])
+    return Place(images, y, x, extent)
+
+
+def detail(image: np.ndarray) -> float:
+    """Returns the mean difference between neighbors of a row of an image (H, W, 3)."""
+    return float(np.abs(np.diff(image.astype(np.int16), axis=1)).mean())
 
 
 def check_source(pairs: Sequence[Path], footage: Sequence[Path]) -> None:
@@ -152,17 +180,17 @@ def online_pairs(folders: Sequence[Path], vae: object, crop: Crop, loop: LoopCon
 
 
 def downscale(video: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Returns video (1, 3, F, S, S), each frame downscaled to side pixels a side by one of FILTERS."""
-    chosen = torch.multinomial(torch.tensor(list(FILTERS.values())), 1, generator=generator).item()
-    mode = list(FILTERS)[int(chosen)]
+    """Returns video (B, 3, F, S, S), each frame downscaled to side pixels a side by one of FILTERS."""
+    mode = list(FILTERS)[int(torch.multinomial(torch.tensor(list(FILTERS.values())), 1, generator=generator))]
     if mode == "area":
         return resize_frames(video, (side, side), mode)
-    frames = F.interpolate(video[0].transpose(0, 1), (side, side), mode=mode, antialias=True, align_corners=False)
-    return frames.clamp(-1, 1).transpose(0, 1)[None]
+    frames = rearrange(video, "B C F H W -> (B F) C H W")
+    frames = F.interpolate(frames, (side, side), mode=mode, antialias=True, align_corners=False).clamp(-1, 1)
+    return rearrange(frames, "(B F) C H W -> B C F H W", B=len(video))
 
 
-def read_photographs(folder: Path, least: int) -> list[Tensor]:
-    """Returns the photographs below a folder, uint8 (3, H, W), whose sides have at least so many pixels.
+def read_photographs(folder: Path, least: int) -> list[np.ndarray]:
+    """Returns the photographs below a folder, uint8 (H, W, 3), whose sides have at least so many pixels.
 
     Raises ValueError for a damaged one.
     """
@@ -172,7 +200,7 @@ def read_photographs(folder: Path, least: int) -> list[Tensor]:
         if image is None:
             raise ValueError(f"{path} is not a picture that can be read: take it out of --footage")
         if min(image.shape[:2]) >= least:
-            photographs.append(torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous())
+            photographs.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     return photographs
 
 
