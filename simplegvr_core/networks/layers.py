@@ -175,6 +175,7 @@ def multiplies_bfloat16() -> bool:
     return any(supported is not None and supported() for supported in supports)
 
 
-def fast_products(device: torch.device) -> AbstractContextManager:
-    """Returns a context in which products are in bfloat16 on a CPU that multiplies it fast; elsewhere nothing changes."""
-    return torch.autocast("cpu", torch.bfloat16) if device.type == "cpu" and multiplies_bfloat16() else nullcontext()
+def fast_products(fast: bool, device: torch.device) -> AbstractContextManager:
+    """Returns a context in which products are in bfloat16, if fast, on a CPU that multiplies it fast; elsewhere nothing changes."""
+    is_fast = fast and device.type == "cpu" and multiplies_bfloat16()
+    return torch.autocast("cpu", torch.bfloat16) if is_fast else nullcontext()

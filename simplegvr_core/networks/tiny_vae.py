@@ -9,7 +9,6 @@ B batch, F frames, T latent frames, F = 4 (T - 1) + 1; z normalised latent (B, 1
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,7 +173,7 @@ class TinyVAE(nn.Module):
         """Returns the video of a whole clip z, past None, or of a chunk z, whose state takes past's place."""
         repeated = 3 if self.stem.starts_clip(past) else 0
         video = from_blocks(self.linear_decoder(z))[:, :, repeated:]
-        with fast_products(z.device) if self.fast else nullcontext():
+        with fast_products(self.fast, z.device):
             h = self.stem(z, past)
             for block in self.latent_blocks:
                 h = block(h, past)

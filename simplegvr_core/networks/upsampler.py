@@ -5,7 +5,6 @@ B batch, C channels, T latent frames, h, w low-resolution latent pixels, H, W ta
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -188,7 +187,7 @@ class LatentUpsampler(nn.Module):
         rows, columns = tile
         z_lr = z_lr[..., slice(*rows.source), slice(*columns.source)]
         if self.config.blocks:
-            with fast_products(z_lr.device) if self.fast else nullcontext():
+            with fast_products(self.fast, z_lr.device):
                 z = self.resize_and_add_detail(z_lr, tile, past)
         else:
             z = resize_tile(z_lr, tile)
