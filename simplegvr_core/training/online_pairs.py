@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -22,6 +23,7 @@ from ..video.frames import resize_frames, to_video
 from ..video.read import VIDEO_SUFFIXES
 from .batches import Crop
 from .clips import load_clips
+from .draws import READING, Batch, Draws
 from .loop import LoopConfig
 from .photos import PHOTO_SUFFIXES
 
@@ -62,20 +64,20 @@ class OnlinePairs:
             raise ValueError(f"--footage has video of less than {self.side} pixels a side, the crops': make --crop.size smaller")
         self.photographs, self.clips = ([item.to(device) for item in items] for items in (self.photographs, self.clips))
 
-    @torch.no_grad()
-    def sample(self, generator: torch.Generator, text_dim: int) -> dict[str, Tensor]:
-        """Returns {"z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W), "context" (B, 1, text_dim)}, float32, on the device.
+    def read(self, draws: Draws, text_dim: int) -> dict[str, Any]:
+        """Returns {"context" (B, 1, text_dim)}, the null prompt."""
+        return {"context": torch.zeros(len(draws.samples), 1, text_dim)}
 
-        Args:
-            generator: Source of all randomness, on the CPU.
-            text_dim: Width of the text features, which are the null prompt's.
-        """
-        large = self.crop.size[0]
-        small = below(math.floor(large / RATIOS[0]) - math.ceil(large / RATIOS[1]) + 1, generator) + math.ceil(large / RATIOS[1])
-        video = torch.cat([self.sample_crop(generator) for _ in range(self.crop.batch)])
-        low = torch.cat([downscale(crop, SPATIAL_FACTOR * small, generator) for crop in video.split(1)])
-        context = torch.zeros(len(video), 1, text_dim, device=self.device)
-        return {"z_lr": self.vae.encode(low), "z_hr": self.vae.encode(video), "context": context}
+    @torch.no_grad()
+    def pairs_of(self, batch: Batch, draws: Draws) -> Batch:
+        """Returns the batch with {"z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W)}, float32, on the device. The ratio is the step's."""
+        large, generators = self.crop.size[0], draws.generators(READING)
+        least, most = math.ceil(large / RATIOS[1]), math.floor(large / RATIOS[0])
+        small = least + below(most - least + 1, draws.of_step())
+        video = torch.cat([self.sample_crop(generator) for generator in generators])
+        sides = zip(video.split(1), generators, strict=True)
+        low = torch.cat([downscale(crop, SPATIAL_FACTOR * small, generator) for crop, generator in sides])
+        return batch | {"z_lr": self.vae.encode(low), "z_hr": self.vae.encode(video)}
 
     def sample_crop(self, generator: torch.Generator) -> Tensor:
         """Returns the crop with more detail of two, (1, 3, F, S, S) in [-1, 1]."""

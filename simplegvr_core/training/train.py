@@ -24,11 +24,13 @@ from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..sampling.timesteps import Curve, load_curve
 from ..video.frames import resize_frames, to_images
 from ..video.write import write_video
-from .batches import Crop, PairSampler
+from .batches import Crop, NoisedPairs, PairSampler
 from .cost import training_cost
-from .loop import LoopConfig, fit, summarize_losses
+from .draws import Draws
+from .loop import LoopConfig, fit
 from .lora import add_lora, lora_state_dict
-from .loss import FlowMatching, LossConfig, Pictures, sample_noise
+from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
+from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
 
 
@@ -37,7 +39,7 @@ class Train:
     """Trains upsampler and DiT jointly, on folders of latent pairs that `simplegvr pairs` built."""
 
     pairs: tuple[Path, ...]
-    """Folders of pairs. All pairs are sampled with equal probability. Empty with --footage."""
+    """Folders of pairs. All pairs are sampled equally often. Empty with --footage."""
     out: Path
     """Folder of the run: networks, losses, previews and the state to resume from."""
     init_dit: Path | None = None
@@ -80,7 +82,7 @@ class Train:
     """Autoencoder of the pairs, TinyVAE's or Wan's, which decodes the previews. Without it previews show latents as colors."""
     crop: Crop = Crop()
     """Crops of the pairs in a batch."""
-    loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, decay=False, ema=0.9995)
+    loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, schedule="constant", ema=0.9995)
 
     def run(self) -> dict:
         """Trains, or resumes from the state in the folder.
@@ -103,12 +105,8 @@ class Train:
         config = LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16, self.sampling.noise_order)
         model = FlowMatching(upsampler, dit, pictures, config)
         curve = load_curve(self.curve) if self.curve else None
-
-        def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
-            batch = sampler.sample(generator, dit.config.text_dim)
-            return batch | sample_noise(batch["z_hr"], self.noise_range, curve, generator)
-
-        trained = fit(model, sample_batch, self.loop, self.out, show=self.preview(vae, sampler), options=self.lasting_options())
+        source = NoisedPairs(sampler, dit.config.text_dim, FlowNoise(self.noise_range, curve))
+        trained = fit(model, source, self.loop, self.out, show=self.preview(vae, sampler), options=self.lasting_options())
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, curve, vae) | summarize_losses(self.out)
@@ -185,7 +183,8 @@ class Train:
 
     def preview(self, vae: TinyVAE | WanVAE | None, sampler: PairSampler | OnlinePairs) -> Callable[[nn.Module, int], None]:
         """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one training crop."""
-        batch = sampler.sample(torch.Generator().manual_seed(self.loop.seed), text_dim=self.dit.text_dim)
+        draws = Draws(self.loop.seed, 0, range(1), 1)
+        batch = sampler.pairs_of(sampler.read(draws, self.dit.text_dim), draws)
         z_lr, z_hr = batch["z_lr"][:1].cpu(), batch["z_hr"][:1].cpu()
         height, width = z_hr.shape[3:]
 
@@ -220,7 +219,12 @@ class Train:
             return {"lora": str(path)}
         noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs or self.footage]}
-        configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
+        configs = {
+            "model": model.dit.config,
+            "attention": self.attention,
+            "sampling": self.sampling,
+            "trained": noise | data | {"optimizer": self.loop.optimizer()},
+        }
         if isinstance(vae, TinyVAE):
             configs["preview"] = vae.preview_colors()
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
