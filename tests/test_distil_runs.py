@@ -53,7 +53,7 @@ def base(tmp_path_factory) -> Distil:
         attention=teacher.attention,
         bf16=False,
         crop=Crop(num_frames=5, size=(4, 6), batch=2),
-        loop=LoopConfig(steps=4, learning_rate=3e-3, warmup=1, decay=False, ema=0.5, save_every=2, cpu=True),
+        loop=LoopConfig(steps=4, learning_rate=3e-3, warmup=1, schedule="constant", ema=0.5, save_every=2, cpu=True),
     )
 
 
