@@ -24,8 +24,9 @@ from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.distil import PRESETS, Distil
 from simplegvr_core.training.dmd2 import DMD2
-from simplegvr_core.training.loop import LoopConfig, read_losses
+from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.lora import lora_parameters
+from simplegvr_core.training.losses import read_losses
 from simplegvr_core.training.one_step import STUDENT
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -34,7 +34,7 @@ class Regression(nn.Module):
 class Points:
     """Random points; `change` is applied to what is read from a step on."""
 
-    def __init__(self, from_step=0, change=lambda batch: batch, batch=32):
+    def __init__(self, from_step=0, change=dict, batch=32):
         self.batch, self.from_step, self.change, self.seen = batch, from_step, change, []
 
     def read(self, draws):
@@ -119,6 +119,17 @@ def test_workers_change_no_loss(tmp_path):
     fit(Regression(), Points(), replace(LOOP, workers=2), tmp_path / "workers")
     fit(Regression(), Points(), LOOP, tmp_path / "none")
     assert losses(tmp_path / "workers") == losses(tmp_path / "none")
+
+
+def lose(batch):
+    raise ValueError("a shard is gone")
+
+
+def test_what_a_worker_cannot_read_is_named_as_without_workers(tmp_path):
+    """Without the traceback of the worker; the state before stays."""
+    with pytest.raises(ValueError, match=r"^a shard is gone$"):
+        fit(Regression(), Points(7, lose), replace(LOOP, workers=1), tmp_path)
+    assert saved_step(tmp_path) == 5
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_state(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import REPO, random_weights
@@ -98,8 +99,10 @@ def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
     while not (tmp_path / "killed" / "state.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     assert process.wait() != 0
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=60)[1]  # they end, too
     again = subprocess.run(command(*arguments, "--out", tmp_path / "killed"), env=ENVIRONMENT, capture_output=True, text=True, check=True)
     results = [json.loads(run.stdout.splitlines()[-1]) for run in (whole, again)]
     assert results[0]["loss_last"] == results[1]["loss_last"]
@@ -287,6 +290,7 @@ def test_a_pair_that_is_not_finite_is_skipped_and_named(mixed, smoke):
     assert run.run()["skipped"] > 0
     skipped = [json.loads(line) for line in (smoke.out / "skipped.jsonl").read_text().splitlines()]
     assert {line["pair"] for line in skipped} == {f"{mixed / 'x.safetensors'} pair 2"}
+    assert {line["step"] for line in skipped} == {step for step in range(4) if bucket_of_step((2, 1), 0, step)[0] == 0}
     assert all(torch.isfinite(torch.tensor(losses(smoke.out))))
 
 

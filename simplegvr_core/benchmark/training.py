@@ -5,7 +5,6 @@ latents of noise. "before" is the way without workers in which every process rea
 """
 
 import json
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.multiprocessing.spawn import start_processes
 
 from ..training.batches import Crop, NoisedPairs, PairSampler
@@ -24,6 +23,7 @@ from ..training.draws import Batch, Draws
 from ..training.loop import LoopConfig, Run
 from ..training.loss import FlowNoise
 from ..training.pairs import Pairs
+from ..training.reader import START_METHOD
 
 PAIRS, SCALE, EXTENT = 24, 2, (5, 48, 48)  # in the folder; T, H, W of each
 WARMUP = 4  # steps that are not timed: workers start
@@ -49,7 +49,7 @@ class CountedSampler(PairSampler):
 
     def __init__(self, folder: Path, crop: Crop):
         super().__init__((folder,), crop)
-        self.read_pairs = multiprocessing.Value("q", 0)
+        self.read_pairs = multiprocessing.get_context(START_METHOD).Value("q", 0)
 
     def cut(self, pairs: Pairs, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         with self.read_pairs:

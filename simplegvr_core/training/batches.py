@@ -133,7 +133,7 @@ class PairSampler:
             is_null = bool(torch.rand((), generator=generator) < self.null_prompt)
             state = generator.get_state()
             for attempt in range(len(self.buckets[bucket])):
-                pairs, i = self.pair(draws.seed, bucket, turn * draws.total + sample + attempt)
+                pairs, i = self.pair(draws.seed, bucket, turn * draws.total + sample, attempt)
                 crop = self.cut(pairs, i, generator.set_state(state))
                 if all(z.isfinite().all() for z in crop):
                     break
@@ -149,11 +149,18 @@ class PairSampler:
         """Returns the batch as it is: read has the pairs."""
         return batch
 
-    def pair(self, seed: int, bucket: int, number: int) -> tuple[Pairs, int]:
-        """Returns the pair with a number in the endless sequence of a bucket, whose every epoch has an order of its own."""
+    def pair(self, seed: int, bucket: int, number: int, attempt: int = 0) -> tuple[Pairs, int]:
+        """Returns the pair with a number in the endless sequence of a bucket, whose every epoch has an order of its own.
+
+        Args:
+            seed: Seed of the run.
+            bucket: Number of the bucket.
+            number: Number of the pair.
+            attempt: Above 0, the pair so many places later in the same epoch.
+        """
         pairs = self.buckets[bucket]
         epoch, place = divmod(number, len(pairs))
-        return pairs[order_of_epoch(len(pairs), seed, bucket, epoch)[place]]
+        return pairs[order_of_epoch(len(pairs), seed, bucket, epoch)[(place + attempt) % len(pairs)]]
 
     def cut(self, pairs: Pairs, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Returns the same random part of both latents of pair i, of which nothing else is read."""

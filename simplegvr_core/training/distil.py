@@ -1,6 +1,6 @@
 """Distillation of a trained SimpleGVR to few steps: `simplegvr distil --preset tiny --pairs DIR --init-dit FILE --init-upsampler FILE`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +102,7 @@ class Distil:
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
-        check_source(self.pairs, self.footage)
+        check_source(self.pairs, self.footage, self.loop.workers)
         if self.objective == "regression" and (self.sampling.steps, self.sampling.start) != (1, "condition"):
             raise ValueError(
                 f"--sampling has {self.sampling.steps} steps and start {self.sampling.start!r}, but regression trains 1 step from "

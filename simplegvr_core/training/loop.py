@@ -6,7 +6,6 @@ that it would have had, unless it is limited in minutes. Inside a step the host 
 finite is known a step later, and an update that is not finite changes no weight.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Literal, cast
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from ..planning.paths import check_folder
 from ..tiling import OutOfMemory
 from .draws import Batch, Source
-from .losses import keep_lines, plot_losses
+from .losses import append_line, keep_steps, plot_losses
 from .reader import Batches, Reader
 from .state import Progress, TrainingState
 
@@ -99,6 +98,23 @@ class Outcome:
     norm: Tensor
 
 
+@dataclass(frozen=True)
+class Unsettled:
+    """A step whose result the host does not know yet.
+
+    Attributes:
+        step: Its number.
+        outcome: Its result.
+        seconds: Seconds from the begin of the run to that of the step, (1,), of the main process.
+        skipped: Names of the pairs that were skipped in it.
+    """
+
+    step: int
+    outcome: Outcome
+    seconds: Tensor
+    skipped: list[str]
+
+
 class Run:
     """A run in progress: network, optimizer, data and files."""
 
@@ -121,12 +137,13 @@ class Run:
         if self.state_path.exists():
             self.state.load(self.state_path)
         if self.is_main:
-            keep_lines(self.losses_path, self.progress.step)
+            for path in (self.losses_path, self.skipped_path):
+                keep_steps(path, self.progress.step)
         accelerator.wait_for_everyone()
         self.model.train()
         self.batches = Batches(reader, range(self.progress.step, loop.steps), loop.workers)
         self.started = time.monotonic() - self.progress.elapsed
-        self.unsettled: tuple[int, Outcome] | None = None
+        self.unsettled: Unsettled | None = None
         bar = {"total": loop.steps, "initial": self.progress.step, "unit": "step", "mininterval": 5, "dynamic_ncols": True}
         self.bar = tqdm(**bar, disable=not self.is_main)
 
@@ -143,6 +160,10 @@ class Run:
         return self.folder / "losses.jsonl"
 
     @property
+    def skipped_path(self) -> Path:
+        return self.folder / "skipped.jsonl"
+
+    @property
     def is_sharded(self) -> bool:
         return isinstance(self.progress.parameters[0], DTensor)
 
@@ -151,32 +172,37 @@ class Run:
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self.loop.rate(progress)
+        seconds = self.seconds()
         with explained_memory(progress.step, self.state_path):
             batches = (next(self.batches) for _ in range(self.loop.accumulate))
             outcome = train_step(self.accelerator, self.model, self.optimizer, batches, self.loop.clip)
         self.settle()
-        self.unsettled = progress.step, outcome
+        self.unsettled = Unsettled(progress.step, outcome, seconds, self.batches.take_skipped())
         progress.advance()
-        progress.elapsed = time.monotonic() - self.started
+
+    def seconds(self) -> Tensor:
+        """Returns the seconds since the run began, (1,); those of the main process on all, as they decide the run's end and rate."""
+        seconds = torch.tensor([time.monotonic() - self.started])
+        return cast("Tensor", broadcast(seconds.to(self.accelerator.device))) if self.accelerator.num_processes > 1 else seconds
 
     def settle(self) -> None:
         """Waits for the last step's result, checks it and writes it down. Raises FloatingPointError."""
         if self.unsettled is None:
             return
-        (step, outcome), self.unsettled = self.unsettled, None
-        loss, norm = outcome.loss.item(), outcome.norm.item()
+        last, self.unsettled = self.unsettled, None
+        self.progress.elapsed = last.seconds.item()
+        loss, norm = last.outcome.loss.item(), last.outcome.norm.item()
         if not (isfinite(loss) and isfinite(norm)):
             raise FloatingPointError(
-                f"loss is {loss}, the norm of its gradient {norm} at step {step}: lower loop.learning_rate and start again; "
+                f"loss is {loss}, the norm of its gradient {norm} at step {last.step}: lower loop.learning_rate and start again; "
                 f"{saved_state(self.state_path)}"
             )
         self.bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
         self.bar.update()
         if self.is_main:
-            append_line(self.losses_path, {"step": step, "loss": loss})
-        for pair in self.batches.skipped:
-            append_line(self.folder / "skipped.jsonl", {"step": step, "pair": pair})
-        self.batches.skipped.clear()
+            append_line(self.losses_path, {"step": last.step, "loss": loss})
+        for pair in last.skipped:
+            append_line(self.skipped_path, {"step": last.step, "pair": pair})
 
     def save(self, show: Callable[[nn.Module, int], None]) -> None:
         """Writes the state, after the check of the last step, and shows the model."""
@@ -285,8 +311,3 @@ def explained_memory(step: int, state_path: Path) -> Iterator[None]:
 
 def saved_state(state_path: Path) -> str:
     return f"{state_path} has the last saved state" if state_path.exists() else "nothing was saved yet"
-
-
-def append_line(path: Path, record: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")

@@ -1,4 +1,4 @@
-"""The losses of a run, losses.jsonl: one line for each step."""
+"""What a run writes down of its steps, one JSON object a line: losses.jsonl, and skipped.jsonl where pairs were not finite."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,17 @@ import numpy as np
 from ..files import atomic_write, write_text
 
 
-def keep_lines(path: Path, number: int) -> None:
-    """Cuts a file, which may be missing, to its first lines."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    write_text(path, "".join(lines[:number]))
+def append_line(path: Path, record: dict) -> None:
+    """Appends a record, whose "step" is the number of its step, to a file of one JSON object a line."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def keep_steps(path: Path, steps: int) -> None:
+    """Cuts a file, which may be missing, to the lines of the first steps. The last line of a killed run may be half written."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < steps))
 
 
 def read_losses(path: Path) -> list[float]:

@@ -138,10 +138,12 @@ class OnlinePairs:
         return ((1 - radius) * min(radii)).sigmoid().to(self.device)[None, None]
 
 
-def check_source(pairs: Sequence[Path], footage: Sequence[Path]) -> None:
-    """Raises ValueError unless there is one source of pairs: folders of pairs, or footage."""
+def check_source(pairs: Sequence[Path], footage: Sequence[Path], workers: int) -> None:
+    """Raises ValueError unless there is one source of pairs: folders of pairs, or footage, which no worker reads."""
     if bool(footage) == bool(pairs):
         raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
+    if footage and workers:
+        raise ValueError(f"--loop.workers is {workers}, but pairs of --footage are made on the training device: give --loop.workers 0")
 
 
 def online_pairs(folders: Sequence[Path], vae: object, crop: Crop, loop: LoopConfig) -> OnlinePairs:

@@ -125,7 +125,7 @@ class Train:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
-        check_source(self.pairs, self.footage)
+        check_source(self.pairs, self.footage, self.loop.workers)
         if self.upsampler.resize == "pixels" and self.vae is None and self.init_upsampler is None:
             raise ValueError("--upsampler.resize pixels starts from TinyVAE's closed form: give its file with --vae")
         if self.init_dit is not None and self.dit.condition == "token":
