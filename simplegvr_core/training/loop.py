@@ -8,17 +8,19 @@ finite is known a step later, and an update that is not finite changes no weight
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -27,7 +29,8 @@ from ..tiling import OutOfMemory
 from .draws import Batch, Source
 from .losses import append_line, keep_steps, plot_losses
 from .reader import Batches, Reader
-from .state import Progress, TrainingState
+from .sharding import gathered, shard
+from .state import FULL_STATE, Progress, TrainingState
 
 Schedule = Literal["constant", "sqrt", "linear", "cosine"]
 SCHEDULES: dict[Schedule, Callable[[float], float]] = {  # factor of the learning rate by the fraction of the run that is left
@@ -62,6 +65,8 @@ class LoopConfig:
     """Batches of one step: their sizes add up."""
     workers: int = 0
     """Processes that read batches ahead, for each training process; 0 reads between steps."""
+    shard: bool = False
+    """Give each process a part of every weight, gradient and moment (FSDP2), in place of all of them."""
     save_every: int = 200
     """Steps from one saved state to the next."""
     seed: int = 0
@@ -127,19 +132,23 @@ class Run:
         self.accelerator = accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate, kwargs_handlers=[unused])
         place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
         reader = Reader(source, accelerator.device, seed=loop.seed, accumulate=loop.accumulate, **place)
+        sharded = loop.shard and accelerator.num_processes > 1
+        if sharded:
+            shard(model, accelerator.device, accelerator.num_processes)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay, fused=True)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = model if sharded else accelerator.prepare_model(model)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.progress = Progress([parameter for parameter in self.model.parameters() if parameter.requires_grad], loop.ema)
-        self.state = TrainingState(self.model, self.optimizer.optimizer, self.progress, options)
+        self.state = TrainingState(self.model, self.optimizer.optimizer, self.progress, options, folder)
         if self.is_main:
             check_folder(folder, self.state.bytes)
-        if self.state_path.exists():
-            self.state.load(self.state_path)
+        self.state.load()
+        accelerator.wait_for_everyone()
         if self.is_main:
+            self.state.remove_all_but(self.state.saved())
             for path in (self.losses_path, self.skipped_path):
                 keep_steps(path, self.progress.step)
-        accelerator.wait_for_everyone()
         self.model.train()
         self.batches = Batches(reader, range(self.progress.step, loop.steps), loop.workers)
         self.started = time.monotonic() - self.progress.elapsed
@@ -152,10 +161,6 @@ class Run:
         return self.accelerator.is_main_process
 
     @property
-    def state_path(self) -> Path:
-        return self.folder / "state.pt"
-
-    @property
     def losses_path(self) -> Path:
         return self.folder / "losses.jsonl"
 
@@ -163,17 +168,13 @@ class Run:
     def skipped_path(self) -> Path:
         return self.folder / "skipped.jsonl"
 
-    @property
-    def is_sharded(self) -> bool:
-        return isinstance(self.progress.parameters[0], DTensor)
-
     def step(self) -> None:
         """Runs a step, and settles the one before while the device computes."""
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self.loop.rate(progress)
         seconds = self.seconds()
-        with explained_memory(progress.step, self.state_path):
+        with explained_memory(progress.step, self.state):
             batches = (next(self.batches) for _ in range(self.loop.accumulate))
             outcome = train_step(self.accelerator, self.model, self.optimizer, batches, self.loop.clip)
         self.settle()
@@ -195,7 +196,7 @@ class Run:
         if not (isfinite(loss) and isfinite(norm)):
             raise FloatingPointError(
                 f"loss is {loss}, the norm of its gradient {norm} at step {last.step}: lower loop.learning_rate and start again; "
-                f"{saved_state(self.state_path)}"
+                f"{saved_state(self.state)}"
             )
         self.bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
         self.bar.update()
@@ -207,22 +208,22 @@ class Run:
     def save(self, show: Callable[[nn.Module, int], None]) -> None:
         """Writes the state, after the check of the last step, and shows the model."""
         self.settle()
-        self.state.save(self.state_path, self.is_main)
+        self.state.save(self.is_main)
         if self.is_main:
             plot_losses(self.losses_path, self.folder / "loss.png")
-            if not self.is_sharded:
-                with torch.no_grad():
-                    show(self.accelerator.unwrap_model(self.model), self.progress.step)
+        if self.is_main or self.progress.is_sharded:
+            with torch.no_grad(), gathered(self.model):
+                show(self.accelerator.unwrap_model(self.model), self.progress.step)
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
         """Returns the state dict with the moving average of the trained parameters, on the CPU of the main process; the run ends."""
-        self.bar.close()
         for parameter, average in zip(self.progress.parameters, self.progress.average, strict=True):
             parameter.copy_(average)
-        state_dict = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.model))
+        self.bar.close()
+        state_dict = cast("dict[str, Tensor]", get_model_state_dict(self.model, options=FULL_STATE))
         self.accelerator.free_memory()
-        return {name: tensor.cpu() for name, tensor in state_dict.items()}
+        return state_dict
 
 
 def fit(
@@ -237,31 +238,31 @@ def fit(
 ) -> dict[str, Tensor]:
     """Returns the state dict of the trained model with the moving average of its trained parameters.
 
-    The tensors are on the CPU of the main process. The folder gets state.pt (for resuming only), losses.jsonl, loss.png and, where
-    pairs were skipped, skipped.jsonl.
+    The tensors are on the CPU of the main process. The folder gets the state (for resuming only, see state.py), losses.jsonl, loss.png
+    and, where pairs were skipped, skipped.jsonl.
 
     Args:
         model: Its call model(**batch) is the mean loss of a batch, a scalar.
         source: What makes the batches.
         loop: How long and how fast to train.
         folder: Folder of the run; a state there is resumed.
-        show: Called on the main process with the model and the number of steps when the state is saved, unless the model
-            is sharded.
+        show: Called with the model and the number of steps when the state is saved: on the main process, of a sharded model on all.
         options: Options that must not change when the run is resumed, by name.
         takes_turns: Whether some steps leave trained parameters out.
 
     Raises:
         FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
         tiling.OutOfMemory: Memory ran out.
-        OSError: The folder cannot be written or has no room for the state, or the state cannot be written.
+        OSError: The folder cannot be written, has no room for the state or is another run's, or the state cannot be written.
         ValueError: The folder has the state of another network or of other options.
     """
-    run = Run(model, source, loop, folder, options=options or {}, takes_turns=takes_turns)
-    while loop.done(run.progress) < 1:
-        run.step()
-        if run.progress.step % loop.save_every == 0 or loop.done(run.progress) >= 1:
-            run.save(show)
-    return run.result()
+    with exclusive(folder) if PartialState(cpu=loop.cpu).is_main_process else nullcontext():
+        run = Run(model, source, loop, folder, options=options or {}, takes_turns=takes_turns)
+        while loop.done(run.progress) < 1:
+            run.step()
+            if run.progress.step % loop.save_every == 0 or loop.done(run.progress) >= 1:
+                run.save(show)
+        return run.result()
 
 
 def train_step(
@@ -298,16 +299,30 @@ def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 @contextmanager
-def explained_memory(step: int, state_path: Path) -> Iterator[None]:
+def explained_memory(step: int, state: TrainingState) -> Iterator[None]:
     """Raises tiling.OutOfMemory with the cure when memory runs out."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(
-            f"out of memory at step {step}: {saved_state(state_path)}. Halve the batch and double loop.accumulate, "
+            f"out of memory at step {step}: {saved_state(state)}. Halve the batch and double loop.accumulate, "
             "make the crops smaller, or use gradient checkpointing; then run again"
         ) from error
 
 
-def saved_state(state_path: Path) -> str:
-    return f"{state_path} has the last saved state" if state_path.exists() else "nothing was saved yet"
+def saved_state(state: TrainingState) -> str:
+    path = state.saved()
+    return f"{path} has the last saved state" if path else "nothing was saved yet"
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lets one run at a time use a folder. Raises OSError when another does, or the folder cannot be written."""
+    check_folder(folder)
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OSError(f"another run trains into {folder}: wait for its end, or choose another --out") from error
+    with lock:
+        yield

@@ -192,9 +192,11 @@ class Train:
             assert isinstance(model, FlowMatching)
             device = next(model.dit.parameters()).device
             model.eval()
-            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), (height, width), sampling=self.sampling, noise_seed=1).cpu()
+            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), (height, width), sampling=self.sampling, noise_seed=1)
             model.train()
-            videos = [decode_preview(latent, vae) for latent in (z_lr, z, z_hr)]
+            if not PartialState().is_main_process:
+                return
+            videos = [decode_preview(latent.to(device), vae).cpu() for latent in (z_lr, z, z_hr)]
             _, _, _, *size = videos[-1].shape
             videos = [resize_frames(video, (size[0], size[1]), "nearest-exact") for video in videos]
             write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
@@ -241,5 +243,5 @@ def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
         vae: Its autoencoder, None for preview colors.
     """
     if vae is not None:
-        return vae.decode(z)
-    return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))
+        return vae.to(z.device).decode(z)
+    return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype, device=z.device))
