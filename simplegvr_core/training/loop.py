@@ -138,7 +138,7 @@ class Run:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay, fused=True)
         self.model = model if sharded else accelerator.prepare_model(model)
-        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.optimizer = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer))
         self.progress = Progress([parameter for parameter in self.model.parameters() if parameter.requires_grad], loop.ema)
         self.state = TrainingState(self.model, self.optimizer.optimizer, self.progress, options, folder)
         if self.is_main:

@@ -15,11 +15,13 @@ from pickle import UnpicklingError
 from typing import cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -123,7 +125,7 @@ class TrainingState:
         try:
             if is_main:
                 write_text(path / RUN, json.dumps(run))
-            dcp.save(self.parts(), checkpoint_id=path)
+            save(self.parts(), checkpoint_id=path)
         except CheckpointException as error:
             if is_main:
                 shutil.rmtree(path, ignore_errors=True)
@@ -131,7 +133,7 @@ class TrainingState:
             raise OSError(f"{path} cannot be written (at step {self.progress.step}: {first_failure(error)}): {cure}") from error
 
     def parts(self) -> dict:
-        """Returns this process' part of all tensors, which dcp writes, or into which it reads."""
+        """Returns this process' part of all tensors, which save writes, or into which load reads."""
         weights, moments = get_state_dict(self.model, self.optimizer)
         return {"model": weights, "optimizer": moments, "average": dict(enumerate(self.progress.average))}
 
@@ -155,11 +157,11 @@ class TrainingState:
     def load_parts(self, path: Path) -> None:
         run = json.loads((path / RUN).read_text())
         self.check_options(path, run["options"])
-        parts, metadata = self.parts(), dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        parts, metadata = self.parts(), FileSystemReader(path).read_metadata().state_dict_metadata
         saved = {name: entry.size for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
         own = {f"model.{name}": cast("Tensor", tensor).shape for name, tensor in parts["model"].items()}
         self.check_shapes(path, own, {name: size for name, size in saved.items() if name.startswith("model.")})
-        dcp.load(parts, checkpoint_id=path)
+        load(parts, checkpoint_id=path)
         set_state_dict(self.model, self.optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"])
         self.progress.step, self.progress.elapsed = run["step"], run["elapsed"]
 
