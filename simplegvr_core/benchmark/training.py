@@ -148,7 +148,7 @@ def train(process: int, processes: int, port: int, benchmark: TrainingBenchmark,
     torch.set_num_threads(1)
     sampler = CountedSampler(pairs, Crop(num_frames=4 * EXTENT[0] - 3, size=(EXTENT[1] // 2, EXTENT[2] // 2), batch=benchmark.batch))
     source = NoisedPairs(sampler, 64, FlowNoise((0.3, 0.6), None))
-    loop = LoopConfig(steps=benchmark.steps, warmup=1, schedule="constant", cpu=True, workers=benchmark.workers)
+    loop = LoopConfig(steps=benchmark.steps, warmup=1, schedule="constant", cpu=True, workers=benchmark.workers, tracker="none")
     if way == "before":
         source, loop = WholeBatch(source), replace(loop, workers=0)
     run = Run(TimedNetwork(benchmark.seconds / benchmark.batch), source, loop, out, options={})

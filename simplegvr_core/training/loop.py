@@ -17,7 +17,7 @@ from typing import Literal, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, extract_model_from_parallel
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -29,8 +29,9 @@ from ..tiling import OutOfMemory
 from .draws import Batch, Source
 from .losses import append_line, keep_steps, plot_losses
 from .reader import Batches, Reader
-from .sharding import gathered, shard
+from .sharding import blocks, gathered, shard
 from .state import FULL_STATE, Progress, TrainingState
+from .tracking import Reported, Tracker, TrackerName, Work, chosen_tracker
 
 Schedule = Literal["constant", "sqrt", "linear", "cosine"]
 SCHEDULES: dict[Schedule, Callable[[float], float]] = {  # factor of the learning rate by the fraction of the run that is left
@@ -67,8 +68,14 @@ class LoopConfig:
     """Processes that read batches ahead, for each training process; 0 reads between steps."""
     shard: bool = False
     """Give each process a part of every weight, gradient and moment (FSDP2), in place of all of them."""
+    compile: bool = False
+    """Compile each block of the networks (torch.compile)."""
     save_every: int = 200
     """Steps from one saved state to the next."""
+    tracker: TrackerName = "tensorboard"
+    """Where losses, rates and samples are reported: into the folder's tensorboard/, to wandb, or nowhere but losses.jsonl."""
+    report_every: int = 10
+    """Steps from one report to the next, which has their means."""
     seed: int = 0
     """Seed of all randomness."""
     cpu: bool = False
@@ -91,16 +98,34 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a model gives for fixed samples.
+
+    Attributes:
+        values: Measured values by name, of this process' samples; their means over the processes are reported.
+        images: A video (F, H, W, 3) in [0, 1] for the tracker, on the main process; None on others.
+    """
+
+    values: dict[str, float]
+    images: Tensor | None
+
+
+Show = Callable[[nn.Module, int], Shown]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Result of a step, on the device.
 
     Attributes:
         loss: Mean loss over batches and processes.
         norm: Norm of the gradient before it is clipped.
+        levels: (B, 2), noise level and error of each sample of all processes; None where the objective has none.
     """
 
     loss: Tensor
     norm: Tensor
+    levels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -109,12 +134,16 @@ class Unsettled:
 
     Attributes:
         step: Its number.
+        rate: Its learning rate.
+        waited: Seconds from the begin of the run in which this process waited for data.
         outcome: Its result.
         seconds: Seconds from the begin of the run to that of the step, (1,), of the main process.
         skipped: Names of the pairs that were skipped in it.
     """
 
     step: int
+    rate: float
+    waited: float
     outcome: Outcome
     seconds: Tensor
     skipped: list[str]
@@ -124,14 +153,31 @@ class Run:
     """A run in progress: network, optimizer, data and files."""
 
     def __init__(
-        self, model: nn.Module, source: Source, loop: LoopConfig, folder: Path, *, options: dict[str, str], takes_turns: bool = False
+        self,
+        model: nn.Module,
+        source: Source,
+        loop: LoopConfig,
+        folder: Path,
+        *,
+        options: dict[str, str],
+        takes_turns: bool = False,
+        work: Work | None = None,
     ):
         """Prepares a run, or resumes it from the state in the folder. Arguments and errors are those of fit."""
         self.loop, self.folder = loop, folder
         unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
-        self.accelerator = accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate, kwargs_handlers=[unused])
+        name = chosen_tracker(loop.tracker)
+        self.accelerator = accelerator = Accelerator(
+            cpu=loop.cpu,
+            gradient_accumulation_steps=loop.accumulate,
+            kwargs_handlers=[unused],
+            log_with=None if name == "none" else name,
+            project_dir=folder,
+        )
         place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
         reader = Reader(source, accelerator.device, seed=loop.seed, accumulate=loop.accumulate, **place)
+        for block in blocks(model) if loop.compile else ():
+            block.compile()
         sharded = loop.shard and accelerator.num_processes > 1
         if sharded:
             shard(model, accelerator.device, accelerator.num_processes)
@@ -153,6 +199,8 @@ class Run:
         self.batches = Batches(reader, range(self.progress.step, loop.steps), loop.workers)
         self.started = time.monotonic() - self.progress.elapsed
         self.unsettled: Unsettled | None = None
+        work = work or Work(source.batch * loop.accumulate)
+        self.tracker = Tracker(accelerator, name, work, every=loop.report_every, finished=self.progress.step)
         bar = {"total": loop.steps, "initial": self.progress.step, "unit": "step", "mininterval": 5, "dynamic_ncols": True}
         self.bar = tqdm(**bar, disable=not self.is_main)
 
@@ -170,15 +218,15 @@ class Run:
 
     def step(self) -> None:
         """Runs a step, and settles the one before while the device computes."""
-        progress = self.progress
+        progress, rate = self.progress, self.loop.rate(self.progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.loop.rate(progress)
+            group["lr"] = rate
         seconds = self.seconds()
         with explained_memory(progress.step, self.state):
             batches = (next(self.batches) for _ in range(self.loop.accumulate))
             outcome = train_step(self.accelerator, self.model, self.optimizer, batches, self.loop.clip)
         self.settle()
-        self.unsettled = Unsettled(progress.step, outcome, seconds, self.batches.take_skipped())
+        self.unsettled = Unsettled(progress.step, rate, self.batches.waited, outcome, seconds, self.batches.take_skipped())
         progress.advance()
 
     def seconds(self) -> Tensor:
@@ -202,18 +250,23 @@ class Run:
         self.bar.update()
         if self.is_main:
             append_line(self.losses_path, {"step": last.step, "loss": loss})
+            self.tracker.report(Reported(last.step, loss, norm, last.rate, last.waited, last.outcome.levels))
         for pair in last.skipped:
             append_line(self.skipped_path, {"step": last.step, "pair": pair})
 
-    def save(self, show: Callable[[nn.Module, int], None]) -> None:
+    def save(self, show: Show) -> None:
         """Writes the state, after the check of the last step, and shows the model."""
         self.settle()
         self.state.save(self.is_main)
         if self.is_main:
             plot_losses(self.losses_path, self.folder / "loss.png")
-        if self.is_main or self.progress.is_sharded:
-            with torch.no_grad(), gathered(self.model):
-                show(self.accelerator.unwrap_model(self.model), self.progress.step)
+        with torch.no_grad(), gathered(self.model):
+            shown = show(self.accelerator.unwrap_model(self.model), self.progress.step)
+        if names := sorted(shown.values):
+            means = self.accelerator.reduce(torch.tensor([shown.values[name] for name in names], device=self.accelerator.device), "mean")
+            self.tracker.log(dict(zip(names, cast("Tensor", means).tolist(), strict=True)), self.progress.step)
+        if shown.images is not None:
+            self.tracker.show("sample", shown.images, self.progress.step)
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
@@ -221,6 +274,7 @@ class Run:
         for parameter, average in zip(self.progress.parameters, self.progress.average, strict=True):
             parameter.copy_(average)
         self.bar.close()
+        self.tracker.close()
         state_dict = cast("dict[str, Tensor]", get_model_state_dict(self.model, options=FULL_STATE))
         self.accelerator.free_memory()
         return state_dict
@@ -232,9 +286,10 @@ def fit(
     loop: LoopConfig,
     folder: Path,
     *,
-    show: Callable[[nn.Module, int], None] = lambda model, step: None,
+    show: Show = lambda model, step: Shown({}, None),
     options: dict[str, str] | None = None,
     takes_turns: bool = False,
+    work: Work | None = None,
 ) -> dict[str, Tensor]:
     """Returns the state dict of the trained model with the moving average of its trained parameters.
 
@@ -246,9 +301,10 @@ def fit(
         source: What makes the batches.
         loop: How long and how fast to train.
         folder: Folder of the run; a state there is resumed.
-        show: Called with the model and the number of steps when the state is saved: on the main process, of a sharded model on all.
+        show: Called with the model and the number of steps when the state is saved, on all processes.
         options: Options that must not change when the run is resumed, by name.
         takes_turns: Whether some steps leave trained parameters out.
+        work: What a step computes, for the reported rates.
 
     Raises:
         FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
@@ -257,7 +313,7 @@ def fit(
         ValueError: The folder has the state of another network or of other options.
     """
     with exclusive(folder) if PartialState(cpu=loop.cpu).is_main_process else nullcontext():
-        run = Run(model, source, loop, folder, options=options or {}, takes_turns=takes_turns)
+        run = Run(model, source, loop, folder, options=options or {}, takes_turns=takes_turns, work=work)
         while loop.done(run.progress) < 1:
             run.step()
             if run.progress.step % loop.save_every == 0 or loop.done(run.progress) >= 1:
@@ -278,10 +334,12 @@ def train_step(
         clip: Largest norm of the gradient.
     """
     total = norm = torch.zeros((), device=accelerator.device)
+    levels, network = [], extract_model_from_parallel(model)
     for batch in batches:
         with accelerator.accumulate(model):
             loss = model(**batch)
             total = total + mean_of_processes(loss.detach(), accelerator) / accelerator.gradient_accumulation_steps
+            levels += [accelerator.gather(network.levels)] if hasattr(network, "levels") else []
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = cast("Tensor", accelerator.clip_grad_norm_(model.parameters(), clip))
@@ -289,7 +347,7 @@ def train_step(
                 optimizer.optimizer.found_inf = (~(total.isfinite() & norm.isfinite())).float()  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return Outcome(total, norm)
+    return Outcome(total, norm, torch.cat(levels) if levels else None)
 
 
 def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:

@@ -107,10 +107,15 @@ class Pictures:
 
 
 class FlowMatching(nn.Module):
-    """Upsampler and DiT with their common loss."""
+    """Upsampler and DiT with their common loss.
+
+    Attributes:
+        levels: (B, 2): noise level and squared error of the velocity of each sample of the last batch.
+    """
 
     upsampler: Upsampler
     dit: SimpleGVRDiT
+    levels: Tensor
 
     def __init__(self, upsampler: Upsampler, dit: SimpleGVRDiT, pictures: Pictures, config: LossConfig):
         super().__init__()
@@ -155,7 +160,9 @@ class FlowMatching(nn.Module):
             if target is not None:
                 error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), target)
                 loss = loss + self.config.perceptual * ((1 - sigma) * error).mean()  # a high noise level has no detail
-        return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
+        target_velocity = velocity_target(z_hr, noise)
+        self.levels = torch.stack((sigma.flatten(), (velocity.detach() - target_velocity).square().mean((1, 2, 3, 4))), dim=1)
+        return loss + F.mse_loss(velocity, target_velocity)
 
 
 def noised_condition(

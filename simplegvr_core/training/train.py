@@ -3,35 +3,34 @@
 B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent pixels; latents are normalised
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from math import prod
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
+from ..latent_space import LATENT_CHANNELS, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
+from ..planning.flops import dit_flops
 from ..planning.paths import check_folder
-from ..sampling.super_resolve import SamplingConfig, super_resolve
+from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
-from ..video.frames import resize_frames, to_images
-from ..video.write import write_video
 from .batches import Crop, NoisedPairs, PairSampler
 from .cost import training_cost
-from .draws import Draws
 from .loop import LoopConfig, fit
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
 from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
+from .tracking import Work
+from .validation import Validation
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,9 @@ class Train:
     """Curve of `simplegvr curve`, whose timestep density is highest where detail appears. Without it the density is uniform."""
     footage: tuple[Path, ...] = ()
     """Folders of video and photographs, of which pairs are made at every step, in place of --pairs; needs TinyVAE as --vae."""
+    held_out: tuple[Path, ...] = ()
+    """Folders of pairs that are not trained on. With every saved state their loss is reported and, with --vae, the ST-LPIPS of samples;
+    previews show one of them in place of a training crop."""
     contexts: Path | None = None
     """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
     features of its caption. Without it every sample has the null prompt."""
@@ -99,21 +101,24 @@ class Train:
         """
         self.check()
         vae = load_vae(self.vae) if self.vae else None
-        sampler = self.sampler(vae)
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
         upsampler, dit = self.networks()
         config = LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16, self.sampling.noise_order)
         model = FlowMatching(upsampler, dit, pictures, config)
         curve = load_curve(self.curve) if self.curve else None
-        source = NoisedPairs(sampler, dit.config.text_dim, FlowNoise(self.noise_range, curve))
-        trained = fit(model, source, self.loop, self.out, show=self.preview(vae, sampler), options=self.lasting_options())
+        source = NoisedPairs(self.sampler(vae), dit.config.text_dim, FlowNoise(self.noise_range, curve))
+        samples, grid = self.crop.batch * self.loop.accumulate, token_grid((self.crop.latent_frames, *self.crop.size))
+        flops = 3 * dit_flops(dit.config, self.attention, grid).total  # forward, twice that back; what is recomputed is no work
+        work = Work(samples, samples * prod(grid), samples * flops)
+        options = self.lasting_options()
+        trained = fit(model, source, self.loop, self.out, show=self.validation(source, vae), options=options, work=work)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, curve, vae) | summarize_losses(self.out)
 
     def lasting_options(self) -> dict[str, str]:
         """Returns the options that must not change when the run is resumed, by name."""
-        free = {"out", "vae", "loop"}
+        free = {"out", "vae", "loop", "held_out"}
         return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
     def check(self) -> None:
@@ -181,27 +186,11 @@ class Train:
         checkpoint.load_strict(dit, weights, self.init_dit)
         return dit
 
-    def preview(self, vae: TinyVAE | WanVAE | None, sampler: PairSampler | OnlinePairs) -> Callable[[nn.Module, int], None]:
-        """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one training crop."""
-        draws = Draws(self.loop.seed, 0, range(1), 1)
-        batch = sampler.pairs_of(sampler.read(draws, self.dit.text_dim), draws)
-        z_lr, z_hr = batch["z_lr"][:1].cpu(), batch["z_hr"][:1].cpu()
-        height, width = z_hr.shape[3:]
-
-        def show(model: nn.Module, step: int) -> None:
-            assert isinstance(model, FlowMatching)
-            device = next(model.dit.parameters()).device
-            model.eval()
-            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), (height, width), sampling=self.sampling, noise_seed=1)
-            model.train()
-            if not PartialState().is_main_process:
-                return
-            videos = [decode_preview(latent.to(device), vae).cpu() for latent in (z_lr, z, z_hr)]
-            _, _, _, *size = videos[-1].shape
-            videos = [resize_frames(video, (size[0], size[1]), "nearest-exact") for video in videos]
-            write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
-
-        return show
+    def validation(self, source: NoisedPairs, vae: TinyVAE | WanVAE | None) -> Validation:
+        """Returns what shows the model in training, on the held-out pairs or else on crops of the training's."""
+        if self.held_out:
+            source = replace(source, sampler=PairSampler(self.held_out, self.crop, self.contexts, self.null_prompt))
+        return Validation(source, bool(self.held_out), self.sampling, vae, self.out, self.loop.seed)
 
     def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None, vae: TinyVAE | WanVAE | None) -> dict:
         """Writes both networks as float16, or the LoRA.
@@ -233,15 +222,3 @@ class Train:
         checkpoint.save(dit, "dit", checkpoint.half(checkpoint.part(trained, "dit.")), **configs)
         checkpoint.save(upsampler, "upsampler", checkpoint.half(checkpoint.part(trained, "upsampler.")), model=model.upsampler.config)
         return {"dit": str(dit), "upsampler": str(upsampler)}
-
-
-def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
-    """Returns a latent's video in [-1, 1]: (1, 3, F, 8H, 8W) decoded, or (1, 3, T, H, W) in ComfyUI's preview colors.
-
-    Args:
-        z: Latent (1, 16, T, H, W).
-        vae: Its autoencoder, None for preview colors.
-    """
-    if vae is not None:
-        return vae.to(z.device).decode(z)
-    return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype, device=z.device))
