@@ -156,6 +156,14 @@ def test_gradient_checkpointing_changes_no_loss(smoke, tmp_path):
     torch.testing.assert_close(losses(tmp_path / "recomputed"), losses(smoke.out), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow  # a compiler runs
+def test_compiled_blocks_have_the_same_losses(smoke, tmp_path):
+    smoke.run()
+    replace(smoke, loop=replace(LOOP, compile=True), out=tmp_path / "compiled").run()
+    torch.testing.assert_close(losses(tmp_path / "compiled"), losses(smoke.out), atol=1e-4, rtol=0)
+    assert load_dit(tmp_path / "compiled" / "dit.safetensors")
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["stock", "prefixed"])
 def test_it_starts_from_a_stock_text_to_video_model(smoke, tmp_path, prefix):
     t2v = random_weights(SimpleGVRDiT(replace(SIZES, in_dim=16), smoke.attention))

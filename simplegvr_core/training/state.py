@@ -28,7 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ..files import atomic_write, write_text
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-WHOLE, PARTS = "state.pt", "state_*"
+WHOLE, PARTS = "state.pt", "state_[0-9]*"
 LAST_WRITTEN, RUN = ".metadata", "run.json"  # in a folder of parts
 
 
