@@ -39,7 +39,7 @@ def smoke(tmp_path_factory) -> Train:
 def sharded(smoke: Train, out: Path, steps: int, *before: str) -> subprocess.CompletedProcess:
     """Trains on two sharded processes."""
     launcher = [*before, sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "simplegvr_core", "train"]
-    options = ["--preset", "smoke", "--pairs", smoke.pairs[0], "--out", out]
+    options = ["--preset", "smoke", "--pairs", smoke.pairs[0], "--held-out", smoke.pairs[0], "--out", out]
     loop = ["--loop.shard", "--loop.cpu", "--loop.steps", steps, "--loop.save-every", 2, "--loop.warmup", 2]
     rest = ["--loop.schedule", "constant", "--loop.ema", 0.9]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}

@@ -29,7 +29,7 @@ from ..tiling import OutOfMemory
 from .draws import Batch, Source
 from .losses import append_line, keep_steps, plot_losses
 from .reader import Batches, Reader
-from .sharding import blocks, gathered, shard
+from .sharding import blocks, shard
 from .state import FULL_STATE, Progress, TrainingState
 from .tracking import Reported, Tracker, TrackerName, Work, chosen_tracker
 
@@ -260,7 +260,7 @@ class Run:
         self.state.save(self.is_main)
         if self.is_main:
             plot_losses(self.losses_path, self.folder / "loss.png")
-        with torch.no_grad(), gathered(self.model):
+        with torch.no_grad():
             shown = show(self.accelerator.unwrap_model(self.model), self.progress.step)
         if names := sorted(shown.values):
             means = self.accelerator.reduce(torch.tensor([shown.values[name] for name in names], device=self.accelerator.device), "mean")

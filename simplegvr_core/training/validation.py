@@ -21,6 +21,7 @@ from .batches import NoisedPairs
 from .draws import Batch, Draws
 from .loop import Shown
 from .loss import FlowMatching
+from .sharding import gathered
 
 VALIDATED = 8  # crops whose loss is measured, over all processes
 
@@ -62,7 +63,7 @@ class Validation:
         size = z_hr.shape[3], z_hr.shape[4]
         model.eval()
         context = batches[0]["context"]
-        with mixed_precision(device):
+        with mixed_precision(device), gathered(model):
             z = super_resolve(model.dit, model.upsampler, z_lr, size, sampling=self.sampling, context=context, noise_seed=1)
         model.train()
         measured = self.is_held_out and self.vae is not None
