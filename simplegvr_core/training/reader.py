@@ -5,7 +5,6 @@ has that: the training process has the threads of its collective operations and 
 """
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .draws import Batch, Draws, Source
 
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+PRELOADED = [f"{__package__}.{name}" for name in ("batches", "loss")]  # in the clean process, once for all workers
 UNREADABLE = ValueError, OSError  # that a source raises for its files: the training process raises them as they are
 
 
@@ -79,8 +79,7 @@ class Batches:
         factory = {"pin_memory": reader.device.type == "cuda", "generator": torch.Generator()}
         if workers:
             context = multiprocessing.get_context(START_METHOD)
-            own = __name__.partition(".")[0]
-            context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == own])
+            context.set_forkserver_preload(PRELOADED)
             factory |= {"num_workers": workers, "multiprocessing_context": context, "worker_init_fn": end_with_training}
         self.loader = zip(numbers, DataLoader(reader, batch_size=None, sampler=numbers, **factory), strict=False)
 
