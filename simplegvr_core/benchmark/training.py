@@ -36,6 +36,7 @@ class TimedNetwork(nn.Module):
         super().__init__()
         self.seconds, self.network = seconds, nn.Conv3d(16, 16, 1)
         nn.init.eye_(self.network.weight.data[..., 0, 0, 0])
+        nn.init.zeros_(self.network.bias)  # the same in all processes
 
     def forward(self, *, z_hr: Tensor, noise: Tensor, sigma: Tensor, **_: Tensor) -> Tensor:
         end = time.monotonic() + self.seconds * len(z_hr)
