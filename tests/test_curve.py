@@ -10,7 +10,8 @@ from conftest import REPO
 
 from simplegvr_core.sampling.timesteps import Curve, load_curve
 from simplegvr_core.training.build_pairs import BuildPairs
-from simplegvr_core.training.loss import sample_noise
+from simplegvr_core.training.draws import Draws
+from simplegvr_core.training.loss import FlowNoise
 from simplegvr_core.training.measure_curve import MeasureCurve, high_frequencies
 from simplegvr_core.training.presets import PRESETS
 
@@ -58,7 +59,7 @@ def test_draws_follow_the_density():
 
 
 def test_training_draws_from_the_curve():
-    noise = sample_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), CURVE, torch.Generator().manual_seed(0))
+    noise = FlowNoise((0.3, 0.6), CURVE)(torch.zeros(4000, 1, 1, 1, 1), Draws(0, 0, range(4000), 4000))
     assert (noise["sigma"] > 0.75).float().mean() > 0.65
 
 

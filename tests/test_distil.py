@@ -12,6 +12,7 @@ from simplegvr_core.networks.upsampler import VARIANTS, LatentUpsampler
 from simplegvr_core.sampling.super_resolve import SamplingConfig, super_resolve
 from simplegvr_core.training.distil import PRESETS
 from simplegvr_core.training.dmd2 import DMD2, DMD2Config, matching_loss, sample_matching_noise
+from simplegvr_core.training.draws import Draws
 from simplegvr_core.training.loss import Pictures
 from simplegvr_core.training.one_step import STUDENT, OneStep, OneStepConfig
 
@@ -70,7 +71,7 @@ def test_the_student_moves_once_in_five_updates_of_the_fake_score(turn, moves, g
     config = DMD2Config(SamplingConfig(steps=2), guidance=guidance, fake_updates=5, bf16=False)
     model = DMD2(LatentUpsampler(VARIANTS["bilinear"]), small_dit(), NO_PICTURES, config)
     sample = batch()
-    model(**sample, **sample_matching_noise(sample["z_hr"], generator()) | {"turn": torch.full((2,), turn)}).backward()
+    model(**sample, **sample_matching_noise(sample["z_hr"], Draws(0, 0, range(2), 2)) | {"turn": torch.full((2,), turn)}).backward()
     student, fake = model.dit.head.head.weight.grad, model.fake.head.head.weight.grad
     assert fake.any() and (student is not None and bool(student.any())) == moves
 

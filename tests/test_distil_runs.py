@@ -24,8 +24,9 @@ from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.distil import PRESETS, Distil
 from simplegvr_core.training.dmd2 import DMD2
-from simplegvr_core.training.loop import LoopConfig, read_losses
+from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.lora import lora_parameters
+from simplegvr_core.training.losses import read_losses
 from simplegvr_core.training.one_step import STUDENT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,7 +54,7 @@ def base(tmp_path_factory) -> Distil:
         attention=teacher.attention,
         bf16=False,
         crop=Crop(num_frames=5, size=(4, 6), batch=2),
-        loop=LoopConfig(steps=4, learning_rate=3e-3, warmup=1, decay=False, ema=0.5, save_every=2, cpu=True),
+        loop=LoopConfig(steps=4, learning_rate=3e-3, warmup=1, schedule="constant", ema=0.5, save_every=2, cpu=True),
     )
 
 

@@ -10,9 +10,11 @@ from test_pairs import footage
 
 from simplegvr_core.files import GVR_TINY_VAE
 from simplegvr_core.networks.tiny_vae import load_tiny_vae
-from simplegvr_core.training.batches import Crop
+from simplegvr_core.training.batches import Crop, NoisedPairs
+from simplegvr_core.training.draws import Draws
 from simplegvr_core.training.loss import Pictures
 from simplegvr_core.training.online_pairs import OnlinePairs
+from simplegvr_core.training.reader import Batches, Reader
 from simplegvr_core.video.write import write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,7 +42,7 @@ def pairs(tmp_path_factory):
     """Pairs of a photograph that is a ramp."""
     folder = tmp_path_factory.mktemp("footage")
     write_photograph(folder / "photos" / "ramp.png", ramp())
-    return OnlinePairs([folder], load_tiny_vae(GVR_TINY_VAE), CROP, "cpu")
+    return OnlinePairs([folder], load_tiny_vae(GVR_TINY_VAE), CROP)
 
 
 def test_a_camera_over_a_ramp_sees_straight_lines_that_move(pairs):
@@ -63,7 +65,10 @@ def test_crops_follow_from_the_generator_alone(pairs):
 
 
 def test_a_pair_is_the_encoded_crop_and_the_encoded_small_one(pairs):
-    sampled = [pairs.sample(generator(seed), 7) for seed in range(6)]
+    sampled = []
+    for step in range(6):
+        draws = Draws(0, step, range(3), 3)
+        sampled.append(pairs.pairs_of(pairs.read(draws, 7), draws))
     sides = {batch["z_lr"].shape[-1] for batch in sampled}
     assert len(sides) > 1 and sides <= {2, 3, 4}  # ratios from 1.5 to 4
     for batch in sampled:
@@ -72,9 +77,28 @@ def test_a_pair_is_the_encoded_crop_and_the_encoded_small_one(pairs):
         torch.testing.assert_close(low, high, atol=0.05, rtol=0.05)  # of one picture
 
 
+def no_noise(z_hr: torch.Tensor, draws: Draws) -> dict[str, torch.Tensor]:
+    return {}
+
+
+def test_workers_make_the_crops_that_the_training_process_makes(pairs):
+    """The footage is in shared memory, and the samples of two processes are those of one."""
+    source = NoisedPairs(pairs, 7, no_noise)
+
+    def batches(workers: int, process: int = 0, processes: int = 1) -> list[dict[str, torch.Tensor]]:
+        reader = Reader(source, torch.device("cpu"), seed=5, accumulate=1, process=process, processes=processes)
+        return [next(reading) for reading in [Batches(reader, range(2), workers)] for _ in range(2)]
+
+    alone, ahead, parts = batches(0), batches(1), [batches(0, process, 3) for process in range(3)]
+    for step, batch in enumerate(alone):
+        for name, tensor in batch.items():
+            torch.testing.assert_close(ahead[step][name], tensor)
+            torch.testing.assert_close(torch.cat([part[step][name] for part in parts]), tensor)
+
+
 def test_video_gives_crops_of_its_own_size_and_smaller(tmp_path):
     write_video(tmp_path / "a.mp4", footage(5, 96, 128), Fraction(24))
-    pairs = OnlinePairs([tmp_path], load_tiny_vae(GVR_TINY_VAE), CROP, "cpu")
+    pairs = OnlinePairs([tmp_path], load_tiny_vae(GVR_TINY_VAE), CROP)
     assert not pairs.photographs and len(pairs.clips) == 1
     crops = [pairs.crop_of_clip(generator(seed)) for seed in range(4)]
     assert all(crop.shape == (5, 48, 48, 3) for crop in crops) and not np.array_equal(crops[0], crops[1])
@@ -83,15 +107,15 @@ def test_video_gives_crops_of_its_own_size_and_smaller(tmp_path):
 def test_footage_that_cannot_be_used_is_named(tmp_path):
     vae = load_tiny_vae(GVR_TINY_VAE)
     with pytest.raises(ValueError, match="has no video and no photograph of 96 pixels"):
-        OnlinePairs([tmp_path], vae, CROP, "cpu")
+        OnlinePairs([tmp_path], vae, CROP)
     with pytest.raises(ValueError, match=r"--crop.size is \(6, 9\)"):
-        OnlinePairs([tmp_path], vae, Crop(num_frames=5, size=(6, 9), batch=1), "cpu")
+        OnlinePairs([tmp_path], vae, Crop(num_frames=5, size=(6, 9), batch=1))
     write_video(tmp_path / "small.mp4", footage(5, 40, 96), Fraction(24))
     with pytest.raises(ValueError, match="less than 48 pixels a side"):
-        OnlinePairs([tmp_path], vae, CROP, "cpu")
+        OnlinePairs([tmp_path], vae, CROP)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.jpg is not a picture"):
-        OnlinePairs([tmp_path], vae, CROP, "cpu")
+        OnlinePairs([tmp_path], vae, CROP)
 
 
 def test_noise_counts_where_the_target_is_flat_alone():

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import REPO, random_weights
@@ -19,10 +21,11 @@ from simplegvr_core.networks.block_causal_config import BlockCausalConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT, load_dit
 from simplegvr_core.networks.tiny_vae import TinyVAEConfig, load_tiny_vae
 from simplegvr_core.networks.upsampler import VARIANTS, load_upsampler
-from simplegvr_core.training.batches import Crop, PairSampler
+from simplegvr_core.training.batches import Crop, PairSampler, bucket_of_step
 from simplegvr_core.training.build_pairs import BuildPairs
+from simplegvr_core.training.draws import Draws
 from simplegvr_core.training.loop import LoopConfig
-from simplegvr_core.training.loss import FlowMatching, LossConfig, Pictures, sample_noise
+from simplegvr_core.training.loss import FlowMatching, FlowNoise, LossConfig, Pictures
 from simplegvr_core.training.pairs import Pairs
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.train_vae import Crops, TrainVAE
@@ -70,6 +73,7 @@ def test_files_load_and_carry_what_they_were_trained_with(smoke):
     model, config = load_dit(Path(result["dit"]))
     assert model.attention == smoke.attention
     assert config["trained"]["noise_range"] == [0.0, 0.3]
+    assert config["trained"]["optimizer"]["betas"] == [0.9, 0.99]
     assert config["sampling"]["denoise"] == smoke.sampling.denoise
     assert load_upsampler(Path(result["upsampler"])).out.conv.weight.any()
     assert result["steps"] == 4
@@ -89,14 +93,16 @@ def test_previews_without_an_autoencoder_show_colors(smoke):
 
 
 def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
-    arguments = ["--pairs", pairs, "--loop.steps", 12, "--loop.save-every", 4, "--loop.cpu"]
+    arguments = ["--pairs", pairs, "--loop.steps", 12, "--loop.save-every", 4, "--loop.accumulate", 2, "--loop.workers", 2, "--loop.cpu"]
     whole = subprocess.run(command(*arguments, "--out", tmp_path / "whole"), env=ENVIRONMENT, capture_output=True, text=True, check=True)
     process = subprocess.Popen(command(*arguments, "--out", tmp_path / "killed"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / "state.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     assert process.wait() != 0
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=60)[1]  # they end, too
     again = subprocess.run(command(*arguments, "--out", tmp_path / "killed"), env=ENVIRONMENT, capture_output=True, text=True, check=True)
     results = [json.loads(run.stdout.splitlines()[-1]) for run in (whole, again)]
     assert results[0]["loss_last"] == results[1]["loss_last"]
@@ -104,13 +110,17 @@ def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
 
 
 def test_two_processes_have_the_losses_of_one_when_resumed_too(pairs, smoke, tmp_path):
-    arguments = ["--pairs", pairs, "--loop.warmup", 2, "--loop.no-decay", "--loop.cpu", "--out", tmp_path / "two"]
+    arguments = ["--pairs", pairs, "--loop.warmup", 2, "--loop.schedule", "constant", "--loop.cpu", "--out", tmp_path / "two"]
     for steps in (2, 4):
         ran = subprocess.run(
-            command(*arguments, "--loop.steps", steps, processes=2), env=ENVIRONMENT, capture_output=True, text=True, check=False
+            command(*arguments, "--loop.steps", steps, "--loop.workers", 1, processes=2),
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ran.returncode == 0, ran.stderr[-3000:]
-    replace(smoke, loop=replace(PRESETS["smoke"].loop, steps=4, warmup=2, decay=False, cpu=True)).run()
+    replace(smoke, loop=replace(PRESETS["smoke"].loop, steps=4, warmup=2, schedule="constant", cpu=True)).run()
     torch.testing.assert_close(losses(tmp_path / "two"), losses(smoke.out), atol=1e-5, rtol=0)
     weights = [load_file(folder / "dit.safetensors") for folder in (tmp_path / "two", smoke.out)]
     torch.testing.assert_close(weights[0], weights[1], atol=1e-3, rtol=0)
@@ -144,6 +154,14 @@ def test_gradient_checkpointing_changes_no_loss(smoke, tmp_path):
     smoke.run()
     replace(smoke, gradient_checkpointing=True, out=tmp_path / "recomputed").run()
     torch.testing.assert_close(losses(tmp_path / "recomputed"), losses(smoke.out), atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow  # a compiler runs
+def test_compiled_blocks_have_the_same_losses(smoke, tmp_path):
+    smoke.run()
+    replace(smoke, loop=replace(LOOP, compile=True), out=tmp_path / "compiled").run()
+    torch.testing.assert_close(losses(tmp_path / "compiled"), losses(smoke.out), atol=1e-4, rtol=0)
+    assert load_dit(tmp_path / "compiled" / "dit.safetensors")
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["stock", "prefixed"])
@@ -200,15 +218,27 @@ def test_it_trains_with_captions(pairs, smoke, tmp_path):
 def test_captions_are_used_and_sometimes_left_out(pairs, tmp_path):
     for video in {entry["video"] for entry in Pairs(pairs).entries}:
         save_file({"context": torch.ones(3, 7)}, tmp_path / Path(video).with_suffix(".safetensors").name)
-    sampler = PairSampler((pairs,), Crop(9, (12, 12), 400), tmp_path, null_prompt=0.1)
-    context = sampler.sample(torch.Generator().manual_seed(0), text_dim=7)["context"]
+    context = PairSampler((pairs,), Crop(9, (12, 12)), tmp_path, null_prompt=0.1).read(draws(samples=400), text_dim=7)["context"]
     null = (context == 0).all(dim=2).all(dim=1)
-    assert context.shape == (400, 3, 7)
+    assert context.shape == (400, 512, 7)  # as ComfyUI pads them
+    assert (context[~null] == 1).all(dim=2).sum(dim=1).unique().tolist() == [3]
     assert 0.05 < null.float().mean() < 0.15
 
 
-def test_crops_of_both_latents_show_the_same_place(tmp_path):
-    """Pairs whose large latent repeats the cells of the small one: so do their crops."""
+def test_captions_of_too_many_tokens_are_refused(pairs, tmp_path):
+    for video in {entry["video"] for entry in Pairs(pairs).entries}:
+        save_file({"context": torch.ones(513, 7)}, tmp_path / Path(video).with_suffix(".safetensors").name)
+    with pytest.raises(ValueError, match="text features of 513 tokens, wanted at most 512"):
+        PairSampler((pairs,), Crop(9, (12, 12)), tmp_path, null_prompt=0.0).read(draws(), text_dim=7)
+
+
+def draws(step=0, samples=4, first=0, total=4):
+    return Draws(0, step, range(first, first + samples), total)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder of pairs of two scales, whose large latent repeats the latent pixels of the small one."""
     entries, tensors = [], {}
     for i, scale in enumerate((2, 3, 2)):
         z_lr = torch.randn(16, 3, 7, 11)
@@ -216,9 +246,13 @@ def test_crops_of_both_latents_show_the_same_place(tmp_path):
         entries.append({"id": i, "shard": "x.safetensors", "video": "x.mp4", "frame": i, "scale": scale})
     save_file(tensors, tmp_path / "x.safetensors")
     (tmp_path / "pairs.json").write_text(json.dumps({"pairs": entries}))
-    sampler, generator, scales = PairSampler((tmp_path,), Crop(5, (12, 6), 4)), torch.Generator().manual_seed(1), set()
-    for _ in range(8):
-        batch = sampler.sample(generator, text_dim=7)
+    return tmp_path
+
+
+def test_crops_of_both_latents_show_the_same_place(mixed):
+    sampler, scales = PairSampler((mixed,), Crop(5, (12, 6), 4)), set()
+    for step in range(8):
+        batch = sampler.read(draws(step), text_dim=7)
         assert batch["z_hr"].shape == (4, 16, 2, 12, 6)
         scale = 12 // batch["z_lr"].shape[3]
         assert torch.equal(batch["z_hr"], repeat_cells(batch["z_lr"], scale))
@@ -226,12 +260,54 @@ def test_crops_of_both_latents_show_the_same_place(tmp_path):
     assert scales == {2, 3}
 
 
+def test_a_sample_depends_on_its_numbers_alone(mixed):
+    sampler, noise = PairSampler((mixed,), Crop(5, (12, 6), 4)), FlowNoise((0.3, 0.6), None)
+    whole, part = sampler.read(draws(3), 7), sampler.read(draws(3, samples=1, first=2), 7)
+    assert torch.equal(whole["z_hr"][2:3], part["z_hr"])
+    noises = noise(whole["z_hr"], draws(3)), noise(part["z_hr"], draws(3, samples=1, first=2))
+    assert all(torch.equal(noises[0][name][2:3], noises[1][name]) for name in noises[0])
+    assert not torch.equal(noises[0]["noise"][0], noises[0]["noise"][1])
+    assert not torch.equal(noises[0]["noise"], noise(whole["z_hr"], draws(4))["noise"])
+
+
+def test_an_epoch_takes_each_pair_once(mixed):
+    """Over many steps across blocks of the order too, the samples of a scale are its pairs, each once in an epoch."""
+    sampler, seen = PairSampler((mixed,), Crop(5, (12, 6), 1)), []
+    for step in (*range(4000, 4020), *range(4096, 4110)):
+        bucket, turn = bucket_of_step((2, 1), 0, step)
+        _, i = sampler.pair(0, bucket, turn)
+        if bucket == 0:
+            seen.append((turn, i))
+    turns = [turn for turn, _ in seen]
+    assert turns[:3] == list(range(turns[0], turns[0] + 3))
+    for (turn, i), (next_turn, following) in pairwise(seen):
+        if turn % 2 == 0 and next_turn == turn + 1:
+            assert {i, following} == {0, 2}
+
+
+def test_a_pair_that_is_not_finite_is_skipped_and_named(mixed, smoke):
+    tensors = load_file(mixed / "x.safetensors")
+    tensors["00001.z_lr"][:] = torch.nan
+    with pytest.raises(ValueError, match="no pair of scale 3 is finite"):
+        save_file(tensors, mixed / "x.safetensors")
+        sampler = PairSampler((mixed,), Crop(5, (12, 6), 4))
+        [sampler.read(draws(step), 7) for step in range(8)]
+    tensors["00001.z_lr"], tensors["00002.z_hr"] = torch.zeros(16, 3, 7, 11).half(), torch.full((16, 3, 14, 22), torch.inf).half()
+    save_file(tensors, mixed / "x.safetensors")
+    run = replace(smoke, pairs=(mixed,), crop=Crop(5, (12, 6), 4), loop=replace(LOOP, workers=1))
+    assert run.run()["skipped"] > 0
+    skipped = [json.loads(line) for line in (smoke.out / "skipped.jsonl").read_text().splitlines()]
+    assert {line["pair"] for line in skipped} == {f"{mixed / 'x.safetensors'} pair 2"}
+    assert {line["step"] for line in skipped} == {step for step in range(4) if bucket_of_step((2, 1), 0, step)[0] == 0}
+    assert all(torch.isfinite(torch.tensor(losses(smoke.out))))
+
+
 def repeat_cells(z, scale):
     return z.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
 def test_noise_levels_are_uniform_and_augmentation_levels_in_their_range():
-    noise = sample_noise(torch.zeros(4000, 1, 1, 1, 1), (0.3, 0.6), None, torch.Generator().manual_seed(0))
+    noise = FlowNoise((0.3, 0.6), None)(torch.zeros(4000, 1, 1, 1, 1), draws(samples=4000))
     assert torch.histc(noise["sigma"], 4, 0, 1).min() > 850
     assert noise["noise_augmentation"].min() >= 0.3
     assert noise["noise_augmentation"].max() <= 0.6
@@ -246,7 +322,7 @@ def test_training_noises_the_condition_on_the_side_of_the_upsampler_that_is_aske
     random_weights(upsampler)
     generator = torch.Generator().manual_seed(0)
     z_lr, z_hr = torch.randn(2, 16, 3, 4, 5, generator=generator), torch.randn(2, 16, 3, 6, 8, generator=generator)
-    sample = sample_noise(z_hr, (0.3, 0.6), None, generator)
+    sample = FlowNoise((0.3, 0.6), None)(z_hr, draws(samples=2))
     level, noise = sample["noise_augmentation"], sample["condition_noise"]
     formulas = {
         "after_upsampler": (1 - level) * upsampler(z_lr, (6, 8)) + level * noise,

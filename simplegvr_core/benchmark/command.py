@@ -1,4 +1,4 @@
-"""Benchmarks: `simplegvr benchmark {attention,scaling,model,cascade,chain,memory,seams,table-2,all,gpu} --help`."""
+"""Benchmarks: `simplegvr benchmark {attention,scaling,model,cascade,chain,memory,seams,training,table-2,all,gpu} --help`."""
 
 from collections.abc import Sequence
 

@@ -18,6 +18,7 @@ from .machine import Options
 from .memory import MemoryBenchmark
 from .network import CascadeBenchmark, NetworkBenchmark
 from .seams import SeamBenchmark
+from .training import TrainingBenchmark
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ COMMANDS = {
     "scaling": ScalingBenchmark,
     "memory": MemoryBenchmark,
     "seams": SeamBenchmark,
+    "training": TrainingBenchmark,
     "table-2": Table2,
     "all": All,
 }

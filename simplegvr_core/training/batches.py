@@ -6,15 +6,26 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent 
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..latent_space import latent_frames
+from ..planning.network_memory import TEXT_TOKENS
+from ..sampling.context import read_context
+from .draws import READING, Batch, Draws, philox
 from .pairs import Pairs
+
+BUCKET, ORDER = 4, 5  # fields of the random numbers, after those of draws.py
+BLOCK = 4096  # steps whose buckets are chosen at once
+
+NoiseOf = Callable[[Tensor, Draws], Batch]
+"""(z_hr (B, 16, T, H, W), draws) -> the objective's random tensors (B, ...), on the device of z_hr."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,48 @@ class Crop:
         return latent_frames(self.num_frames)
 
 
+class Sampler(Protocol):
+    """What samples latent pairs."""
+
+    crop: Crop
+
+    def read(self, draws: Draws, text_dim: int) -> dict[str, Any]:
+        """Returns Source.read's tensors, of them "context" (B, S, text_dim)."""
+        ...
+
+    def pairs_of(self, batch: Batch, draws: Draws) -> Batch:
+        """Returns the batch with "z_lr" (B, 16, T, h, w) and "z_hr" (B, 16, T, H, W), on the training device."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoisedPairs:
+    """A Source: pairs, and the noise of an objective.
+
+    Attributes:
+        sampler: What samples the pairs.
+        text_dim: Width of the text features.
+        noise: What samples the noise.
+    """
+
+    sampler: Sampler
+    text_dim: int
+    noise: NoiseOf
+
+    @property
+    def batch(self) -> int:
+        return self.sampler.crop.batch
+
+    def read(self, draws: Draws) -> dict[str, Any]:
+        return self.sampler.read(draws, self.text_dim)
+
+    def finish(self, batch: Batch, draws: Draws) -> Batch:
+        batch = self.sampler.pairs_of(batch, draws)
+        return batch | self.noise(batch["z_hr"], draws)
+
+
 class PairSampler:
-    """Samples batches from folders of pairs. Pairs of one batch have one scale."""
+    """Samples batches from folders of pairs. The pairs of a step have one scale, and each pair is taken once in an epoch of its scale."""
 
     def __init__(self, folders: tuple[Path, ...], crop: Crop, contexts: Path | None = None, null_prompt: float = 1.0):
         """Reads the folders' indices.
@@ -50,11 +101,12 @@ class PairSampler:
             ValueError: The crops do not fit the pairs; names the option.
         """
         self.crop, self.contexts, self.null_prompt = crop, contexts, null_prompt
-        self.pairs = [(pairs, i) for pairs in map(Pairs, folders) for i in range(len(pairs))]
-        self.by_scale: dict[Fraction, list[int]] = {}
-        for index, (pairs, i) in enumerate(self.pairs):
-            self.by_scale.setdefault(pairs.scales[i], []).append(index)
-        for scale in self.by_scale:
+        by_scale: dict[Fraction, list[tuple[Pairs, int]]] = {}
+        for pairs in map(Pairs, folders):
+            for i, scale in enumerate(pairs.scales):
+                by_scale.setdefault(scale, []).append((pairs, i))
+        self.buckets = list(by_scale.values())
+        for scale in by_scale:
             if scale.denominator == 1 and any(side % scale for side in crop.size):
                 raise ValueError(f"--crop.size is {crop.size} latent pixels, wanted multiples of {scale}, a scale of the pairs")
             if min(crop.size) < scale.numerator:
@@ -62,46 +114,101 @@ class PairSampler:
         if crop.num_frames % 4 != 1:
             raise ValueError(f"--crop.num-frames is {crop.num_frames}, wanted 4 times a number of latent frames plus 1, such as 17 or 77")
 
-    def sample(self, generator: torch.Generator, text_dim: int) -> dict[str, Tensor]:
-        """Returns {"z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W), "context" (B, S, text_dim)}, float32, on the CPU.
+    def read(self, draws: Draws, text_dim: int) -> dict[str, Any]:
+        """Returns {"z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W), "context" (B, S, text_dim)}, float32, on the CPU, and "skipped".
+
+        A pair that is not finite is skipped for the next of its epoch; "skipped" names the skipped ones. With captions S is
+        TEXT_TOKENS, as in ComfyUI; without, 1.
 
         Args:
-            generator: Source of all randomness.
+            draws: The samples.
             text_dim: Width of the text features.
+
+        Raises:
+            ValueError: A pair cannot be read, is smaller than a crop, or none of a scale is finite.
         """
+        bucket, turn = bucket_of_step(tuple(map(len, self.buckets)), draws.seed, draws.step)
+        latents, contexts, skipped = [], [], []
+        for sample, generator in zip(draws.samples, draws.generators(READING), strict=True):
+            is_null = bool(torch.rand((), generator=generator) < self.null_prompt)
+            state = generator.get_state()
+            for attempt in range(len(self.buckets[bucket])):
+                pairs, i = self.pair(draws.seed, bucket, turn * draws.total + sample, attempt)
+                crop = self.cut(pairs, i, generator.set_state(state))
+                if all(z.isfinite().all() for z in crop):
+                    break
+                skipped.append(f"{pairs.folder / pairs.entries[i]['shard']} pair {pairs.entries[i]['id']}")
+            else:
+                raise ValueError(f"no pair of scale {pairs.scales[i]} is finite, such as {skipped[0]}: build the pairs again")
+            latents.append(crop)
+            contexts.append(self.context(pairs, i, text_dim, is_null))
+        z_lr, z_hr = map(torch.stack, zip(*latents, strict=True))
+        return {"z_lr": z_lr, "z_hr": z_hr, "context": torch.stack(contexts), "skipped": skipped}
 
-        def below(limit: int) -> int:
-            return int(torch.randint(limit, (), generator=generator))
+    def pairs_of(self, batch: Batch, draws: Draws) -> Batch:
+        """Returns the batch as it is: read has the pairs."""
+        return batch
 
-        pairs, i = self.pairs[below(len(self.pairs))]
-        same_scale = self.by_scale[pairs.scales[i]]
-        chosen = [self.pairs[same_scale[below(len(same_scale))]] for _ in range(self.crop.batch)]
-        z_lr, z_hr = zip(*(self.cut(*pair, below) for pair in chosen), strict=True)
-        null = torch.rand(self.crop.batch, generator=generator) < self.null_prompt
-        contexts = [self.context(*pair, text_dim, is_null) for pair, is_null in zip(chosen, null.tolist(), strict=True)]
-        return {"z_lr": torch.stack(z_lr), "z_hr": torch.stack(z_hr), "context": pad_sequence(contexts, batch_first=True)}
+    def pair(self, seed: int, bucket: int, number: int, attempt: int = 0) -> tuple[Pairs, int]:
+        """Returns the pair with a number in the endless sequence of a bucket, whose every epoch has an order of its own.
 
-    def cut(self, pairs: Pairs, i: int, below: Callable[[int], int]) -> tuple[Tensor, Tensor]:
-        """Returns the same random part of both latents of pair i. below: limit -> random integer below it."""
-        z_lr, z_hr = pairs[i]
+        Args:
+            seed: Seed of the run.
+            bucket: Number of the bucket.
+            number: Number of the pair.
+            attempt: Above 0, the pair so many places later in the same epoch.
+        """
+        pairs = self.buckets[bucket]
+        epoch, place = divmod(number, len(pairs))
+        return pairs[order_of_epoch(len(pairs), seed, bucket, epoch)[(place + attempt) % len(pairs)]]
+
+    def cut(self, pairs: Pairs, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns the same random part of both latents of pair i, of which nothing else is read."""
         large, small = pairs.scales[i].as_integer_ratio()
         rows, columns = (side // large for side in self.crop.size)
         height, width, frames = rows * large, columns * large, self.crop.latent_frames
-        if any(have < want for have, want in zip(z_hr.shape[1:], (frames, height, width), strict=True)):
-            raise ValueError(
-                f"{pairs.folder} has a pair of {tuple(z_hr.shape[1:])} latent frames, rows, columns, crops want {(frames, height, width)}: "
-                "make --crop.size or --crop.num-frames smaller, or build pairs of larger or longer video"
+        with pairs.open(i) as (z_lr, z_hr):
+            extent = z_hr.get_shape()[1:]
+            if any(have < want for have, want in zip(extent, (frames, height, width), strict=True)):
+                raise ValueError(
+                    f"{pairs.folder} has a pair of {tuple(extent)} latent frames, rows, columns, crops want {(frames, height, width)}: "
+                    "make --crop.size or --crop.num-frames smaller, or build pairs of larger or longer video"
+                )
+            y, x = (
+                int(torch.randint((have - want) // large + 1, (), generator=generator))
+                for have, want in zip(extent[1:], (height, width), strict=True)
             )
-        y, x = (below((have - want) // large + 1) for have, want in zip(z_hr.shape[2:], (height, width), strict=True))
-        low = z_lr[:, :frames, y * small : (y + rows) * small, x * small : (x + columns) * small]
-        return low, z_hr[:, :frames, y * large : y * large + height, x * large : x * large + width]
+            low = z_lr[:, :frames, y * small : (y + rows) * small, x * small : (x + columns) * small]
+            return low.float(), z_hr[:, :frames, y * large : y * large + height, x * large : x * large + width].float()
 
     def context(self, pairs: Pairs, i: int, text_dim: int, is_null: bool) -> Tensor:
-        """Returns text features (S, text_dim); one row of zeros is the null prompt."""
-        if is_null or self.contexts is None:
+        """Returns text features (S, text_dim); zeros are the null prompt. Raises ValueError when they cannot be read or are too long."""
+        if self.contexts is None:
             return torch.zeros(1, text_dim)
+        if is_null:
+            return torch.zeros(TEXT_TOKENS, text_dim)
         path = (self.contexts / pairs.entries[i]["video"]).with_suffix(".safetensors")
-        context = load_file(path)["context"].float()
-        if context.ndim != 2 or context.shape[1] != text_dim:
-            raise ValueError(f"{path} has a context of shape {tuple(context.shape)}, wanted (tokens, {text_dim})")
-        return context
+        context = read_context(path, text_dim)
+        if len(context) > TEXT_TOKENS:
+            raise ValueError(f"{path} has text features of {len(context)} tokens, wanted at most {TEXT_TOKENS}: shorten the caption")
+        return F.pad(context, (0, 0, 0, TEXT_TOKENS - len(context)))
+
+
+def bucket_of_step(sizes: tuple[int, ...], seed: int, step: int) -> tuple[int, int]:
+    """Returns the bucket of a step, with a probability in proportion to its size, and how many steps before had the same one."""
+    block, place = divmod(step, BLOCK)
+    chosen = buckets_of_block(sizes, seed, block)
+    before = sum(int((buckets_of_block(sizes, seed, earlier) == chosen[place]).sum()) for earlier in range(block))
+    return int(chosen[place]), before + int((chosen[:place] == chosen[place]).sum())
+
+
+@lru_cache(maxsize=1024)
+def buckets_of_block(sizes: tuple[int, ...], seed: int, block: int) -> np.ndarray:
+    """Returns the buckets of BLOCK steps."""
+    return philox(seed, BUCKET, 0, block).choice(len(sizes), BLOCK, p=np.array(sizes) / sum(sizes))
+
+
+@lru_cache(maxsize=64)
+def order_of_epoch(size: int, seed: int, bucket: int, epoch: int) -> np.ndarray:
+    """Returns a random order of the pairs of a bucket."""
+    return philox(seed, ORDER, bucket, epoch).permutation(size)

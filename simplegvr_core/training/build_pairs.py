@@ -33,6 +33,7 @@ from ..networks.dit import SimpleGVRDiT, read_dit
 from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
+from ..planning.network_memory import TEXT_TOKENS
 from ..sampling.cluster import worker_pool
 from ..sampling.context import read_context
 from ..video.frames import limit_height
@@ -43,7 +44,6 @@ from .pair_maker import Base, Pair, PairMaker, fractions
 
 METADATA_KEY = "simplegvr_pairs"  # one key: several have no fixed order in the file
 WAN_CFG = 5.0  # of Wan 2.1's own script
-TEXT_TOKENS = 512  # rows that Wan is trained on, zeros behind the caption's
 
 
 class Worker:

@@ -1,6 +1,6 @@
 """Distillation of a trained SimpleGVR to few steps: `simplegvr distil --preset tiny --pairs DIR --init-dit FILE --init-upsampler FILE`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig
-from .batches import Crop, PairSampler
+from .batches import Crop, NoisedPairs, NoiseOf, PairSampler
 from .cost import BYTES_PER_PARAMETER, training_cost
 from .dmd2 import DMD2, DMD2Config, sample_matching_noise
-from .loop import LoopConfig, fit, summarize_losses
+from .loop import LoopConfig, fit
 from .lora import lora_copy, lora_parameters, lora_state_dict
 from .loss import Pictures
+from .losses import summarize_losses
 from .one_step import STUDENT, OneStep, OneStepConfig, sample_frame
 from .online_pairs import check_source, online_pairs
 
@@ -73,7 +74,7 @@ class Distil:
     """Autoencoder of the pairs."""
     crop: Crop = Crop()
     """Crops of the pairs in a batch."""
-    loop: LoopConfig = LoopConfig(steps=10_000, learning_rate=5e-6, warmup=100, decay=False, ema=0.995)
+    loop: LoopConfig = LoopConfig(steps=10_000, learning_rate=5e-6, warmup=100, schedule="constant", ema=0.995)
 
     def run(self) -> dict:
         """Distils, or resumes from the state in the folder.
@@ -91,14 +92,10 @@ class Distil:
         self.check()
         vae = load_vae(self.vae) if self.vae else None
         model, sample_noise = self.model(vae)
-        sampler = online_pairs(self.footage, vae, self.crop, self.loop) if self.footage else PairSampler(self.pairs, self.crop)
-
-        def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
-            batch = sampler.sample(generator, model.dit.config.text_dim)
-            return batch | sample_noise(batch["z_hr"], generator)
-
+        sampler = online_pairs(self.footage, vae, self.crop) if self.footage else PairSampler(self.pairs, self.crop)
+        source = NoisedPairs(sampler, model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
-        trained = fit(model, sample_batch, self.loop, self.out, options=self.lasting_options(), takes_turns=takes_turns)
+        trained = fit(model, source, self.loop, self.out, options=self.lasting_options(), takes_turns=takes_turns)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, vae) | summarize_losses(self.out)
@@ -124,7 +121,7 @@ class Distil:
         free = {"out", "vae", "loop", "strength"}
         return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
-    def model(self, vae: TinyVAE | WanVAE | None) -> tuple[OneStep | DMD2, Callable[[Tensor, torch.Generator], dict[str, Tensor]]]:
+    def model(self, vae: TinyVAE | WanVAE | None) -> tuple[OneStep | DMD2, NoiseOf]:
         """Returns the objective's network, and what samples the noise of a batch."""
         config, weights = read_dit(self.init_dit)
         dit = SimpleGVRDiT(config, teacher_attention(self.init_dit))

@@ -17,6 +17,7 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.upsampler import Upsampler
 from ..sampling.solvers import SOLVERS, step_ratio
 from ..sampling.super_resolve import SamplingConfig
+from .draws import Batch, Draws
 from .loss import Pictures, noised_condition
 
 
@@ -143,12 +144,17 @@ def matching_loss(z_0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * F.mse_loss(z_0, target)
 
 
-def sample_matching_noise(z_hr: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns DMD2's turn, level, noise and fresh of a batch. The level is at least 0.02 and at most 0.98."""
-    batch, channels, *extent = z_hr.shape
+def sample_matching_noise(z_hr: Tensor, draws: Draws) -> Batch:
+    """Returns DMD2's turn, which is the step's, and level, noise and fresh of a batch. The level is at least 0.02 and at most 0.98."""
+    return {"turn": torch.rand(1, generator=draws.of_step()).expand(len(z_hr))} | draws.each(z_hr, sample_of_matching)
+
+
+def sample_of_matching(z_hr: Tensor, generator: torch.Generator) -> Batch:
+    """Returns level, noise and fresh of one sample (1, 16, T, H, W)."""
+    _, channels, *extent = z_hr.shape
+    factory = {"generator": generator, "device": z_hr.device}
     return {
-        "turn": torch.rand(1, generator=generator).expand(batch),
-        "level": 0.02 + 0.96 * torch.rand(batch, 1, 1, 1, 1, generator=generator),
-        "noise": torch.randn(batch, 2 * channels, *extent, generator=generator),
-        "fresh": torch.randn(z_hr.shape, generator=generator),
+        "level": 0.02 + 0.96 * torch.rand(1, 1, 1, 1, 1, **factory),
+        "noise": torch.randn(1, 2 * channels, *extent, **factory),
+        "fresh": torch.randn(z_hr.shape, **factory),
     }

@@ -1,38 +1,45 @@
 """The training loop: every network of the pack is trained by `fit`, on one device or, by accelerate, on many.
 
-All randomness comes from one generator, whose state is saved with the weights. A killed run therefore resumes with the losses
-that it would have had, unless it is limited in minutes. All processes sample the same global batch and each takes its part of
-it, so their number changes no loss.
+The random numbers of a sample follow from the seed, the step and its number (draws.py): each process reads its own samples only,
+and the number of processes, workers and accumulated batches changes no loss. A killed run resumes from its step with the losses
+that it would have had, unless it is limited in minutes. Inside a step the host never waits for the device: whether a loss is
+finite is known a step later, and an update that is not finite changes no weight.
 """
 
-import errno
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import cast
+from typing import Literal, cast
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, extract_model_from_parallel
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..checks import check_folder
-from ..files import atomic_write, write_text
 from ..tiling import OutOfMemory
+from .draws import Batch, Source
+from .losses import append_line, keep_steps, plot_losses
+from .reader import Batches, Reader
+from .sharding import blocks, shard
+from .state import FULL_STATE, Progress, TrainingState
+from .tracking import Reported, Tracker, TrackerName, Work, chosen_tracker
 
-FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-Batch = dict[str, Tensor]
-SampleBatch = Callable[[torch.Generator], Batch]
+Schedule = Literal["constant", "sqrt", "linear", "cosine"]
+SCHEDULES: dict[Schedule, Callable[[float], float]] = {  # factor of the learning rate by the fraction of the run that is left
+    "constant": lambda left: 1.0,
+    "sqrt": lambda left: left**0.5,
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 - 0.5 * torch.cos(torch.tensor(torch.pi * left)).item(),
+}
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,32 @@ class LoopConfig:
     """Optimizer steps."""
     learning_rate: float = 1e-3
     """Learning rate of AdamW after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of AdamW's two moments."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     warmup: int = 100
     """Steps in which the learning rate rises from zero."""
-    decay: bool = True
-    """Lower the learning rate to zero by the end, as the square root of the fraction of the run that is left."""
+    schedule: Schedule = "sqrt"
+    """How the learning rate falls to zero with the fraction of the run that is left; constant does not fall."""
     ema: float = 0.998
     """Decay of the moving average of the weights, which is the result."""
     accumulate: int = 1
     """Batches of one step: their sizes add up."""
+    workers: int = 0
+    """Processes that read batches ahead, for each training process; 0 reads between steps."""
+    shard: bool = False
+    """Give each process a part of every weight, gradient and moment (FSDP2), in place of all of them."""
+    compile: bool = False
+    """Compile each block of the networks (torch.compile)."""
     save_every: int = 200
     """Steps from one saved state to the next."""
+    tracker: TrackerName = "tensorboard"
+    """Where losses, rates and samples are reported: into the folder's tensorboard/, to wandb, or nowhere but losses.jsonl."""
+    report_every: int = 10
+    """Steps from one report to the next, which has their means."""
     seed: int = 0
     """Seed of all randomness."""
     cpu: bool = False
@@ -60,202 +83,271 @@ class LoopConfig:
     minutes: float = float("inf")
     """Stop after this time, whatever the number of steps; the learning rate then follows time."""
 
+    def optimizer(self) -> dict:
+        """Returns the options of the optimizer, by name, for the checkpoint."""
+        names = ("steps", "learning_rate", "betas", "weight_decay", "clip", "warmup", "schedule", "ema", "accumulate")
+        return {name: getattr(self, name) for name in names}
 
-class Progress:
-    """Progress of a run: step, seconds, the generator and the moving average of the trained parameters."""
+    def done(self, progress: Progress) -> float:
+        """Returns the finished fraction of a run; it ends at 1."""
+        return max(progress.step / self.steps, progress.elapsed / 60 / self.minutes)
 
-    def __init__(self, parameters: list[nn.Parameter], loop: LoopConfig):
-        self.step, self.elapsed = 0, 0.0
-        self.generator = torch.Generator().manual_seed(loop.seed)
-        self.parameters: list[Tensor] = [*parameters]
-        self.ema = loop.ema
-        self.average = [parameter.detach().clone() for parameter in parameters]
-
-    @torch.no_grad()
-    def advance(self) -> None:
-        """Counts a finished step and updates the average, whose decay is lower in the first steps."""
-        self.step += 1
-        get_ema_multi_avg_fn(min(self.ema, self.step / (self.step + 10)))(self.average, self.parameters, None)
-
-    def fraction(self, loop: LoopConfig) -> float:
-        """Returns the finished fraction of the run; the run ends at 1."""
-        return max(self.step / loop.steps, self.elapsed / 60 / loop.minutes)
-
-    def state_dict(self) -> dict:
-        average = [part.full_tensor() if isinstance(part, DTensor) else part for part in self.average]
-        return {"step": self.step, "elapsed": self.elapsed, "generator": self.generator.get_state(), "average": average}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict) -> None:
-        self.step, self.elapsed = state["step"], state["elapsed"]
-        self.generator.set_state(state["generator"].cpu())
-        for own, saved in zip(self.average, state["average"], strict=True):
-            own.copy_(distribute_tensor(saved, own.device_mesh, own.placements) if isinstance(own, DTensor) else saved)
+    def rate(self, progress: Progress) -> float:
+        """Returns the learning rate of the next step."""
+        return self.learning_rate * min(1.0, (progress.step + 1) / max(1, self.warmup)) * SCHEDULES[self.schedule](1 - self.done(progress))
 
 
 @dataclass(frozen=True)
-class TrainingState:
-    """What state.pt has of a run.
+class Shown:
+    """What a model gives for fixed samples.
 
     Attributes:
-        model: The network, prepared by accelerate.
-        optimizer: Its optimizer.
-        progress: Its progress.
-        options: Options that must not change when the run is resumed, by name.
+        values: Measured values by name, of this process' samples; their means over the processes are reported.
+        images: A video (F, H, W, 3) in [0, 1] for the tracker, on the main process; None on others.
     """
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    progress: Progress
-    options: dict[str, str]
+    values: dict[str, float]
+    images: Tensor | None
+
+
+Show = Callable[[nn.Module, int], Shown]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a step, on the device.
+
+    Attributes:
+        loss: Mean loss over batches and processes.
+        norm: Norm of the gradient before it is clipped.
+        levels: (B, 2), noise level and error of each sample of all processes; None where the objective has none.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    levels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A step whose result the host does not know yet.
+
+    Attributes:
+        step: Its number.
+        rate: Its learning rate.
+        waited: Seconds from the begin of the run in which this process waited for data.
+        outcome: Its result.
+        seconds: Seconds from the begin of the run to that of the step, (1,), of the main process.
+        skipped: Names of the pairs that were skipped in it.
+    """
+
+    step: int
+    rate: float
+    waited: float
+    outcome: Outcome
+    seconds: Tensor
+    skipped: list[str]
+
+
+class Run:
+    """A run in progress: network, optimizer, data and files."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        loop: LoopConfig,
+        folder: Path,
+        *,
+        options: dict[str, str],
+        takes_turns: bool = False,
+        work: Work | None = None,
+    ):
+        """Prepares a run, or resumes it from the state in the folder. Arguments and errors are those of fit."""
+        self.loop, self.folder = loop, folder
+        unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
+        name = chosen_tracker(loop.tracker)
+        self.accelerator = accelerator = Accelerator(
+            cpu=loop.cpu,
+            gradient_accumulation_steps=loop.accumulate,
+            kwargs_handlers=[unused],
+            log_with=None if name == "none" else name,
+            project_dir=folder,
+        )
+        place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+        reader = Reader(source, accelerator.device, seed=loop.seed, accumulate=loop.accumulate, **place)
+        for block in blocks(model) if loop.compile else ():
+            block.compile()
+        sharded = loop.shard and accelerator.num_processes > 1
+        if sharded:
+            shard(model, accelerator.device, accelerator.num_processes)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay, fused=True)
+        self.model = model if sharded else accelerator.prepare_model(model)
+        self.optimizer = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer))
+        self.progress = Progress([parameter for parameter in self.model.parameters() if parameter.requires_grad], loop.ema)
+        self.state = TrainingState(self.model, self.optimizer.optimizer, self.progress, options, folder)
+        if self.is_main:
+            check_folder(folder, self.state.bytes)
+        self.state.load()
+        accelerator.wait_for_everyone()
+        if self.is_main:
+            self.state.remove_all_but(self.state.saved())
+            for path in (self.losses_path, self.skipped_path):
+                keep_steps(path, self.progress.step)
+        self.model.train()
+        self.batches = Batches(reader, range(self.progress.step, loop.steps), loop.workers)
+        self.started = time.monotonic() - self.progress.elapsed
+        self.unsettled: Unsettled | None = None
+        work = work or Work(source.batch * loop.accumulate)
+        self.tracker = Tracker(accelerator, name, work, every=loop.report_every, finished=self.progress.step)
+        bar = {"total": loop.steps, "initial": self.progress.step, "unit": "step", "mininterval": 5, "dynamic_ncols": True}
+        self.bar = tqdm(**bar, disable=not self.is_main)
 
     @property
-    def bytes(self) -> int:
-        """Least bytes of the file: the weights, and of each trained parameter the two moments and the average."""
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        return weights + 3 * sum(parameter.numel() * parameter.element_size() for parameter in self.progress.parameters)
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
 
-    def save(self, path: Path, is_main: bool) -> None:
-        """Writes the state; called on all processes, of which the main one writes. Raises OSError with the cure."""
-        weights, moments = get_state_dict(self.model, self.optimizer, options=FULL_STATE)
-        state = {"model": weights, "optimizer": moments, "progress": self.progress.state_dict(), "options": self.options}
-        if not is_main:
+    @property
+    def losses_path(self) -> Path:
+        return self.folder / "losses.jsonl"
+
+    @property
+    def skipped_path(self) -> Path:
+        return self.folder / "skipped.jsonl"
+
+    def step(self) -> None:
+        """Runs a step, and settles the one before while the device computes."""
+        progress, rate = self.progress, self.loop.rate(self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        seconds = self.seconds()
+        with explained_memory(progress.step, self.state):
+            batches = (next(self.batches) for _ in range(self.loop.accumulate))
+            outcome = train_step(self.accelerator, self.model, self.optimizer, batches, self.loop.clip)
+        self.settle()
+        self.unsettled = Unsettled(progress.step, rate, self.batches.waited, outcome, seconds, self.batches.take_skipped())
+        progress.advance()
+
+    def seconds(self) -> Tensor:
+        """Returns the seconds since the run began, (1,); those of the main process on all, as they decide the run's end and rate."""
+        seconds = torch.tensor([time.monotonic() - self.started])
+        return cast("Tensor", broadcast(seconds.to(self.accelerator.device))) if self.accelerator.num_processes > 1 else seconds
+
+    def settle(self) -> None:
+        """Waits for the last step's result, checks it and writes it down. Raises FloatingPointError."""
+        if self.unsettled is None:
             return
-        with atomic_write(path) as partial:
-            try:
-                torch.save(state, partial)
-            except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
-                raise OSError(errno.EIO, f"at step {self.progress.step}: {error}") from error
-
-    def load(self, path: Path) -> None:
-        """Reads the state. Raises ValueError when it is damaged, of another network or of other options."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it to begin anew, or put a copy in its place") from error
-        for name, value in self.options.items():
-            if state["options"].get(name) != value:
-                raise ValueError(
-                    f"{path} was begun with {name} = {state['options'].get(name)}, now it is {value}: "
-                    "run with the options it was begun with, or choose another --out"
-                )
-        own, _ = get_state_dict(self.model, [], options=StateDictOptions(full_state_dict=True))
-        own, saved = cast("dict[str, Tensor]", own), state["model"]
-        differing = {name for name in own.keys() | saved.keys() if shape_of(own.get(name)) != shape_of(saved.get(name))}
-        if differing:
-            raise ValueError(
-                f"{path} is the state of another network ({len(differing)} tensors differ, {min(differing)!r} for one): "
-                "run with the options it was begun with, or choose another --out"
+        last, self.unsettled = self.unsettled, None
+        self.progress.elapsed = last.seconds.item()
+        loss, norm = last.outcome.loss.item(), last.outcome.norm.item()
+        if not (isfinite(loss) and isfinite(norm)):
+            raise FloatingPointError(
+                f"loss is {loss}, the norm of its gradient {norm} at step {last.step}: lower loop.learning_rate and start again; "
+                f"{saved_state(self.state)}"
             )
-        set_state_dict(self.model, self.optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=FULL_STATE)
-        self.progress.load_state_dict(state["progress"])
+        self.bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
+        self.bar.update()
+        if self.is_main:
+            append_line(self.losses_path, {"step": last.step, "loss": loss})
+            self.tracker.report(Reported(last.step, loss, norm, last.rate, last.waited, last.outcome.levels))
+        for pair in last.skipped:
+            append_line(self.skipped_path, {"step": last.step, "pair": pair})
 
+    def save(self, show: Show) -> None:
+        """Writes the state, after the check of the last step, and shows the model."""
+        self.settle()
+        self.state.save(self.is_main)
+        if self.is_main:
+            plot_losses(self.losses_path, self.folder / "loss.png")
+        with torch.no_grad():
+            shown = show(self.accelerator.unwrap_model(self.model), self.progress.step)
+        if names := sorted(shown.values):
+            means = self.accelerator.reduce(torch.tensor([shown.values[name] for name in names], device=self.accelerator.device), "mean")
+            self.tracker.log(dict(zip(names, cast("Tensor", means).tolist(), strict=True)), self.progress.step)
+        if shown.images is not None:
+            self.tracker.show("sample", shown.images, self.progress.step)
 
-def shape_of(tensor: Tensor | None) -> torch.Size | None:
-    return None if tensor is None else tensor.shape
+    @torch.no_grad()
+    def result(self) -> dict[str, Tensor]:
+        """Returns the state dict with the moving average of the trained parameters, on the CPU of the main process; the run ends."""
+        for parameter, average in zip(self.progress.parameters, self.progress.average, strict=True):
+            parameter.copy_(average)
+        self.bar.close()
+        self.tracker.close()
+        state_dict = cast("dict[str, Tensor]", get_model_state_dict(self.model, options=FULL_STATE))
+        self.accelerator.free_memory()
+        return state_dict
 
 
 def fit(
     model: nn.Module,
-    sample_batch: SampleBatch,
+    source: Source,
     loop: LoopConfig,
     folder: Path,
     *,
-    show: Callable[[nn.Module, int], None] = lambda model, step: None,
+    show: Show = lambda model, step: Shown({}, None),
     options: dict[str, str] | None = None,
     takes_turns: bool = False,
+    work: Work | None = None,
 ) -> dict[str, Tensor]:
     """Returns the state dict of the trained model with the moving average of its trained parameters.
 
-    The tensors are on the CPU of the main process. The folder gets state.pt (for resuming only), losses.jsonl and loss.png.
+    The tensors are on the CPU of the main process. The folder gets the state (for resuming only, see state.py), losses.jsonl, loss.png
+    and, where pairs were skipped, skipped.jsonl.
 
     Args:
         model: Its call model(**batch) is the mean loss of a batch, a scalar.
-        sample_batch: generator -> batch: tensors whose first axis is the global batch, on the CPU.
+        source: What makes the batches.
         loop: How long and how fast to train.
         folder: Folder of the run; a state there is resumed.
-        show: Called on the main process with the model and the number of steps when the state is saved, unless the model
-            is sharded.
+        show: Called with the model and the number of steps when the state is saved, on all processes.
         options: Options that must not change when the run is resumed, by name.
         takes_turns: Whether some steps leave trained parameters out.
+        work: What a step computes, for the reported rates.
 
     Raises:
         FloatingPointError: A loss or its gradient is not finite. The last saved state stays, as below.
         tiling.OutOfMemory: Memory ran out.
-        OSError: The folder cannot be written or has no room for the state, or the state cannot be written.
+        OSError: The folder cannot be written, has no room for the state or is another run's, or the state cannot be written.
         ValueError: The folder has the state of another network or of other options.
     """
-    unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
-    accelerator = Accelerator(cpu=loop.cpu, gradient_accumulation_steps=loop.accumulate, kwargs_handlers=[unused])
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, loop.learning_rate, betas=(0.9, 0.99)))
-    progress = Progress([parameter for parameter in model.parameters() if parameter.requires_grad], loop)
-    state = TrainingState(model, optimizer.optimizer, progress, options or {})
-    state_path, losses_path = folder / "state.pt", folder / "losses.jsonl"
-    if accelerator.is_main_process:
-        check_folder(folder, state.bytes)
-    if state_path.exists():
-        state.load(state_path)
-    if accelerator.is_main_process:
-        keep_lines(losses_path, progress.step)
-    accelerator.wait_for_everyone()
-    model.train()
-    start = time.monotonic() - progress.elapsed
-    bar = tqdm(
-        total=loop.steps, initial=progress.step, unit="step", mininterval=5, disable=not accelerator.is_main_process, dynamic_ncols=True
-    )
-    while (done := progress.fraction(loop)) < 1:
-        rate = loop.learning_rate * min(1.0, (progress.step + 1) / max(1, loop.warmup)) * ((1 - done) ** 0.5 if loop.decay else 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with explained_memory(progress.step, state_path):
-            loss = train_step(accelerator, model, optimizer, (sample_batch(progress.generator) for _ in range(loop.accumulate)))
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {progress.step}: lower loop.learning_rate and start again; {saved_state(state_path)}"
-            )
-        progress.advance()
-        progress.elapsed = time.monotonic() - start
-        bar.set_postfix(loss=f"{loss.item():.5f}", refresh=False)
-        bar.update()
-        if accelerator.is_main_process:
-            with losses_path.open("a") as file:
-                file.write(json.dumps({"step": progress.step - 1, "loss": loss.item()}) + "\n")
-        if progress.step % loop.save_every == 0 or progress.fraction(loop) >= 1:
-            state.save(state_path, accelerator.is_main_process)
-            if accelerator.is_main_process:
-                plot_losses(losses_path, folder / "loss.png")
-                if not isinstance(progress.parameters[0], DTensor):
-                    with torch.no_grad():
-                        show(accelerator.unwrap_model(model), progress.step)
-    bar.close()
-    with torch.no_grad():
-        for parameter, average in zip(progress.parameters, progress.average, strict=True):
-            parameter.copy_(average)
-    state_dict = cast("dict[str, Tensor]", accelerator.get_state_dict(model))
-    accelerator.free_memory()
-    return {name: tensor.cpu() for name, tensor in state_dict.items()}
+    with exclusive(folder) if PartialState(cpu=loop.cpu).is_main_process else nullcontext():
+        run = Run(model, source, loop, folder, options=options or {}, takes_turns=takes_turns, work=work)
+        while loop.done(run.progress) < 1:
+            run.step()
+            if run.progress.step % loop.save_every == 0 or loop.done(run.progress) >= 1:
+                run.save(show)
+        return run.result()
 
 
-def train_step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch]) -> Tensor:
-    """Returns the loss of one step, the mean over its batches and processes.
+def train_step(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer, batches: Iterable[Batch], clip: float
+) -> Outcome:
+    """Returns the outcome of one step. Where the loss or its gradient is not finite, the weights do not change.
 
-    Where the loss or its gradient is not finite, the result is NaN or infinity, and the weights do not change.
+    Args:
+        accelerator: As fit made it.
+        model: The network, prepared by accelerate.
+        optimizer: Its fused optimizer, which skips an update on the device.
+        batches: Batches of the step, on the device.
+        clip: Largest norm of the gradient.
     """
-    total = torch.zeros((), device=accelerator.device)
+    total = norm = torch.zeros((), device=accelerator.device)
+    levels, network = [], extract_model_from_parallel(model)
     for batch in batches:
-        own = {name: part_of_process(tensor, accelerator).to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.accumulate(model):
-            loss = model(**own)
-            total += mean_of_processes(loss.detach(), accelerator) / accelerator.gradient_accumulation_steps
-            if not torch.isfinite(total):
-                return total
+            loss = model(**batch)
+            total = total + mean_of_processes(loss.detach(), accelerator) / accelerator.gradient_accumulation_steps
+            levels += [accelerator.gather(network.levels)] if hasattr(network, "levels") else []
             accelerator.backward(loss)
-            if accelerator.sync_gradients and not gradient_is_finite(model, accelerator):
-                return total.fill_(torch.nan)
+            if accelerator.sync_gradients:
+                norm = cast("Tensor", accelerator.clip_grad_norm_(model.parameters(), clip))
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                optimizer.optimizer.found_inf = (~(total.isfinite() & norm.isfinite())).float()  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return total
+    return Outcome(total, norm, torch.cat(levels) if levels else None)
 
 
 def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:
@@ -264,66 +356,31 @@ def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:
     return mean
 
 
-def gradient_is_finite(model: nn.Module, accelerator: Accelerator) -> bool:
-    """Clips the gradient's norm to 1; returns whether the norm was finite."""
-    norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-    return norm is not None and bool(torch.isfinite(norm))
-
-
-def part_of_process(batch: Tensor, accelerator: Accelerator) -> Tensor:
-    """Returns this process' part of a batch (B, ...). Raises ValueError when the batch cannot be divided evenly."""
-    processes = accelerator.num_processes
-    if len(batch) % processes:
-        raise ValueError(f"a batch of {len(batch)} cannot be divided among {processes} processes: choose a multiple of {processes}")
-    return batch.chunk(processes)[accelerator.process_index]
-
-
 @contextmanager
-def explained_memory(step: int, state_path: Path) -> Iterator[None]:
+def explained_memory(step: int, state: TrainingState) -> Iterator[None]:
     """Raises tiling.OutOfMemory with the cure when memory runs out."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(
-            f"out of memory at step {step}: {saved_state(state_path)}. Halve the batch and double loop.accumulate, "
+            f"out of memory at step {step}: {saved_state(state)}. Halve the batch and double loop.accumulate, "
             "make the crops smaller, or use gradient checkpointing; then run again"
         ) from error
 
 
-def saved_state(state_path: Path) -> str:
-    return f"{state_path} has the last saved state" if state_path.exists() else "nothing was saved yet"
+def saved_state(state: TrainingState) -> str:
+    path = state.saved()
+    return f"{path} has the last saved state" if path else "nothing was saved yet"
 
 
-def keep_lines(path: Path, number: int) -> None:
-    """Cuts a file, which may be missing, to its first lines."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    write_text(path, "".join(lines[:number]))
-
-
-def read_losses(path: Path) -> list[float]:
-    """Returns the loss of every step so far."""
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
-
-
-def summarize_losses(folder: Path) -> dict[str, float]:
-    """Returns {"loss_first", "loss_last": means over the first and last tenth of a run, "steps": its number of steps}."""
-    losses = read_losses(folder / "losses.jsonl")
-    tenth = max(1, len(losses) // 10)
-    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth, "steps": len(losses)}
-
-
-def plot_losses(losses_path: Path, path: Path) -> None:
-    """Plots the losses and their moving average over a twentieth of the run."""
-    from matplotlib.figure import Figure  # slow to import, and only the main process plots
-
-    losses = read_losses(losses_path)
-    width = max(1, len(losses) // 20)
-    total, number = np.cumsum([0.0, *losses]), np.arange(1, len(losses) + 1)
-    start = np.maximum(0, number - 1 - width)
-    smooth = (total[number] - total[start]) / (number - start)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-    axes.plot(losses, color="0.8", linewidth=0.8)
-    axes.plot(smooth, color="tab:blue")
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=120)
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lets one run at a time use a folder. Raises OSError when another does, or the folder cannot be written."""
+    check_folder(folder)
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OSError(f"another run trains into {folder}: wait for its end, or choose another --out") from error
+    with lock:
+        yield

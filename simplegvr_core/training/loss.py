@@ -18,6 +18,7 @@ from ..networks.upsampler import Upsampler
 from ..networks.wan_vae import WanVAE
 from ..sampling.super_resolve import NoiseOrder
 from ..sampling.timesteps import Curve
+from .draws import LEVELS, Batch, Draws
 
 PERCEIVED = 12  # latent pixels a side that the perceptual error compares, at most
 
@@ -119,10 +120,15 @@ class Pictures:
 
 
 class FlowMatching(nn.Module):
-    """Upsampler and DiT with their common loss."""
+    """Upsampler and DiT with their common loss.
+
+    Attributes:
+        levels: (B, 2): noise level and squared error of the velocity of each sample of the last batch.
+    """
 
     upsampler: Upsampler
     dit: SimpleGVRDiT
+    levels: Tensor
 
     def __init__(self, upsampler: Upsampler, dit: SimpleGVRDiT, pictures: Pictures, config: LossConfig):
         super().__init__()
@@ -167,7 +173,9 @@ class FlowMatching(nn.Module):
             if target is not None:
                 error = pictures.perceptual_error(clean_from_velocity(z_t, velocity, sigma), target)
                 loss = loss + self.config.perceptual * ((1 - sigma) * error).mean()  # a high noise level has no detail
-        return loss + F.mse_loss(velocity, velocity_target(z_hr, noise))
+        target_velocity = velocity_target(z_hr, noise)
+        self.levels = torch.stack((sigma.flatten(), (velocity.detach() - target_velocity).square().mean((1, 2, 3, 4))), dim=1)
+        return loss + F.mse_loss(velocity, target_velocity)
 
 
 def noised_condition(
@@ -195,20 +203,28 @@ def middle(extent: int, length: int) -> slice:
     return slice(start, start + length)
 
 
-def sample_noise(z_hr: Tensor, noise_range: tuple[float, float], curve: Curve | None, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns FlowMatching's sigma, noise_augmentation, noise and condition_noise of a batch.
+@dataclass(frozen=True)
+class FlowNoise:
+    """Noise and noise levels of FlowMatching.
 
-    Args:
-        z_hr: Target latents (B, 16, T, H, W).
+    Attributes:
         noise_range: Lowest and highest noise augmentation level, in [0, 1]; levels are uniform between them.
         curve: Its timestep density is that of sigma; None is uniform in [0, 1].
-        generator: Source of all randomness.
     """
-    uniform = torch.rand(len(z_hr), 1, 1, 1, 1, generator=generator)
-    low, high = noise_range
-    return {
-        "sigma": uniform if curve is None else curve.sample(uniform),
-        "noise_augmentation": low + (high - low) * torch.rand(uniform.shape, generator=generator),
-        "noise": torch.randn(z_hr.shape, generator=generator),
-        "condition_noise": torch.randn(z_hr.shape, generator=generator),
-    }
+
+    noise_range: tuple[float, float]
+    curve: Curve | None
+
+    def __call__(self, z_hr: Tensor, draws: Draws) -> Batch:
+        """Returns sigma, noise_augmentation, noise and condition_noise of target latents (B, 16, T, H, W), on their device."""
+        generators = draws.generators(LEVELS)
+        uniform = torch.stack([torch.rand(2, 1, 1, 1, 1, generator=generator) for generator in generators], dim=1)
+        low, high = self.noise_range
+        sigma = uniform[0] if self.curve is None else self.curve.sample(uniform[0])
+        levels = {"sigma": sigma, "noise_augmentation": low + (high - low) * uniform[1]}
+        return {name: level.to(z_hr.device, non_blocking=True) for name, level in levels.items()} | draws.each(z_hr, flow_noise)
+
+
+def flow_noise(z_hr: Tensor, generator: torch.Generator) -> Batch:
+    """Returns noise and condition_noise of one sample (1, 16, T, H, W)."""
+    return {name: torch.randn(z_hr.shape, generator=generator, device=z_hr.device) for name in ("noise", "condition_noise")}

@@ -13,6 +13,7 @@ from ..flow import clean_from_velocity
 from ..networks.dit import SimpleGVRDiT
 from ..networks.upsampler import Upsampler
 from ..sampling.super_resolve import SamplingConfig
+from .draws import Batch, Draws
 from .loss import Pictures
 
 DECODED = 2.0  # weight of the decoded frames' mean absolute error beside the perceptual error
@@ -84,6 +85,6 @@ def one_step(dit: nn.Module, z_up: Tensor, sigma: float, context: Tensor) -> Ten
     return clean_from_velocity(z_up, dit(torch.cat((z_up, z_up), dim=1), timestep, context).float(), sigma)
 
 
-def sample_frame(z_hr: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns OneStep's frame of a batch."""
-    return {"frame": torch.randint(4 * z_hr.shape[2] - 3, (1,), generator=generator).expand(len(z_hr))}
+def sample_frame(z_hr: Tensor, draws: Draws) -> Batch:
+    """Returns OneStep's frame of a batch, which is the step's."""
+    return {"frame": torch.randint(4 * z_hr.shape[2] - 3, (1,), generator=draws.of_step()).expand(len(z_hr))}

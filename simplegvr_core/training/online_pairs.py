@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..latent_space import SPATIAL_FACTOR
-from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..video.frames import resize_frames
 from ..video.read import VIDEO_SUFFIXES
 from .batches import Crop
 from .clips import load_clips
-from .loop import LoopConfig
+from .draws import READING, Batch, Draws
 from .photos import PHOTO_SUFFIXES
 
 RATIOS = 1.5, 4.0
@@ -35,49 +36,48 @@ CLIP_SPACING = 18  # video frames from the start of a clip to that of the next
 
 
 class OnlinePairs:
-    """Makes batches of pairs from the footage in memory: crops on the CPU, pairs of them on the training device."""
+    """Makes batches of pairs from the footage in memory, which workers share: they make the crops, the training device the pairs."""
 
-    def __init__(self, folders: Sequence[Path], vae: TinyVAE, crop: Crop, device: torch.device | str):
+    def __init__(self, folders: Sequence[Path], vae: TinyVAE, crop: Crop):
         """Reads the footage.
 
         Args:
             folders: Folders of video and photographs, searched with their subfolders.
-            vae: Autoencoder of the latents.
+            vae: Autoencoder of the latents; it is moved to the training device.
             crop: Frames, latent pixels and number of the crops of a batch.
-            device: Where pairs are made.
 
         Raises:
             ValueError: There is no footage, or it is smaller than a crop.
         """
-        self.vae, self.crop, self.device = vae.to(device), crop, device
+        self.vae, self.crop = vae, crop
         self.side = SPATIAL_FACTOR * crop.size[0]
         if crop.size[0] != crop.size[1]:
             raise ValueError(f"--crop.size is {crop.size} latent pixels, wanted a square: footage is cropped to squares")
         self.photographs = [photograph for folder in folders for photograph in read_photographs(folder, 2 * self.side)]
         with_video = [folder for folder in folders if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))]
         spacing = max(CLIP_SPACING, crop.num_frames)
-        self.clips = [clip.numpy() for folder in with_video for clip in load_clips(folder, crop.num_frames, spacing, height=1080)]
+        self.clips = [clip for folder in with_video for clip in load_clips(folder, crop.num_frames, spacing, height=1080)]
         if not self.photographs and not self.clips:
             raise ValueError(f"--footage {' '.join(map(str, folders))} has no video and no photograph of {2 * self.side} pixels a side")
         if any(min(clip.shape[1:3]) < self.side for clip in self.clips):
             raise ValueError(f"--footage has video of less than {self.side} pixels a side, the crops': make --crop.size smaller")
 
-    @torch.no_grad()
-    def sample(self, generator: torch.Generator, text_dim: int) -> dict[str, Tensor]:
-        """Returns {"z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W), "context" (B, 1, text_dim)}, float32, on the device.
+    def read(self, draws: Draws, text_dim: int) -> dict[str, Any]:
+        """Returns {"video" (B, F, S, S, 3), uint8, "context" (B, 1, text_dim), the null prompt}."""
+        if get_worker_info():
+            cv2.setNumThreads(1)
+        crops = np.stack([self.sample_crop(generator) for generator in draws.generators(READING)])
+        return {"video": torch.from_numpy(crops), "context": torch.zeros(len(crops), 1, text_dim)}
 
-        Args:
-            generator: Source of all randomness, on the CPU. Ratio and filter are the batch's.
-            text_dim: Width of the text features, which are the null prompt's.
-        """
-        large = self.crop.size[0]
+    @torch.no_grad()
+    def pairs_of(self, batch: Batch, draws: Draws) -> Batch:
+        """Returns {"context", "z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W)}, float32, on the device. Ratio and filter are the step's."""
+        large, generator = self.crop.size[0], draws.of_step()
         least, most = math.ceil(large / RATIOS[1]), math.floor(large / RATIOS[0])
         small = least + below(most - least + 1, generator)
-        crops = torch.from_numpy(np.stack([self.sample_crop(generator) for _ in range(self.crop.batch)])).to(self.device)
-        video = rearrange(crops, "B F H W C -> B C F H W").float() / 127.5 - 1
-        low = downscale(video, SPATIAL_FACTOR * small, generator)
-        context = torch.zeros(len(video), 1, text_dim, device=self.device)
-        return {"z_lr": self.vae.encode(low), "z_hr": self.vae.encode(video), "context": context}
+        video = rearrange(batch["video"], "B F H W C -> B C F H W").float() / 127.5 - 1
+        low, vae = downscale(video, SPATIAL_FACTOR * small, generator), self.vae.to(video.device)
+        return {"context": batch["context"], "z_lr": vae.encode(low), "z_hr": vae.encode(video)}
 
     def sample_crop(self, generator: torch.Generator) -> np.ndarray:
         """Returns a crop (F, S, S, 3)."""
@@ -94,7 +94,7 @@ class OnlinePairs:
         """Returns a crop of a clip, half of them at the video's own size, the others up to 2.2 times smaller."""
 
         def sample_place() -> Place:
-            clip = self.clips[below(len(self.clips), generator)]
+            clip = self.clips[below(len(self.clips), generator)].numpy()
             most = min(2.2, min(clip.shape[1:3]) / self.side)
             return sample_square(clip, round(self.side * (1 if below(2, generator) else uniform(1, most, generator))), generator)
 
@@ -108,7 +108,7 @@ class OnlinePairs:
         view = round(1.3 * self.side)  # pixels of the part of the photograph that is seen, after its downscaling
 
         def sample_part() -> np.ndarray:
-            photograph = self.photographs[below(len(self.photographs), generator)]
+            photograph = self.photographs[below(len(self.photographs), generator)].numpy()
             least, most = 1.4, max(1.4, min(4, min(photograph.shape[:2]) / view))
             extent = min(round(view * least * (most / least) ** uniform(0, 1, generator)), *photograph.shape[:2])
             return sample_square(photograph[None], extent, generator).reduced(photograph, view)
@@ -170,13 +170,13 @@ def check_source(pairs: Sequence[Path], footage: Sequence[Path]) -> None:
         raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
 
 
-def online_pairs(folders: Sequence[Path], vae: object, crop: Crop, loop: LoopConfig) -> OnlinePairs:
-    """Returns the pairs of --footage on the training device. Raises ValueError when vae is no TinyVAE."""
+def online_pairs(folders: Sequence[Path], vae: object, crop: Crop) -> OnlinePairs:
+    """Returns the pairs of --footage. Raises ValueError when vae is no TinyVAE."""
     if not isinstance(vae, TinyVAE):
         raise ValueError(
             "--footage makes pairs by TinyVAE at every step: give its file with --vae, or build --pairs for another autoencoder"
         )
-    return OnlinePairs(folders, deepcopy(vae), crop, "cpu" if loop.cpu else default_device())
+    return OnlinePairs(folders, deepcopy(vae), crop)
 
 
 def downscale(video: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -189,7 +189,7 @@ def downscale(video: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return rearrange(frames, "(B F) C H W -> B C F H W", B=len(video))
 
 
-def read_photographs(folder: Path, least: int) -> list[np.ndarray]:
+def read_photographs(folder: Path, least: int) -> list[Tensor]:
     """Returns the photographs below a folder, uint8 (H, W, 3), whose sides have at least so many pixels.
 
     Raises ValueError for a damaged one.
@@ -200,7 +200,7 @@ def read_photographs(folder: Path, least: int) -> list[np.ndarray]:
         if image is None:
             raise ValueError(f"{path} is not a picture that can be read: take it out of --footage")
         if min(image.shape[:2]) >= least:
-            photographs.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            photographs.append(torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)))
     return photographs
 
 

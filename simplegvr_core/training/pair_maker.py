@@ -128,4 +128,7 @@ class PairMaker:
             with mixed_precision(self.device):
                 z_lr = degrade_latent(z_lr, self.recipe, lambda z, sigma: levels.append(float(sigma)) or velocity(z, sigma), generator)
         z_hr = self.vae.encode(video.to(self.device))
-        return Pair(scale, levels[0] if levels else None, z_lr[0].half().cpu(), z_hr[0].half().cpu())
+        stored = [z[0].half().cpu() for z in (z_lr, z_hr)]
+        if not all(z.isfinite().all() for z in stored):
+            return Drop("not finite", "a latent has values beyond float16: the autoencoder or the text-to-video model failed")
+        return Pair(scale, levels[0] if levels else None, *stored)

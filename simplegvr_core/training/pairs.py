@@ -4,8 +4,11 @@ T latent frames; h, w low-resolution latent pixels, H = scale h, W = scale w; la
 numbers, a / b: every crop of b latent pixels of the low resolution is one of a latent pixels of the target.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -38,10 +41,19 @@ class Pairs:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Returns z_lr (16, T, h, w) and z_hr (16, T, H, W) of pair i, float32. Raises ValueError when its shard cannot be read."""
+        with self.open(i) as (z_lr, z_hr):
+            return z_lr[:].float(), z_hr[:].float()
+
+    @contextmanager
+    def open(self, i: int) -> Iterator[tuple[Any, Any]]:
+        """Yields slices of z_lr and z_hr of pair i, as safetensors names what reads only the parts that are indexed.
+
+        Raises ValueError when its shard cannot be read.
+        """
         entry = self.entries[i]
         try:
             with safe_open(self.folder / entry["shard"], framework="pt") as shard:
-                z_lr, z_hr = (shard.get_tensor(f"{entry['id']:05d}.{name}").float() for name in ("z_lr", "z_hr"))
-                return z_lr, z_hr
+                z_lr, z_hr = (shard.get_slice(f"{entry['id']:05d}.{name}") for name in ("z_lr", "z_hr"))
+                yield z_lr, z_hr
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.folder / entry['shard']} cannot be read ({error}): delete {self.folder} and build it again") from error

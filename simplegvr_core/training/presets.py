@@ -17,7 +17,7 @@ TINY_DIT = DiTConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=4)
 TINY_SAMPLING = SamplingConfig(steps=2, shift=3.0, noise_augmentation=0.0, denoise=0.15)
 
 CURVE = Path("runs/stage1/curve.json")  # of the model with a uniform density, which `simplegvr curve` measures after stage 1
-STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True)
+STAGE = Train(pairs=(Path("pairs/classical"),), out=Path("runs/stage1"), gradient_checkpointing=True, loop=replace(Train.loop, workers=4))
 TINY = replace(
     STAGE,
     dit=TINY_DIT,

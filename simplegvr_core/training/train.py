@@ -3,33 +3,34 @@
 B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent pixels; latents are normalised
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from math import prod
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_folder
-from ..latent_space import LATENT_CHANNELS, PREVIEW_FACTORS
+from ..latent_space import LATENT_CHANNELS, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
 from ..networks.wan_vae import WanVAE, load_vae
-from ..sampling.super_resolve import SamplingConfig, super_resolve
+from ..planning.flops import dit_flops
+from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
-from ..video.frames import resize_frames, to_images
-from ..video.write import write_video
-from .batches import Crop, PairSampler
+from .batches import Crop, NoisedPairs, PairSampler
 from .cost import training_cost
-from .loop import LoopConfig, fit, summarize_losses
+from .loop import LoopConfig, fit
 from .lora import add_lora, lora_state_dict
-from .loss import FlowMatching, LossConfig, Pictures, sample_noise
+from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
+from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
+from .tracking import Work
+from .validation import Validation
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Train:
     """Trains upsampler and DiT jointly, on folders of latent pairs that `simplegvr pairs` built."""
 
     pairs: tuple[Path, ...]
-    """Folders of pairs. All pairs are sampled with equal probability. Empty with --footage."""
+    """Folders of pairs. All pairs are sampled equally often. Empty with --footage."""
     out: Path
     """Folder of the run: networks, losses, previews and the state to resume from."""
     init_dit: Path | None = None
@@ -60,6 +61,9 @@ class Train:
     """Curve of `simplegvr curve`, whose timestep density is highest where detail appears. Without it the density is uniform."""
     footage: tuple[Path, ...] = ()
     """Folders of video and photographs, of which pairs are made at every step, in place of --pairs; needs TinyVAE as --vae."""
+    held_out: tuple[Path, ...] = ()
+    """Folders of pairs that are not trained on. With every saved state their loss is reported and, with --vae, the ST-LPIPS of samples;
+    previews show one of them in place of a training crop."""
     contexts: Path | None = None
     """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
     features of its caption. Without it every sample has the null prompt."""
@@ -80,7 +84,7 @@ class Train:
     """Autoencoder of the pairs, TinyVAE's or Wan's, which decodes the previews. Without it previews show latents as colors."""
     crop: Crop = Crop()
     """Crops of the pairs in a batch."""
-    loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, decay=False, ema=0.9995)
+    loop: LoopConfig = LoopConfig(steps=20_000, learning_rate=5e-5, warmup=500, schedule="constant", ema=0.9995)
 
     def run(self) -> dict:
         """Trains, or resumes from the state in the folder.
@@ -97,25 +101,24 @@ class Train:
         """
         self.check()
         vae = load_vae(self.vae) if self.vae else None
-        sampler = self.sampler(vae)
         pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
         upsampler, dit = self.networks()
         config = LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16, self.sampling.noise_order)
         model = FlowMatching(upsampler, dit, pictures, config)
         curve = load_curve(self.curve) if self.curve else None
-
-        def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
-            batch = sampler.sample(generator, dit.config.text_dim)
-            return batch | sample_noise(batch["z_hr"], self.noise_range, curve, generator)
-
-        trained = fit(model, sample_batch, self.loop, self.out, show=self.preview(vae, sampler), options=self.lasting_options())
+        source = NoisedPairs(self.sampler(vae), dit.config.text_dim, FlowNoise(self.noise_range, curve))
+        samples, grid = self.crop.batch * self.loop.accumulate, token_grid((self.crop.latent_frames, *self.crop.size))
+        flops = 3 * dit_flops(dit.config, self.attention, grid).total  # forward, twice that back; what is recomputed is no work
+        work = Work(samples, samples * prod(grid), samples * flops)
+        options = self.lasting_options()
+        trained = fit(model, source, self.loop, self.out, show=self.validation(source, vae), options=options, work=work)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, curve, vae) | summarize_losses(self.out)
 
     def lasting_options(self) -> dict[str, str]:
         """Returns the options that must not change when the run is resumed, by name."""
-        free = {"out", "vae", "loop"}
+        free = {"out", "vae", "loop", "held_out"}
         return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
     def check(self) -> None:
@@ -149,7 +152,7 @@ class Train:
     def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
         """Returns what samples the batches."""
         if self.footage:
-            return online_pairs(self.footage, vae, self.crop, self.loop)
+            return online_pairs(self.footage, vae, self.crop)
         return PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
 
     def networks(self) -> tuple[Upsampler, SimpleGVRDiT]:
@@ -183,24 +186,11 @@ class Train:
         checkpoint.load_strict(dit, weights, self.init_dit)
         return dit
 
-    def preview(self, vae: TinyVAE | WanVAE | None, sampler: PairSampler | OnlinePairs) -> Callable[[nn.Module, int], None]:
-        """Returns a function that writes preview_STEP.mp4: low resolution, result, target, side by side, of one training crop."""
-        batch = sampler.sample(torch.Generator().manual_seed(self.loop.seed), text_dim=self.dit.text_dim)
-        z_lr, z_hr = batch["z_lr"][:1].cpu(), batch["z_hr"][:1].cpu()
-        height, width = z_hr.shape[3:]
-
-        def show(model: nn.Module, step: int) -> None:
-            assert isinstance(model, FlowMatching)
-            device = next(model.dit.parameters()).device
-            model.eval()
-            z = super_resolve(model.dit, model.upsampler, z_lr.to(device), (height, width), sampling=self.sampling, noise_seed=1).cpu()
-            model.train()
-            videos = [decode_preview(latent, vae) for latent in (z_lr, z, z_hr)]
-            _, _, _, *size = videos[-1].shape
-            videos = [resize_frames(video, (size[0], size[1]), "nearest-exact") for video in videos]
-            write_video(self.out / f"preview_{step:06d}.mp4", to_images(torch.cat(videos, dim=4)), Fraction(12))
-
-        return show
+    def validation(self, source: NoisedPairs, vae: TinyVAE | WanVAE | None) -> Validation:
+        """Returns what shows the model in training, on the held-out pairs or else on crops of the training's."""
+        if self.held_out:
+            source = replace(source, sampler=PairSampler(self.held_out, self.crop, self.contexts, self.null_prompt))
+        return Validation(source, bool(self.held_out), self.sampling, vae, self.out, self.loop.seed)
 
     def save(self, model: FlowMatching, trained: dict[str, Tensor], curve: Curve | None, vae: TinyVAE | WanVAE | None) -> dict:
         """Writes both networks as float16, or the LoRA.
@@ -220,22 +210,15 @@ class Train:
             return {"lora": str(path)}
         noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs or self.footage]}
-        configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": noise | data}
+        configs = {
+            "model": model.dit.config,
+            "attention": self.attention,
+            "sampling": self.sampling,
+            "trained": noise | data | {"optimizer": self.loop.optimizer()},
+        }
         if isinstance(vae, TinyVAE):
             configs["preview"] = vae.preview_colors()
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
         checkpoint.save(dit, "dit", checkpoint.half(checkpoint.part(trained, "dit.")), **configs)
         checkpoint.save(upsampler, "upsampler", checkpoint.half(checkpoint.part(trained, "upsampler.")), model=model.upsampler.config)
         return {"dit": str(dit), "upsampler": str(upsampler)}
-
-
-def decode_preview(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
-    """Returns a latent's video in [-1, 1]: (1, 3, F, 8H, 8W) decoded, or (1, 3, T, H, W) in ComfyUI's preview colors.
-
-    Args:
-        z: Latent (1, 16, T, H, W).
-        vae: Its autoencoder, None for preview colors.
-    """
-    if vae is not None:
-        return vae.decode(z)
-    return torch.einsum("BCTHW, Cc -> BcTHW", z, torch.tensor(PREVIEW_FACTORS, dtype=z.dtype))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from ..networks import checkpoint
 from ..networks.tiny_vae import TinyVAE, TinyVAEConfig
 from ..video.frames import random_crops
 from .clips import load_clips
+from .draws import READING, Batch, Draws
 from .loop import LoopConfig, fit
 
 
@@ -71,14 +73,7 @@ class TrainVAE:
         check_folder(self.out)
         clips = load_clips(self.videos, self.crops.num_frames, self.crops.spacing, self.crops.height)
         vae = self.initial_vae(clips)
-        num_frames, size = self.crops.num_frames, self.crops.size
-
-        def sample_batch(generator: torch.Generator) -> dict[str, Tensor]:
-            video = random_crops(clips, batch=self.crops.batch, num_frames=num_frames, size=size, generator=generator)
-            frame = torch.randint(num_frames, (1,), generator=generator).expand(self.crops.batch)
-            return {"video": video, "noise": self.noise * torch.randn(vae.latent_shape(video.shape), generator=generator), "frame": frame}
-
-        trained = fit(Reconstruction(vae, self.perceptual), sample_batch, self.loop, self.out)
+        trained = fit(Reconstruction(vae, self.perceptual), NoisedCrops(clips, self.crops, vae, self.noise), self.loop, self.out)
         path = self.out / "tiny_vae.safetensors"
         checkpoint.save(path, "tiny_vae", checkpoint.half(checkpoint.part(trained, "vae.")), model=self.vae)
         return {"tiny_vae": str(path)}
@@ -95,6 +90,41 @@ class TrainVAE:
             checkpoint.load_strict(vae, state_dict, self.init)
         vae.encoder.requires_grad_(False)
         return vae
+
+
+@dataclass(frozen=True)
+class NoisedCrops:
+    """A Source: crops of clips, and noise on their latents.
+
+    Attributes:
+        clips: Clips, uint8 (F, H, W, 3).
+        crops: Sizes and number of the crops.
+        vae: The autoencoder.
+        deviation: Standard deviation of the noise.
+    """
+
+    clips: list[Tensor]
+    crops: Crops
+    vae: TinyVAE
+    deviation: float
+
+    @property
+    def batch(self) -> int:
+        return self.crops.batch
+
+    def read(self, draws: Draws) -> dict[str, Any]:
+        """Returns {"video" (B, 3, F, S, S) in [-1, 1]}."""
+        sizes = {"batch": 1, "num_frames": self.crops.num_frames, "size": self.crops.size}
+        return {"video": torch.cat([random_crops(self.clips, **sizes, generator=generator) for generator in draws.generators(READING)])}
+
+    def finish(self, batch: Batch, draws: Draws) -> Batch:
+        """Returns Reconstruction's arguments; the compared frame is the step's."""
+        frame = torch.randint(self.crops.num_frames, (1,), generator=draws.of_step()).expand(len(draws.samples))
+        return batch | draws.each(batch["video"], self.noise_of) | {"frame": frame.to(batch["video"].device)}
+
+    def noise_of(self, video: Tensor, generator: torch.Generator) -> Batch:
+        shape = self.vae.latent_shape(video.shape)
+        return {"noise": self.deviation * torch.randn(shape, generator=generator, device=video.device)}
 
 
 class Reconstruction(nn.Module):

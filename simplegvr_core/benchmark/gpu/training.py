@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from math import isfinite
 from typing import Any
 
@@ -79,9 +79,10 @@ def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
     """Returns the seconds and losses of some steps of the training loop, and the number of trained parameters."""
     from accelerate import Accelerator  # optional packages
 
-    from ...training.loop import LoopConfig, Progress, train_step
+    from ...training.loop import LoopConfig, train_step
     from ...training.lora import add_lora
     from ...training.loss import FlowMatching, LossConfig, Pictures
+    from ...training.state import Progress
 
     upsampler, dit = networks(step, bench)
     if step.lora_rank:
@@ -90,11 +91,11 @@ def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
     model = FlowMatching(upsampler, dit, Pictures(None, perceptual=False), LossConfig(bf16=bench.is_gpu)).train()
     accelerator = Accelerator(cpu=not bench.is_gpu)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, 1e-5, betas=(0.9, 0.99)))
-    progress, seconds, losses = Progress(trained, LoopConfig()), [], []
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, 1e-5, betas=LoopConfig.betas, fused=True))
+    progress, seconds, losses = Progress(trained, LoopConfig.ema), [], []
     watch = Stopwatch(bench.machine)
     for batch in islice(batches(step, bench), STEPS):
-        losses.append(train_step(accelerator, model, optimizer, [batch]).item())
+        losses.append(train_step(accelerator, model, optimizer, [batch], LoopConfig.clip).loss.item())
         progress.advance()
         seconds.append(watch.lap())
     return seconds, losses, sum(parameter.numel() for parameter in trained)
@@ -111,12 +112,14 @@ def networks(step: Step, bench: Bench) -> tuple[LatentUpsampler, SimpleGVRDiT]:
 
 
 def batches(step: Step, bench: Bench) -> Iterator[dict[str, Tensor]]:
-    """Yields batches of one sample of noise, on the CPU as the loop samples them."""
-    from ...training.loss import sample_noise
+    """Yields batches of one sample of noise, on the device, read on the CPU and noised on the device as in the loop."""
+    from ...training.draws import Draws
+    from ...training.loss import FlowNoise
 
     generator, (T, H, W) = torch.Generator().manual_seed(0), step.crop
-    while True:
+    for number in count():
         z_hr = torch.randn(1, 16, T, H, W, generator=generator)
         latents = {"z_lr": torch.randn(1, 16, T, H // 2, W // 2, generator=generator), "z_hr": z_hr}
         context = torch.randn(1, 512, bench.sizes.dit.text_dim, generator=generator)
-        yield {**latents, "context": context, **sample_noise(z_hr, (0.3, 0.6), None, generator)}
+        own = {name: tensor.to(bench.device) for name, tensor in {**latents, "context": context}.items()}
+        yield own | FlowNoise((0.3, 0.6), None)(own["z_hr"], Draws(0, number, range(1), 1))
