@@ -18,12 +18,10 @@ from typing import Literal
 
 import torch
 import tyro
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
 from ..degradations import RECIPES, Recipe
-from ..files import atomic_write, sha256, write_text
+from ..files import sha256, write_text
 from ..latent_space import LATENT_CHANNELS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -34,12 +32,13 @@ from ..networks.wan_vae import WanVAE, load_vae
 from ..planning.network_memory import TEXT_TOKENS
 from ..planning.paths import check_folder
 from ..sampling.cluster import worker_pool
-from ..sampling.context import read_context
+from ..sampling.context import Contexts, read_context
 from .clips import Clip, Survey, read_clips, survey
 from .filters import Drop, FilterConfig, load_musiq
 from .pair_maker import Base, Pair, PairMaker, fractions
+from .shards import read_shards, shard_name, write_shard
 
-METADATA_KEY = "simplegvr_pairs"  # one key: several have no fixed order in the file
+METADATA_KEY = "simplegvr_pairs"
 WAN_CFG = 5.0  # of Wan 2.1's own script
 
 
@@ -90,8 +89,8 @@ class BuildPairs:
     height: int = 1080
     """Height in pixels to which taller video is reduced by area averaging."""
     contexts: Path | None = None
-    """Folder with a file VIDEO.safetensors for each video, tensor "context" (S, text_dim): the text encoder's features of its caption, for
-    --t2v. Stock Wan needs it; ours has the null prompt without it."""
+    """Folder of text features, as `simplegvr contexts` writes it, or with a file VIDEO.safetensors for each video, tensor "context"
+    (S, text_dim), for --t2v. Stock Wan needs it; ours has the null prompt without it."""
     negative: Path | None = None
     """Safetensors file, tensor "context": the text encoder's features of the negative prompt. Stock Wan needs it where --cfg is not 1."""
     cfg: float | None = None
@@ -200,7 +199,7 @@ class BuildPairs:
         if t2v.config.in_dim != LATENT_CHANNELS:
             raise ValueError(f"--t2v {self.t2v} takes {t2v.config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
         negative = None if self.negative is None else read_context(self.negative, t2v.config.text_dim)
-        return vae, Base(t2v, self.contexts, negative, self.guidance, TEXT_TOKENS if self.is_stock else 0)
+        return vae, Base(t2v, self.contexts and Contexts(self.contexts), negative, self.guidance, TEXT_TOKENS if self.is_stock else 0)
 
     def begin(self, found: Survey, musiq_note: str) -> None:
         """Writes the options to build.json. Raises ValueError when the folder was begun with others."""
@@ -237,9 +236,8 @@ class BuildPairs:
                 number += 1
             progress.update()
             if tensors and (number % self.shard_pairs == 0 or len(records) == len(starts)):
-                with atomic_write(self.out / shard) as partial:
-                    metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
-                    partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+                metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
+                write_shard(self.out / shard, tensors, METADATA_KEY, metadata)
                 saved, tensors = len(records), {}
 
     def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
@@ -272,24 +270,10 @@ def flatten(options: dict, prefix: str = "") -> dict:
     return flat
 
 
-def shard_name(number: int) -> str:
-    return f"shard_{number:05d}.safetensors"
-
-
 def read_records(folder: Path) -> list[dict]:
-    """Returns the records of all clips up to the last pair of the folder's shards, in order; up to a damaged shard, with a word on it."""
-    records: list[dict] = []
-    number = 0
-    while (path := folder / shard_name(number)).exists():
-        try:
-            with safe_open(path, framework="pt") as shard:
-                metadata = json.loads(shard.metadata()[METADATA_KEY])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            tqdm.write(f"{path} is damaged ({error}): its pairs and those after it are made again")
-            break
-        records += metadata["records"] if isinstance(metadata, dict) else metadata
-        number += 1
-    return records
+    """Returns the records of all clips up to the last pair of the folder's shards, in order."""
+    shards = read_shards(folder, METADATA_KEY)
+    return [record for metadata in shards for record in (metadata["records"] if isinstance(metadata, dict) else metadata)]
 
 
 @contextmanager
