@@ -14,6 +14,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "distil": ("training.distil", "train", "distil a trained model to few steps"),
     "train-vae": ("training.train_vae", "train", "train TinyVAE"),
     "curve": ("training.measure_curve", "train", "measure the noise levels where detail appears"),
+    "export": ("training.export", "train", "write a folder ready for a model hub"),
     "evaluate": ("evaluation.evaluate", "evaluate", "compare methods on a folder of clips"),
     "report": ("evaluation.report", "evaluate", "write the report of an evaluation again"),
     "seams": ("evaluation.measure_seams", "core", "measure seams and flicker of a video or latent"),

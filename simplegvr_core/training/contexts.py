@@ -11,11 +11,12 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 import tyro
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..files import atomic_write, write_text
@@ -175,11 +176,10 @@ class TextEncoder:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         parts = ("text_encoder", "tokenizer") if holds_parts(source) else ("", "")
         try:
-            model = UMT5EncoderModel.from_pretrained(source, subfolder=parts[0], dtype=dtype)
+            model: Any = UMT5EncoderModel.from_pretrained(source, subfolder=parts[0], dtype=dtype)
             self.tokenizer = AutoTokenizer.from_pretrained(source, subfolder=parts[1])
         except (OSError, ValueError) as error:
             raise ValueError(f"--text-encoder {source} cannot be loaded ({error}): give a folder or hub name of umT5") from error
-        assert isinstance(model, nn.Module)
         self.model, self.device = model.eval().to(device), device
 
     @torch.inference_mode()
