@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from simplegvr_core.sampling.context import Contexts
+from simplegvr_core.training.batches import Crop, PairSampler
 from simplegvr_core.training.contexts import BuildContexts
+from simplegvr_core.training.draws import Draws
 from simplegvr_core.video.write import write_video
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "cat", "dog", "runs", "sleeps", "in", "the", "snow", "slowly"]
@@ -130,6 +132,18 @@ def test_a_killed_run_ends_in_the_bytes_of_an_unbroken_one(build, tmp_path, monk
     (build.videos / "a.txt").write_text("the dog")
     with pytest.raises(ValueError, match="begun with other captions, such as that of 'a': choose another --out"):
         build.run()
+
+
+def test_training_reads_the_features_of_a_pair_s_video(build, tmp_path):
+    build.run()
+    latents = {"00000.z_lr": torch.zeros(16, 1, 2, 2), "00000.z_hr": torch.zeros(16, 1, 4, 4)}
+    save_file(latents, tmp_path / "shard_00000.safetensors")
+    entry = {"id": 0, "shard": "shard_00000.safetensors", "video": "below/c.mp4", "frame": 0, "scale": 2}
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [entry]}))
+    sampler = PairSampler((tmp_path,), Crop(num_frames=1, size=(4, 4), batch=2), build.out, null_prompt=0.0)
+    context = sampler.read(Draws(0, 0, range(2), 2), 24)["context"]
+    own = Contexts(build.out).read("below/c", 24)
+    assert context.shape == (2, 512, 24) and torch.equal(context[1, : len(own)], own) and not context[:, len(own) :].any()
 
 
 def test_damaged_features_are_named(build):

@@ -65,8 +65,8 @@ class Train:
     """Folders of pairs that are not trained on. With every saved state their loss is reported and, with --vae, the ST-LPIPS of samples;
     previews show one of them in place of a training crop."""
     contexts: Path | None = None
-    """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
-    features of its caption. Without it every sample has the null prompt."""
+    """Folder of the text features of the videos' captions, as `simplegvr contexts` writes it, or with a file VIDEO.safetensors for each
+    video, tensor "context" (S, text_dim). Without it every sample has the null prompt."""
     null_prompt: float = 0.1
     """Fraction of samples in [0, 1] that have the null prompt in place of their caption."""
     upsampler_loss: float = 0.0
