@@ -25,17 +25,21 @@ UMT5 = UMT5Config(vocab_size=len(WORDS), d_model=24, d_kv=8, d_ff=40, num_layers
 CAPTIONS = {"a": "a cat runs", "b": "a dog sleeps slowly in the snow", "below/c": "snow", "d.v2": "the dog runs"}
 
 
-@pytest.fixture(scope="module")
-def umt5(tmp_path_factory) -> Path:
-    """A tiny umT5 with random weights and a tokenizer of twelve words, in the subfolders that diffusers has for Wan."""
-    folder = tmp_path_factory.mktemp("umt5")
+def save_umt5(folder: Path, d_model: int) -> None:
+    """Writes a tiny umT5 with random weights and a tokenizer of twelve words, in the subfolders that diffusers has for Wan."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     fast.save_pretrained(folder / "tokenizer")
     torch.manual_seed(0)
-    UMT5EncoderModel(UMT5).save_pretrained(folder / "text_encoder")
+    UMT5EncoderModel(UMT5Config(**{**UMT5.to_dict(), "d_model": d_model})).save_pretrained(folder / "text_encoder")
+
+
+@pytest.fixture(scope="module")
+def umt5(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("umt5")
+    save_umt5(folder, UMT5.d_model)
     return folder
 
 
