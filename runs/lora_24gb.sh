@@ -9,7 +9,7 @@ set -euo pipefail
 videos=$(realpath "$1") dit=$(realpath "$2") upsampler=$(realpath "$3") out=$(realpath -m "$4")
 vae=wan_2.1_vae.safetensors
 run=(python3 scripts/run.py)
-pairs=(--recipe classical --num-frames 17 --spacing 17)
+pairs=(--recipe classical --num-frames 17)
 # 17 frames of 1056 x 1920 pixels, one at once, eight in a step; the weights in bfloat16. docs/training.md tables other cards.
 train=(--crop.num-frames 17 --crop.size 132 240 --crop.batch 1 --loop.accumulate 8 --loop.steps 2000 --loop.learning-rate 1e-4)
 lora=(--lora-rank 32 --frozen bfloat16 --gradient-checkpointing)

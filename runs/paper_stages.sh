@@ -15,8 +15,8 @@ negative="blurred, overexposed, static, subtitles, low quality, compression arti
 run=(python3 scripts/run.py)
 launch=("${run[@]}")                    # of training; on 8 GPUs: docs/training.md
 captions=()                             # options of contexts, such as --captioner
-short=(--num-frames 17 --spacing 17)    # clips of stages 1 and 2
-long=(--num-frames 77 --spacing 77)     # clips of stage 3
+short=(--num-frames 17)    # clips of stages 1 and 2
+long=(--num-frames 77)     # clips of stage 3
 pairs=() curve=() train=() stage1=() stage2=() stage3=() distil=() evaluate=()  # more options of these commands
 name=gvr_wan21_1.3b base_model=Wan-AI/Wan2.1-T2V-1.3B license=apache-2.0
 [ $# -lt 4 ] || source "$4"

@@ -52,7 +52,7 @@ def test_the_paper_s_stages(videos, tmp_path):
     settings = tmp_path / "toy.sh"
     settings.write_text(
         f"""vae={GVR_TINY_VAE} t2v={GVR_TINY_T2V} text_encoder={tmp_path / "umt5"} negative="the dog sleeps"
-        short=(--num-frames 5 --spacing 5) long=(--num-frames 9 --spacing 9)
+        short=(--num-frames 5) long=(--num-frames 9)
         pairs=(--scales 2 --device cpu) curve=(--clips 2 --steps 3 --device cpu)
         train=({LOOP} --upsampler.width 16 --upsampler.latents tiny_vae --vae {GVR_TINY_VAE} --sampling.steps 2)
         stage1=(--crop.num-frames 5) stage2=(--crop.num-frames 5) stage3=(--crop.num-frames 9)
@@ -80,7 +80,7 @@ def test_a_lora_on_one_card(videos, tmp_path):
     settings, out = tmp_path / "toy.sh", tmp_path / "out"
     settings.write_text(
         f"""vae={GVR_TINY_VAE}
-        pairs=(--recipe area --num-frames 5 --spacing 5 --scales 2 --device cpu)
+        pairs=(--recipe area --num-frames 5 --scales 2 --device cpu)
         train=(--loop.steps 3 --loop.cpu --crop.batch 1 --loop.accumulate 2 --crop.size 12 12 --crop.num-frames 5)
         """
     )

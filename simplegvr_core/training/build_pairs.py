@@ -84,8 +84,8 @@ class BuildPairs:
     """Text-to-video model of --vae's latents for model-guided recipes: stock Wan 2.1, or one of ours with 16 input channels."""
     num_frames: int = 17
     """Video frames of a clip, 4 n + 1."""
-    spacing: int = 17
-    """Video frames from the start of a clip to that of the next."""
+    spacing: int | None = None
+    """Video frames from the start of a clip to that of the next; by default those of a clip."""
     height: int = 1080
     """Height in pixels to which taller video is reduced by area averaging."""
     contexts: Path | None = None
@@ -133,7 +133,7 @@ class BuildPairs:
         maker = PairMaker(self.chosen_recipe, scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
         self.begin(found, musiq_note)
         records = read_records(self.out)
-        starts = found.starts(self.num_frames, self.spacing)
+        starts = found.starts(self.num_frames, self.distance)
         clips = read_clips(self.videos, starts[len(records) :], self.num_frames, self.height)
         with one_thread(), tqdm(total=len(starts), initial=len(records), unit="clip", mininterval=1) as progress:
             alone = self.workers is None and self.ray is None
@@ -145,8 +145,8 @@ class BuildPairs:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
         if self.num_frames % 4 != 1:
             raise ValueError(f"--num-frames is {self.num_frames}, wanted 4 times a number of latent frames plus 1: 17 or 77, for example")
-        if self.spacing < self.num_frames:
-            raise ValueError(f"--spacing is {self.spacing} frames, wanted at least the {self.num_frames} of a clip")
+        if self.distance < self.num_frames:
+            raise ValueError(f"--spacing is {self.distance} frames, wanted at least the {self.num_frames} of a clip")
         if self.out.resolve().is_relative_to(self.videos.resolve()):
             raise ValueError(f"--out {self.out} is inside --videos {self.videos}: choose a folder elsewhere")
         if not self.scales and not fractions(*self.scale_range):
@@ -161,6 +161,11 @@ class BuildPairs:
                 "caption with --contexts, and those of the negative prompt with --negative or --cfg 1"
             )
         check_folder(self.out)
+
+    @property
+    def distance(self) -> int:
+        """Video frames from the start of a clip to that of the next."""
+        return self.num_frames if self.spacing is None else self.spacing
 
     @property
     def is_stock(self) -> bool:
@@ -204,7 +209,11 @@ class BuildPairs:
     def begin(self, found: Survey, musiq_note: str) -> None:
         """Writes the options to build.json. Raises ValueError when the folder was begun with others."""
         options = {key: value for key, value in asdict(self).items() if key not in ("videos", "out", "workers", "ray")}
-        options |= {"videos": {name: f"{length} frames" for name, length in found.lengths.items()}, "musiq": musiq_note}
+        options |= {
+            "spacing": self.distance,
+            "videos": {name: f"{length} frames" for name, length in found.lengths.items()},
+            "musiq": musiq_note,
+        }
         options |= {"recipe_numbers": asdict(self.chosen_recipe)}
         files = {name: sha256(path) for name in ("vae", "t2v", "negative") if (path := getattr(self, name))}
         options = flatten(json.loads(json.dumps(options | files, default=str)))
