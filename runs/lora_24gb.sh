@@ -18,8 +18,8 @@ name=gvr_lora license=apache-2.0
 cd "$(dirname "$0")/.."
 
 [ -e "$out/pairs/pairs.json" ] || "${run[@]}" pairs --videos "$videos" --vae "$vae" --out "$out/pairs" "${pairs[@]}"
-options=(--preset stage3 --pairs "$out/pairs" --init-dit "$dit" --init-upsampler "$upsampler" --out "$out/lora" "${lora[@]}" "${train[@]}")
-[ -e "$out/plan.json" ] || "${run[@]}" train "${options[@]}" --plan | tail -n 1 >"$out/plan.json"
+options=(--preset stage3 --curve None --pairs "$out/pairs" --init-dit "$dit" --init-upsampler "$upsampler" --out "$out/lora" "${lora[@]}" "${train[@]}")
+"${run[@]}" train "${options[@]}" --plan | tail -n 1 >"$out/plan.json"
 [ -e "$out/lora/lora.safetensors" ] || "${run[@]}" train "${options[@]}"
 "${run[@]}" export --dit "$dit" --upsampler "$upsampler" --lora "$out/lora/lora.safetensors" --name "$name" --out "$out/hub" --license "$license"
 echo "the LoRA is in $out/hub"
