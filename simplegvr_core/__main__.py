@@ -9,10 +9,12 @@ from importlib import import_module
 COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); its main(arguments) returns what is printed as JSON
     "photos": ("training.photos", "train", "make video of photographs in motion"),
     "pairs": ("training.build_pairs", "train", "build shards of latent pairs from video"),
+    "contexts": ("training.contexts", "train", "encode captions for training"),
     "train": ("training.command", "train", "train the transformer and the upsampler"),
     "distil": ("training.distil", "train", "distil a trained model to few steps"),
     "train-vae": ("training.train_vae", "train", "train TinyVAE"),
     "curve": ("training.measure_curve", "train", "measure the noise levels where detail appears"),
+    "export": ("training.export", "train", "write a folder ready for a model hub"),
     "evaluate": ("evaluation.evaluate", "evaluate", "compare methods on a folder of clips"),
     "report": ("evaluation.report", "evaluate", "write the report of an evaluation again"),
     "seams": ("evaluation.measure_seams", "core", "measure seams and flicker of a video or latent"),

@@ -11,8 +11,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 REPO = Path(__file__).resolve().parents[1]
-INSTALLED = Path(__file__).with_name("bundle")  # models/ and the clips of assets/, where the package was installed by pip
+INSTALLED = Path(__file__).with_name("bundle")  # models/, the clips of assets/ and the workflows, where the package was installed by pip
 BUNDLE, CLIPS = (INSTALLED, INSTALLED / "clips") if INSTALLED.is_dir() else (REPO / "models", REPO / "assets")
+WORKFLOWS = INSTALLED / "workflows" if INSTALLED.is_dir() else REPO / "workflows" / "api"  # as ComfyUI's server takes them
 GVR_TINY = BUNDLE / "diffusion_models" / "gvr_tiny.safetensors"
 GVR_TINY_T2V = BUNDLE / "diffusion_models" / "gvr_tiny_t2v.safetensors"
 GVR_TINY_UPSAMPLER = BUNDLE / "latent_upscale_models" / "gvr_tiny_upsampler.safetensors"

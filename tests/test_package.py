@@ -44,11 +44,13 @@ def extra(name: str) -> set[str]:
     return (found - inner).union(*(extra(requirement[10:-1]) for requirement in inner))
 
 
-def test_the_wheel_has_the_core_the_weights_and_the_clips(installed):
+def test_the_wheel_has_the_core_the_weights_the_clips_and_the_workflows(installed):
+    bundled = {"models/": "simplegvr_core/bundle/", "assets/": "simplegvr_core/bundle/clips/"}
+    bundled["workflows/api/"] = "simplegvr_core/bundle/workflows/"
     wanted = {
-        re.sub("^assets/", "simplegvr_core/bundle/clips/", re.sub("^models/", "simplegvr_core/bundle/", name))
+        re.sub("^(models/|assets/|workflows/api/)", lambda found: bundled[found[0]], name)
         for name in tracked()
-        if re.fullmatch(r"simplegvr_core/.*|models/.*\.safetensors|assets/.*\.mp4", name)
+        if re.fullmatch(r"simplegvr_core/.*|models/.*\.safetensors|assets/.*\.mp4|workflows/api/.*\.json", name)
     }
     files = [path for path in (installed / "simplegvr_core").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     there = {path.relative_to(installed).as_posix() for path in files}

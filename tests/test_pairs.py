@@ -304,6 +304,14 @@ def test_crops_of_fractional_pairs_show_the_same_place_at_both_ends(tmp_path, sc
             PairSampler((tmp_path,), Crop(num_frames=1, size=(scale.denominator, 99), batch=1))
 
 
+def test_clips_follow_each_other_by_default(build, tmp_path):
+    build.run()
+    default = replace(build, spacing=None, out=tmp_path / "default")
+    default.run()
+    assert digests(default.out) == digests(build.out)
+    assert replace(default, num_frames=9, out=tmp_path / "longer").run()["clips"] == 2
+
+
 def test_options_that_cannot_work_are_refused(build):
     with pytest.raises(ValueError, match="--num-frames is 16, wanted 4 times"):
         replace(build, num_frames=16, spacing=16).run()

@@ -48,7 +48,7 @@ from ..networks.lora_merge import add_lora_file
 from ..networks.upsampler import load_upsampler
 from ..networks.wan_vae import load_vae
 from ..planning.preflight import video_bytes
-from ..sampling.context import read_context
+from ..sampling.context import Contexts
 from ..sampling.solvers import Solver
 from ..sampling.super_resolve import SamplingConfig
 from ..tiling import WHOLE, aligned_tiling
@@ -113,8 +113,8 @@ class Evaluate:
     solver: Solver | None = None
     """Solver of gvr; by default that of its checkpoint."""
     contexts: Path | None = None
-    """Folder with a file CLIP.safetensors for each clip, tensor "context" (S, text_dim): the text encoder's features of its prompt.
-    Without it gvr has the null prompt."""
+    """Folder of the clips' text features, as `simplegvr contexts` writes it, or with a file CLIP.safetensors for each clip, tensor
+    "context" (S, text_dim). Without it gvr has the null prompt."""
     bf16: bool = default_device() != "cpu"
     """gvr computes in bfloat16, with the kernels of training and of ComfyUI. Without it in float32, which has no Triton kernel."""
     seed: int = 0
@@ -154,7 +154,7 @@ class Evaluate:
         comparison = Comparison(methods, models, self.describe(models.sampling))
         reading = Reading(self.suite, self.scale, self.num_frames, self.height, self.result_size, borders)
         text_dim = models.dit.config.text_dim
-        contexts = {name: read_context(self.contexts / f"{name}.safetensors", text_dim) for name in found} if self.contexts else {}
+        contexts = {name: Contexts(self.contexts).read(name, text_dim) for name in found} if self.contexts else {}
         measured = {}
         for name, files in tqdm(found.items(), unit="clip"):
             models = replace(models, context=contexts[name][None].to(self.device) if contexts else None)
@@ -254,8 +254,8 @@ class Evaluate:
         skipped = {metric: why for metric in self.metric_names() if (why := METRICS[metric].obstacle(clip))}
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
         settings = {key: value for key, value in comparison.run.items() if key not in ("command", "date", "torch")}
-        texts = [] if self.contexts is None else [self.contexts / f"{name}.safetensors"]
-        clip_files = {file.name: sha256(file) for file in (*clip.files, *texts)}
+        clip_files = {file.name: sha256(file) for file in clip.files}
+        clip_files |= {f"{Path(name).name}.safetensors": Contexts(self.contexts).digest(name)} if self.contexts else {}
         clip_files |= {each: sha256(file) for each, file in comparison.finished.items()}
         task = json.loads(
             json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": comparison.methods, "metrics": chosen})

@@ -6,7 +6,7 @@ B batch, T, H, W latent pixels, L tokens of (1, 2, 2) latent pixels, D width, n 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from .layers import apply_rotary, rotary_table, sinusoidal_embedding
 from .windows import TokenLayout
 
 CONDITIONS = ("channel", "token")
+CHUNK = 2**14  # tokens that are fed forward at a time where activations are recomputed
 TIME_LAYERS = ("time_embedding.", "time_projection.", "head.head.")
 STOCK_PREFIX = "model.diffusion_model."
 # ends of names of weights that training begins with at zero
@@ -129,12 +130,37 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, **factory))
 
     def forward(
-        self, x: Tensor, e: Tensor, rotary: Tensor, context: Tensor, self_attention: DenseAttention, cross_attention: DenseAttention
+        self,
+        x: Tensor,
+        e: Tensor,
+        rotary: Tensor,
+        context: Tensor,
+        self_attention: DenseAttention,
+        cross_attention: DenseAttention,
+        chunk: int | None = None,
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.modulation, x, e)
+        """Returns the tokens (B, L, D) after the block.
+
+        Args:
+            x: (B, L, D).
+            e: (B, 6, D) of the noise level.
+            rotary: Of layers.rotary_table.
+            context: (B, S, D), the embedded text.
+            self_attention: Attention of the tokens to themselves.
+            cross_attention: Attention of the tokens to the text.
+            chunk: Tokens that are fed forward at a time, and again for their gradient; None is all, kept for the gradient.
+        """
+        shift1, scale1, gate1, *of_feed_forward = modulation(self.modulation, x, e)
         x = (x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1), self_attention, rotary=rotary)).to(x.dtype)
         x = x + self.cross_attn(self.norm3(x), cross_attention, context=context)
-        return (x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2))).to(x.dtype)
+        if chunk is None or x.shape[1] <= chunk:
+            return self.feed_forward(x, *of_feed_forward)
+        parts = [recompute(self.feed_forward, part, *of_feed_forward, use_reentrant=False) for part in x.split(chunk, dim=1)]
+        return torch.cat(cast("list[Tensor]", parts), dim=1)
+
+    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """Returns tokens (B, L, D) after the feed-forward layer; each depends on itself alone."""
+        return (x + gate * self.ffn(modulate(self.norm2(x), shift, scale))).to(x.dtype)
 
 
 class Head(nn.Module):
@@ -253,9 +279,9 @@ class SimpleGVRDiT(nn.Module):
             x, rotary = torch.cat((x, self.tokens(part) + self.condition_embedding), dim=1), torch.cat((rotary, raster))
         layout = TokenLayout(grid, order is not None, len(condition) * len(raster), first_frame)
         for index, block in enumerate(self.blocks):
-            inputs = e_blocks, rotary, context, partial(self_attention, layout=layout, block=index), cross_attention
-            x = recompute(block, x, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(x, *inputs)
-        x = self.head(x[:, : len(raster)], e)  # pyright: ignore[reportOptionalSubscript] (recompute is typed as if it gave None)
+            inputs = x, e_blocks, rotary, context, partial(self_attention, layout=layout, block=index), cross_attention
+            x = cast("Tensor", recompute(block, *inputs, CHUNK, use_reentrant=False)) if self.gradient_checkpointing else block(*inputs)
+        x = self.head(x[:, : len(raster)], e)
         if order is not None:
             x = x[:, order.argsort()]
         T, H, W = grid

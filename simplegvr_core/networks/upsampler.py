@@ -4,17 +4,18 @@ B batch, C channels, T latent frames, h, w low-resolution latent pixels, H, W ta
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR
 from . import checkpoint
@@ -113,7 +114,8 @@ class LatentUpsampler(nn.Module):
 
     def __init__(self, config: UpsamplerConfig, device=None, dtype=None, operations: Any = nn):
         super().__init__()
-        self.config, self.dtype, self.fast = config, dtype or torch.float32, False
+        self.config, self.dtype = config, dtype or torch.float32
+        self.fast = self.gradient_checkpointing = False
         factory = {"device": device, "dtype": dtype, "operations": operations}
         width = config.width
         double, halve = ("double", "halve") if config.expand_time else ("keep", "keep")
@@ -195,13 +197,24 @@ class LatentUpsampler(nn.Module):
 
     def resize_and_add_detail(self, z_lr: Tensor, tile: Tile, past: CausalState | None) -> Tensor:
         """Returns the tile's target, resized, plus what the blocks make of it."""
+        run = self.recomputed if self.gradient_checkpointing and torch.is_grad_enabled() else call
         h = self.stem(z_lr)
         for block in self.before:
-            h = block(h, past)
+            h = run(block, h, past)
         z, h = self.resize(z_lr, h, tile)
         for block in self.after:
-            h = block(h, past)
-        return z + self.out(F.silu(self.norm(h)), past)
+            h = run(block, h, past)
+        return z + run(self.last, h, past)
+
+    def last(self, h: Tensor, past: CausalState | None) -> Tensor:
+        """Returns the last layer's latent (B, 16, T, H, W) of features (B, C, T, H, W)."""
+        return self.out(F.silu(self.norm(h)), past)
+
+    def recomputed(self, layer: Callable[..., Tensor], h: Tensor, past: CausalState | None) -> Tensor:
+        """Returns layer(h, past), whose activations are computed again for the gradient. Raises ValueError for a chunk of a clip."""
+        if past is not None:
+            raise ValueError("a chunk's activations cannot be computed again, as its state changes: upsample whole clips")
+        return cast("Tensor", recompute(layer, h, None, use_reentrant=False))
 
     def resize(self, z_lr: Tensor, h: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
         """Returns the tile's target of the latent, (B, 16, T, H, W), and of the features, (B, C, T, H, W)."""
@@ -209,6 +222,10 @@ class LatentUpsampler(nn.Module):
             z, h = self.grid(z_lr, h, tile)
             return z.to(z_lr), h
         return resize_tile(z_lr, tile), torch.cat((resize_tile(h, tile), sampling_position(h, tile)), dim=1)
+
+
+def call(layer: Callable[..., Tensor], h: Tensor, past: CausalState | None) -> Tensor:
+    return layer(h, past)
 
 
 Upsampler = LatentUpsampler | UltraUpsampler

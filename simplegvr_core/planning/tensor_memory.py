@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,7 +23,8 @@ def peak_bytes(run: Callable[[], Any], device: str | None = None) -> int:
     of device ("meta", "cpu", "cuda", ...) whose tensors count, all by default. run is called in inference mode. Not seen:
     what one kernel takes and frees for itself (cuDNN's workspaces), what an allocator keeps or rounds up, memory that
     others than PyTorch allocate (NumPy, memory maps), other threads. On "meta" attention is a fused kernel, which keeps
-    no scores, as it is on every real device, and a value that the run asks for is 1.
+    no scores, as it is on every real device, and a value that the run asks for is 1, as it is of fake
+    tensors.
     """
     with torch.inference_mode(), StorageCount(device) as count:
         run()
@@ -44,6 +46,10 @@ class StorageCount(TorchDispatchMode):
             return out[0]
         if operation is aten._to_copy.default and args[0].is_meta and kwargs.get("device", args[0].device).type != "meta":
             return torch.ones((), dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape)
+        if operation.namespace == "prim":  # a fake tensor's device
+            return operation(*args, **kwargs)
+        if operation is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].dtype.is_floating_point else 1
         with self:  # its parts come here by themselves
             out = operation.decompose(*args, **kwargs)
         if out is NotImplemented:

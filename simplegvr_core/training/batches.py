@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..latent_space import latent_frames
 from ..planning.network_memory import TEXT_TOKENS
-from ..sampling.context import read_context
+from ..sampling.context import Contexts, without_suffix
 from .draws import READING, Batch, Draws, philox
 from .pairs import Pairs
 
@@ -94,13 +94,14 @@ class PairSampler:
         Args:
             folders: Folders that `simplegvr pairs` wrote.
             crop: What a batch is made of.
-            contexts: Folder of text features, one file for each video; None is the null prompt for all.
+            contexts: Folder of text features of the videos' captions; None is the null prompt for all.
             null_prompt: Fraction of samples in [0, 1] whose text features are replaced by the null prompt.
 
         Raises:
             ValueError: The crops do not fit the pairs; names the option.
         """
-        self.crop, self.contexts, self.null_prompt = crop, contexts, null_prompt
+        self.crop, self.null_prompt = crop, null_prompt
+        self.contexts = None if contexts is None else Contexts(contexts)
         by_scale: dict[Fraction, list[tuple[Pairs, int]]] = {}
         for pairs in map(Pairs, folders):
             for i, scale in enumerate(pairs.scales):
@@ -187,10 +188,13 @@ class PairSampler:
             return torch.zeros(1, text_dim)
         if is_null:
             return torch.zeros(TEXT_TOKENS, text_dim)
-        path = (self.contexts / pairs.entries[i]["video"]).with_suffix(".safetensors")
-        context = read_context(path, text_dim)
+        name = without_suffix(pairs.entries[i]["video"])
+        context = self.contexts.read(name, text_dim)
         if len(context) > TEXT_TOKENS:
-            raise ValueError(f"{path} has text features of {len(context)} tokens, wanted at most {TEXT_TOKENS}: shorten the caption")
+            raise ValueError(
+                f"{self.contexts.folder} has {name!r} with text features of {len(context)} tokens, wanted at most {TEXT_TOKENS}: "
+                "shorten the caption"
+            )
         return F.pad(context, (0, 0, 0, TEXT_TOKENS - len(context)))
 
 

@@ -19,13 +19,11 @@ from typing import Literal
 
 import torch
 import tyro
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
 from ..checks import check_folder
 from ..degradations import RECIPES, Recipe
-from ..files import atomic_write, read_json, sha256, write_text
+from ..files import read_json, sha256, write_text
 from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -35,14 +33,15 @@ from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
 from ..planning.network_memory import TEXT_TOKENS
 from ..sampling.cluster import worker_pool
-from ..sampling.context import read_context
+from ..sampling.context import Contexts, read_context
 from ..video.frames import limit_height
 from ..video.read import read_frames
 from .clips import Clip, Survey, read_clips, survey
 from .filters import Drop, FilterConfig, load_musiq
 from .pair_maker import Base, Pair, PairMaker, fractions
+from .shards import read_shards, shard_name, write_shard
 
-METADATA_KEY = "simplegvr_pairs"  # one key: several have no fixed order in the file
+METADATA_KEY = "simplegvr_pairs"
 WAN_CFG = 5.0  # of Wan 2.1's own script
 
 
@@ -88,13 +87,13 @@ class BuildPairs:
     """Text-to-video model of --vae's latents for model-guided recipes: stock Wan 2.1, or one of ours with 16 input channels."""
     num_frames: int = 17
     """Video frames of a clip, 4 n + 1."""
-    spacing: int = 17
-    """Video frames from the start of a clip to that of the next."""
+    spacing: int | None = None
+    """Video frames from the start of a clip to that of the next; by default those of a clip."""
     height: int = 1080
     """Height in pixels to which taller video is reduced by area averaging."""
     contexts: Path | None = None
-    """Folder with a file VIDEO.safetensors for each video, tensor "context" (S, text_dim): the text encoder's features of its caption, for
-    --t2v. Stock Wan needs it; ours has the null prompt without it."""
+    """Folder of text features, as `simplegvr contexts` writes it, or with a file VIDEO.safetensors for each video, tensor "context"
+    (S, text_dim), for --t2v. Stock Wan needs it; ours has the null prompt without it."""
     negative: Path | None = None
     """Safetensors file, tensor "context": the text encoder's features of the negative prompt. Stock Wan needs it where --cfg is not 1."""
     cfg: float | None = None
@@ -135,7 +134,7 @@ class BuildPairs:
         found = survey(self.videos, self.num_frames)
         musiq, musiq_note = load_musiq()
         maker = PairMaker(self.chosen_recipe, self.all_scales, self.filters, self.seed, self.device, *self.load_models(), musiq)
-        starts = found.starts(self.num_frames, self.spacing)
+        starts = found.starts(self.num_frames, self.distance)
         self.check_room(starts)
         self.begin(found, musiq_note)
         records = read_records(self.out)
@@ -150,8 +149,8 @@ class BuildPairs:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
         if self.num_frames % 4 != 1:
             raise ValueError(f"--num-frames is {self.num_frames}, wanted 4 times a number of latent frames plus 1: 17 or 77, for example")
-        if self.spacing < self.num_frames:
-            raise ValueError(f"--spacing is {self.spacing} frames, wanted at least the {self.num_frames} of a clip")
+        if self.distance < self.num_frames:
+            raise ValueError(f"--spacing is {self.distance} frames, wanted at least the {self.num_frames} of a clip")
         if self.out.resolve().is_relative_to(self.videos.resolve()):
             raise ValueError(f"--out {self.out} is inside --videos {self.videos}: choose a folder elsewhere")
         if not self.scales and not fractions(*self.scale_range):
@@ -180,6 +179,11 @@ class BuildPairs:
     @property
     def all_scales(self) -> list[Fraction]:
         return [Fraction(scale) for scale in self.scales] or fractions(*self.scale_range)
+
+    @property
+    def distance(self) -> int:
+        """Video frames from the start of a clip to that of the next."""
+        return self.num_frames if self.spacing is None else self.spacing
 
     @property
     def is_stock(self) -> bool:
@@ -218,12 +222,16 @@ class BuildPairs:
         if t2v.config.in_dim != LATENT_CHANNELS:
             raise ValueError(f"--t2v {self.t2v} takes {t2v.config.in_dim} channels, a text-to-video model {LATENT_CHANNELS}")
         negative = None if self.negative is None else read_context(self.negative, t2v.config.text_dim)
-        return vae, Base(t2v, self.contexts, negative, self.guidance, TEXT_TOKENS if self.is_stock else 0)
+        return vae, Base(t2v, self.contexts and Contexts(self.contexts), negative, self.guidance, TEXT_TOKENS if self.is_stock else 0)
 
     def begin(self, found: Survey, musiq_note: str) -> None:
         """Writes the options to build.json. Raises ValueError when the folder was begun with others."""
         options = {key: value for key, value in asdict(self).items() if key not in ("videos", "out", "workers", "ray")}
-        options |= {"videos": {name: f"{length} frames" for name, length in found.lengths.items()}, "musiq": musiq_note}
+        options |= {
+            "spacing": self.distance,
+            "videos": {name: f"{length} frames" for name, length in found.lengths.items()},
+            "musiq": musiq_note,
+        }
         options |= {"recipe_numbers": asdict(self.chosen_recipe)}
         files = {name: sha256(path) for name in ("vae", "t2v", "negative") if (path := getattr(self, name))}
         options = flatten(json.loads(json.dumps(options | files, default=str)))
@@ -255,9 +263,8 @@ class BuildPairs:
                 number += 1
             progress.update()
             if tensors and (number % self.shard_pairs == 0 or len(records) == len(starts)):
-                with atomic_write(self.out / shard) as partial:
-                    metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
-                    partial.write_bytes(save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+                metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
+                write_shard(self.out / shard, tensors, METADATA_KEY, metadata)
                 saved, tensors = len(records), {}
 
     def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
@@ -290,24 +297,10 @@ def flatten(options: dict, prefix: str = "") -> dict:
     return flat
 
 
-def shard_name(number: int) -> str:
-    return f"shard_{number:05d}.safetensors"
-
-
 def read_records(folder: Path) -> list[dict]:
-    """Returns the records of all clips up to the last pair of the folder's shards, in order; up to a damaged shard, with a word on it."""
-    records: list[dict] = []
-    number = 0
-    while (path := folder / shard_name(number)).exists():
-        try:
-            with safe_open(path, framework="pt") as shard:
-                metadata = json.loads(shard.metadata()[METADATA_KEY])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            tqdm.write(f"{path} is damaged ({error}): its pairs and those after it are made again")
-            break
-        records += metadata["records"] if isinstance(metadata, dict) else metadata
-        number += 1
-    return records
+    """Returns the records of all clips up to the last pair of the folder's shards, in order."""
+    shards = read_shards(folder, METADATA_KEY)
+    return [record for metadata in shards for record in (metadata["records"] if isinstance(metadata, dict) else metadata)]
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from accelerate import PartialState
@@ -17,21 +18,30 @@ from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config, read_dit, read_dit_config
 from ..networks.tiny_vae import TinyVAE
-from ..networks.upsampler import VARIANTS, load_upsampler, make_upsampler, parse_upsampler_config
+from ..networks.upsampler import (
+    VARIANTS,
+    AnyUpsamplerConfig,
+    LatentUpsampler,
+    Upsampler,
+    load_upsampler,
+    make_upsampler,
+    parse_upsampler_config,
+)
 from ..networks.wan_vae import WanVAE, load_vae
+from ..planning.network_memory import meta
 from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, NoisedPairs, NoiseOf, PairSampler
-from .cost import BYTES_PER_PARAMETER, training_cost
+from .cost import Workload, latent_batch, training_cost
 from .dmd2 import DMD2, DMD2Config, sample_matching_noise
 from .loop import LoopConfig, fit
-from .lora import lora_copy, lora_parameters, lora_state_dict
+from .lora import lora_copy, lora_state_dict
 from .loss import Pictures
 from .losses import summarize_losses
 from .one_step import STUDENT, OneStep, OneStepConfig, sample_frame
 from .online_pairs import check_source, online_pairs
+from .step_memory import Step
 
 FEW_STEPS = SamplingConfig(steps=4)
-GPUS = (8, 16)  # that the plan is made for
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Distil:
     bf16: bool = True
     """Matrix products in bfloat16."""
     gradient_checkpointing: bool = False
-    """Recompute activations of the DiT."""
+    """Recompute activations of the networks."""
     vae: Path | None = None
     """Autoencoder of the pairs."""
     crop: Crop = Crop()
@@ -126,8 +136,19 @@ class Distil:
         config, weights = read_dit(self.init_dit)
         dit = SimpleGVRDiT(config, teacher_attention(self.init_dit))
         checkpoint.load_strict(dit, weights, self.init_dit)
+        return self.networks(load_upsampler(self.init_upsampler).train(), dit, vae)
+
+    def networks(self, upsampler: Upsampler, dit: SimpleGVRDiT, vae: TinyVAE | WanVAE | None) -> tuple[OneStep | DMD2, NoiseOf]:
+        """Returns the objective's network, and what samples the noise of a batch.
+
+        Args:
+            upsampler: The teacher's upsampler.
+            dit: The teacher.
+            vae: Autoencoder of the latents; without it latents are not compared as pictures.
+        """
         dit.gradient_checkpointing = self.gradient_checkpointing
-        upsampler = load_upsampler(self.init_upsampler).train()
+        if isinstance(upsampler, LatentUpsampler):
+            upsampler.gradient_checkpointing = self.gradient_checkpointing
         generator = torch.Generator().manual_seed(self.loop.seed)
         if self.lora_rank:
             upsampler.requires_grad_(False)
@@ -137,67 +158,79 @@ class Distil:
             student.attention = self.attention
             return student
 
-        pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
+        perceptual = self.perceptual_loss if vae else 0.0
+        pictures = Pictures(vae, perceptual=perceptual > 0)
         if self.objective == "regression":
-            sizes = OneStepConfig(self.sampling.denoise, perceptual=self.perceptual_loss, bf16=self.bf16)
+            sizes = OneStepConfig(self.sampling.denoise, perceptual=perceptual, bf16=self.bf16)
             return OneStep(upsampler, copy(dit), pictures, sizes), sample_frame
         sizes = DMD2Config(self.sampling, self.guidance, self.fake_updates, bf16=self.bf16)
         return DMD2(upsampler, dit, pictures, sizes, copy), sample_matching_noise
 
     def plan(self) -> dict:
-        """Returns the estimated cost: training_cost of the student, with all networks of the objective.
+        """Returns the estimated cost of this distillation, as training_cost does, and "networks": those trained and those frozen."""
+        dmd2, upsampler_is_frozen = self.objective == "dmd2", self.upsampler_is_frozen
+        trained = ["student", *(["fake score"] if dmd2 else []), *([] if upsampler_is_frozen else ["upsampler"])]
+        frozen = [*(["teacher"] if dmd2 else []), *(["upsampler"] if upsampler_is_frozen else [])]
+        return training_cost(self.workload()) | {"networks": {"trained": trained, "frozen": frozen}}
 
-        "networks": trained, frozen. "state_bytes" are divided among the GPUs of FSDP2; "frozen_bytes" are those that every GPU has whole,
-        in float32: the teacher, and the upsampler where it is frozen. "per_gpu": {number of GPUs: {"memory_bytes", "hours"}} on H100s,
-        with the activations of its part of the batch and the weights of two blocks that FSDP2 has gathered. Neither text encoder nor
-        autoencoder is counted. Without the teacher's file its sizes are those of Wan 2.1 1.3B.
+    @property
+    def upsampler_is_frozen(self) -> bool:
+        return self.objective == "dmd2" or self.lora_rank > 0
+
+    def workload(self) -> Workload:
+        """Returns this distillation as its cost sees it, with the step that takes the most: the student's last one, which is updated.
+
+        Without the files of the networks their sizes are Wan 2.1 1.3B's and the paper's.
         """
-        config = read_dit_config(self.init_dit) if self.init_dit.exists() else DiTConfig()
-        grid, accumulated = (self.crop.latent_frames, *self.crop.size), self.crop.batch * self.loop.accumulate
-        recompute, dmd2 = self.gradient_checkpointing, self.objective == "dmd2"
-        cost = training_cost(config, self.attention, grid, batch=accumulated, steps=self.loop.steps, recompute=recompute)
-        parameters, upsampler = cost["parameters"], self.upsampler_parameters()
-        student = BYTES_PER_PARAMETER * parameters
-        if self.lora_rank:
-            student = 4 * parameters + BYTES_PER_PARAMETER * lora_parameters(config, self.lora_rank)
-        upsampler_is_trained = not (dmd2 or self.lora_rank)
-        state = (1 + dmd2) * student + (BYTES_PER_PARAMETER * upsampler if upsampler_is_trained else 0)
-        frozen = (4 * parameters if dmd2 else 0) + (0 if upsampler_is_trained else 4 * upsampler)
-        passes = self.passes() if dmd2 else 1.0
-        hours, gathered = passes * cost["h100_hours"], 2 * 4 * parameters / config.num_layers
+        config, attention = DiTConfig(), self.attention
+        if self.init_dit.exists():
+            config, attention = read_dit_config(self.init_dit), teacher_attention(self.init_dit)
+        upsampler, crop = self.upsampler_config(), (self.crop.latent_frames, *self.crop.size)
 
-        def per_gpu(gpus: int) -> dict[str, float]:
-            activations = (1 + dmd2) * cost["activation_bytes"] * -(-self.crop.batch // gpus)
-            return {"memory_bytes": state / gpus + frozen + gathered + activations, "hours": hours / gpus}
+        def step(blocks: int, samples: int) -> Step:
+            dit = SimpleGVRDiT(replace(config, num_layers=blocks), attention, device="meta")
+            model, _ = self.networks(make_upsampler(upsampler, device="meta"), dit, None)
+            batch: dict[str, Any] = latent_batch(crop, samples, config)
+            noise = torch.empty_like(batch["z_hr"])
+            if isinstance(model, OneStep):
+                return Step(model, batch | {"frame": np.zeros(samples, dtype=int)})
+            last = np.full(samples, (1 - 1e-6) / self.fake_updates)  # the student's turn, at the end of its sampling
+            batch |= {"turn": last, "level": meta(samples, 1, 1, 1, 1), "noise": torch.cat((noise, noise), dim=1), "fresh": noise}
+            return Step(model, batch, model.frozen)
 
-        trained_names = ["student", *(["fake score"] if dmd2 else []), *(["upsampler"] if upsampler_is_trained else [])]
-        frozen_names = [*(["teacher"] if dmd2 else []), *([] if upsampler_is_trained else ["upsampler"])]
-        return cost | {
-            "networks": {"trained": trained_names, "frozen": frozen_names},
-            "state_bytes": state,
-            "frozen_bytes": frozen,
-            "flops_per_step": passes * cost["flops_per_step"],
-            "h100_hours": hours,
-            "per_gpu": {gpus: per_gpu(gpus) for gpus in GPUS},
-        }
+        return Workload(
+            step,
+            config,
+            self.attention,
+            upsampler,
+            crop,
+            batch=self.crop.batch * self.loop.accumulate,
+            steps=self.loop.steps,
+            passes=self.passes(),
+            upsampler_passes=1 if self.upsampler_is_frozen else 3 + self.gradient_checkpointing,
+            recompute=self.gradient_checkpointing,
+            noises=3 if self.objective == "dmd2" else 0,
+        )
 
     def passes(self) -> float:
-        """Returns the operations of a dmd2 step over those of a step that trains one DiT, the mean over its turns.
+        """Returns the forward passes of a DiT that a sample takes, the mean over the turns of dmd2; a gradient is two, or one with a LoRA.
 
         The fake score is trained in each step, the student in its turn, where the teacher is asked, too. The student's steps up to the
         trained one, and that one in the other turns, are forward passes alone.
         """
-        turn, forward = 1 / self.fake_updates, 1 / (4 if self.gradient_checkpointing else 3)
+        trained = 3 - (self.lora_rank > 0) + self.gradient_checkpointing
+        if self.objective == "regression":
+            return trained
+        turn = 1 / self.fake_updates
         simulated = (self.sampling.steps - 1) / 2 + (1 - turn)
         asked = (2 if self.guidance != 1 else 1) * turn
-        return 1 + turn + forward * (simulated + asked)
+        return (1 + turn) * trained + simulated + asked
 
-    def upsampler_parameters(self) -> int:
-        """Returns the number of the upsampler's parameters; without its file, those of the paper's."""
-        config = VARIANTS["simplegvr"]
-        if self.init_upsampler.exists():
-            config = parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
-        return sum(parameter.numel() for parameter in make_upsampler(config, device="meta").parameters())
+    def upsampler_config(self) -> AnyUpsamplerConfig:
+        """Returns the sizes of the upsampler; without its file, the paper's."""
+        if not self.init_upsampler.exists():
+            return VARIANTS["simplegvr"]
+        return parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
 
     def save(self, model: OneStep | DMD2, trained: dict[str, Tensor], vae: TinyVAE | WanVAE | None) -> dict[str, str]:
         """Writes both networks as float16, or the student's LoRA, and returns their files. The student's has its sampling."""

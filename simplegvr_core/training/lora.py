@@ -24,6 +24,8 @@ def add_lora(dit: SimpleGVRDiT, rank: int, generator: torch.Generator) -> None:
     dit.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED), dit)
     for name, parameter in dit.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # peft gives it the type of the weight that it adapts
         if ".lora_A." in name:
             nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
 

@@ -71,7 +71,7 @@ class OnlinePairs:
 
     @torch.no_grad()
     def pairs_of(self, batch: Batch, draws: Draws) -> Batch:
-        """Returns {"context", "z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W)}, float32, on the device. Ratio and filter are the step's."""
+        """Returns {"context", "z_lr" (B, 16, T, h, w), "z_hr" (B, 16, T, H, W)}, on the device. Ratio and filter are the step's."""
         large, generator = self.crop.size[0], draws.of_step()
         least, most = math.ceil(large / RATIOS[1]), math.floor(large / RATIOS[0])
         small = least + below(most - least + 1, generator)

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.layers import mixed_precision
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE
-from ..sampling.context import read_context
+from ..sampling.context import Contexts, without_suffix
 from ..sampling.super_resolve import guided_network
 from ..video.frames import crop_centre, to_video
 from .clips import Clip
@@ -57,14 +56,14 @@ class Base:
 
     Attributes:
         model: The network, with full attention.
-        contexts: Folder with the text features of each video, VIDEO.safetensors; None is the null prompt.
+        contexts: Text features of the videos' captions; None is the null prompt.
         negative: Text features (S, text_dim) of the negative prompt; None is the null prompt.
         cfg: Guidance scale; 1 is none.
         text_tokens: Rows that text features are padded to with zeros; 0 pads nothing.
     """
 
     model: SimpleGVRDiT
-    contexts: Path | None
+    contexts: Contexts | None
     negative: Tensor | None
     cfg: float
     text_tokens: int
@@ -72,7 +71,7 @@ class Base:
     def velocity(self, video: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns (z_t, sigma) -> velocity for the prompt of a video. Raises ValueError when its features cannot be read."""
         text_dim = self.model.config.text_dim
-        context = None if self.contexts is None else read_context((self.contexts / video).with_suffix(".safetensors"), text_dim)
+        context = None if self.contexts is None else self.contexts.read(without_suffix(video), text_dim)
         context, negative = (None if text is None else self.padded(text)[None].to(device) for text in (context, self.negative))
         network = guided_network(self.model, self.cfg, context, negative, like=torch.zeros((), device=device))
         return lambda z_t, sigma: network(z_t, None, sigma)

@@ -6,10 +6,11 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent 
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_folder
 from ..latent_space import LATENT_CHANNELS, token_grid
@@ -17,18 +18,28 @@ from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
-from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler
+from ..networks.upsampler import (
+    VARIANTS,
+    LatentUpsampler,
+    Upsampler,
+    UpsamplerConfig,
+    load_upsampler,
+    make_upsampler,
+    parse_upsampler_config,
+)
 from ..networks.wan_vae import WanVAE, load_vae
 from ..planning.flops import dit_flops
+from ..planning.network_memory import meta
 from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
 from .batches import Crop, NoisedPairs, PairSampler
-from .cost import training_cost
+from .cost import Workload, latent_batch, training_cost
 from .loop import LoopConfig, fit
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
 from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
+from .step_memory import Step
 from .tracking import Work
 from .validation import Validation
 
@@ -65,8 +76,8 @@ class Train:
     """Folders of pairs that are not trained on. With every saved state their loss is reported and, with --vae, the ST-LPIPS of samples;
     previews show one of them in place of a training crop."""
     contexts: Path | None = None
-    """Folder with a file VIDEO.safetensors for each video of the pairs, tensor "context" (S, text_dim): the text encoder's
-    features of its caption. Without it every sample has the null prompt."""
+    """Folder of the text features of the videos' captions, as `simplegvr contexts` writes it, or with a file VIDEO.safetensors for each
+    video, tensor "context" (S, text_dim). Without it every sample has the null prompt."""
     null_prompt: float = 0.1
     """Fraction of samples in [0, 1] that have the null prompt in place of their caption."""
     upsampler_loss: float = 0.0
@@ -76,8 +87,10 @@ class Train:
     needs --vae. The paper has none; it makes a small model with a short training sharper."""
     lora_rank: int = 0
     """Above 0: the weights do not change and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
+    frozen: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the matrices that a LoRA adapts; bfloat16 takes half the memory, and wants --bf16."""
     gradient_checkpointing: bool = False
-    """Recompute activations of the DiT: less memory, a third more operations."""
+    """Recompute activations of both networks: less memory, a third more operations."""
     bf16: bool = True
     """Matrix products in bfloat16; weights and their moments are always float32."""
     vae: Path | None = None
@@ -101,14 +114,11 @@ class Train:
         """
         self.check()
         vae = load_vae(self.vae) if self.vae else None
-        pictures = Pictures(vae, perceptual=self.perceptual_loss > 0)
-        upsampler, dit = self.networks()
-        config = LossConfig(self.upsampler_loss, self.perceptual_loss, self.bf16, self.sampling.noise_order)
-        model = FlowMatching(upsampler, dit, pictures, config)
+        model = self.objective(*self.networks(), vae)
         curve = load_curve(self.curve) if self.curve else None
-        source = NoisedPairs(self.sampler(vae), dit.config.text_dim, FlowNoise(self.noise_range, curve))
+        source = NoisedPairs(self.sampler(vae), model.dit.config.text_dim, FlowNoise(self.noise_range, curve))
         samples, grid = self.crop.batch * self.loop.accumulate, token_grid((self.crop.latent_frames, *self.crop.size))
-        flops = 3 * dit_flops(dit.config, self.attention, grid).total  # forward, twice that back; what is recomputed is no work
+        flops = 3 * dit_flops(model.dit.config, self.attention, grid).total  # forward, twice that back; what is recomputed is no work
         work = Work(samples, samples * prod(grid), samples * flops)
         options = self.lasting_options()
         trained = fit(model, source, self.loop, self.out, show=self.validation(source, vae), options=options, work=work)
@@ -137,17 +147,44 @@ class Train:
             raise ValueError("--dit.condition token starts from random weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
             raise ValueError("--lora-rank adapts a trained SimpleGVR: give its two files with --init-dit and --init-upsampler")
+        if self.frozen != "float32" and not (self.lora_rank and self.bf16):
+            raise ValueError(f"--frozen is {self.frozen}, but only a LoRA leaves weights frozen, and needs --bf16 then: give --lora-rank")
         check_folder(self.out)
 
     def plan(self) -> dict:
         """Returns the estimated cost of this training, as training_cost does."""
-        dit = self.dit
+        return training_cost(self.workload())
+
+    def workload(self) -> Workload:
+        """Returns this training as its cost sees it. Without the files of the networks their sizes are the options'."""
+        sizes, upsampler, frozen = self.dit, self.upsampler, self.lora_rank > 0
         if self.init_dit is not None and self.init_dit.exists():
-            dit = replace(read_dit_config(self.init_dit), in_dim=dit.in_dim)
-        grid = (self.crop.latent_frames, *self.crop.size)
-        batch = self.crop.batch * self.loop.accumulate
-        recompute = self.gradient_checkpointing
-        return training_cost(dit, self.attention, grid, batch=batch, steps=self.loop.steps, recompute=recompute)
+            sizes = replace(read_dit_config(self.init_dit), in_dim=self.dit.in_dim)
+        if self.init_upsampler is not None and self.init_upsampler.exists():
+            upsampler = parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
+        crop = (self.crop.latent_frames, *self.crop.size)
+
+        def step(blocks: int, samples: int) -> Step:
+            dit = SimpleGVRDiT(replace(sizes, num_layers=blocks), self.attention, device="meta")
+            model = self.objective(*self.prepared(make_upsampler(upsampler, device="meta"), dit, torch.Generator()), None)
+            batch = latent_batch(crop, samples, sizes)
+            level = meta(samples, 1, 1, 1, 1)
+            noises = {name: torch.empty_like(batch["z_hr"]) for name in ("noise", "condition_noise")}
+            return Step(model, batch | noises | {"sigma": level, "noise_augmentation": level})
+
+        return Workload(
+            step,
+            sizes,
+            self.attention,
+            upsampler,
+            crop,
+            batch=self.crop.batch * self.loop.accumulate,
+            steps=self.loop.steps,
+            passes=3 - frozen + self.gradient_checkpointing,
+            upsampler_passes=1 if frozen else 3 + self.gradient_checkpointing,
+            recompute=self.gradient_checkpointing,
+            text=self.contexts is not None,
+        )
 
     def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
         """Returns what samples the batches."""
@@ -159,7 +196,6 @@ class Train:
         """Returns both networks with their initial weights."""
         generator = torch.Generator().manual_seed(self.loop.seed)
         dit = self.initial_dit(generator)
-        dit.gradient_checkpointing = self.gradient_checkpointing
         if self.init_upsampler is not None:
             upsampler = load_upsampler(self.init_upsampler)
         else:
@@ -168,10 +204,24 @@ class Train:
             if upsampler.grid is not None:
                 assert self.vae is not None  # check
                 upsampler.grid.copy_closed_form(load_tiny_vae(self.vae))
+        return self.prepared(upsampler, dit, generator)
+
+    def prepared(self, upsampler: Upsampler, dit: SimpleGVRDiT, generator: torch.Generator) -> tuple[Upsampler, SimpleGVRDiT]:
+        """Returns both networks as they are trained: recomputed where that was asked for, frozen with a LoRA where that is trained."""
+        dit.gradient_checkpointing = self.gradient_checkpointing
+        if isinstance(upsampler, LatentUpsampler):
+            upsampler.gradient_checkpointing = self.gradient_checkpointing
         if self.lora_rank:
             upsampler.requires_grad_(False)
+            for layer in (module for module in dit.modules() if isinstance(module, nn.Linear)):
+                layer.to(getattr(torch, self.frozen))
             add_lora(dit, self.lora_rank, generator)
         return upsampler, dit
+
+    def objective(self, upsampler: Upsampler, dit: SimpleGVRDiT, vae: TinyVAE | WanVAE | None) -> FlowMatching:
+        """Returns both networks with their loss; without an autoencoder latents are not compared as pictures."""
+        config = LossConfig(self.upsampler_loss, self.perceptual_loss if vae else 0.0, self.bf16, self.sampling.noise_order)
+        return FlowMatching(upsampler, dit, Pictures(vae, perceptual=config.perceptual > 0), config)
 
     def initial_dit(self, generator: torch.Generator) -> SimpleGVRDiT:
         """Returns the DiT with its initial weights. Raises ValueError when --init-dit does not fit."""

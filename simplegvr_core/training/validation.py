@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..evaluation.full_reference import st_lpips_network
 from ..latent_space import PREVIEW_FACTORS
-from ..networks.layers import mixed_precision
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE
 from ..sampling.super_resolve import SamplingConfig, super_resolve
@@ -63,7 +62,7 @@ class Validation:
         size = z_hr.shape[3], z_hr.shape[4]
         model.eval()
         context = batches[0]["context"]
-        with mixed_precision(device), gathered(model):
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.config.bf16), gathered(model):
             z = super_resolve(model.dit, model.upsampler, z_lr, size, sampling=self.sampling, context=context, noise_seed=1)
         model.train()
         measured = self.is_held_out and self.vae is not None

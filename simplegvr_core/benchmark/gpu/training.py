@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...latent_space import video_frames
 from ...networks.attention import AttentionConfig
 from ...networks.dit import SimpleGVRDiT
 from ...networks.upsampler import LatentUpsampler
-from ...training.cost import BYTES_PER_PARAMETER, H100_FLOPS, training_cost
+from ...training.batches import Crop
+from ...training.cost import H100_FLOPS, Workload, memory_model
 from .items import Bench, Item, Sizes, Stopwatch, compare_with_peak
 
 STEPS = 4  # the first one warms up
@@ -51,18 +54,17 @@ def training_items(sizes: Sizes) -> Iterator[Item]:
 def measure(step: Step, bench: Bench) -> dict[str, Any]:
     """Returns a step's seconds, shares of the H100's peak and of the machine's matrix rate, losses, and peak beside the plan."""
     bench.release()
-    cost = training_cost(bench.sizes.dit, step.attention, step.crop, batch=1, steps=1, recompute=step.recompute)
+    work = workload(step, bench)
     with bench.peak() as measured:
         seconds, losses, trainable = run_steps(step, bench)
-    state = cost["state_bytes"] if not step.lora_rank else 4 * cost["parameters"] + BYTES_PER_PARAMETER * trainable
-    planned = (state + cost["activation_bytes"]) / 1e9
+    planned = memory_model(work)(1).total / 1e9
     del measured["seconds"]  # with the networks' making
     seconds_per_step = sorted(seconds[1:])[len(seconds[1:]) // 2]
-    rate = cost["flops_per_step"] / seconds_per_step
+    rate = work.flops / seconds_per_step
     return {
         "seconds_per_step": seconds_per_step,
         "first_seconds": seconds[0],
-        "tokens": cost["tokens"],
+        "tokens": work.tokens,
         "trainable_parameters": trainable,
         "tflops": rate / 1e12,
         "mfu_of_h100_peak": rate / H100_FLOPS,
@@ -73,6 +75,23 @@ def measure(step: Step, bench: Bench) -> dict[str, Any]:
         "planned_gb": planned,
         **(compare_with_peak(planned, measured["peak_gb"]) if "peak_gb" in measured else {}),
     }
+
+
+def workload(step: Step, bench: Bench) -> Workload:
+    """Returns a step as its cost sees it."""
+    from ...training.train import Train  # optional packages
+
+    frames, *size = step.crop
+    return Train(
+        (),
+        Path(),
+        dit=bench.sizes.dit,
+        attention=step.attention,
+        upsampler=bench.sizes.upsampler,
+        gradient_checkpointing=step.recompute,
+        lora_rank=step.lora_rank,
+        crop=Crop(video_frames(frames), (size[0], size[1]), 1),
+    ).workload()
 
 
 def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
@@ -107,7 +126,7 @@ def networks(step: Step, bench: Bench) -> tuple[LatentUpsampler, SimpleGVRDiT]:
         upsampler, dit = LatentUpsampler(bench.sizes.upsampler), SimpleGVRDiT(bench.sizes.dit, step.attention)
     for parameter in [*upsampler.parameters(), *dit.parameters()]:
         torch.nn.init.normal_(parameter, std=0.02)
-    dit.gradient_checkpointing = step.recompute
+    dit.gradient_checkpointing = upsampler.gradient_checkpointing = step.recompute
     return upsampler, dit
 
 
