@@ -42,6 +42,13 @@ def random_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def launcher(processes: int) -> list[str]:
+    """Returns the start of a command line of so many processes, on a free port."""
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+
+
 def save_dit(path: Path, config: DiTConfig = DIT, attention: AttentionConfig = ATTENTION) -> Path:
     model = random_weights(SimpleGVRDiT(config, attention))
     checkpoint.save(path, "dit", model.state_dict(), model=config, attention=attention, sampling=SamplingConfig(shift=3.0))

@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, random_weights
+from conftest import REPO, launcher, random_weights
 from safetensors.torch import load_file
 
 from simplegvr_core.evaluation.evaluate import Evaluate
@@ -60,12 +59,11 @@ def base(tmp_path_factory) -> Distil:
 
 def command(base: Distil, out: Path, *arguments, processes: int = 1) -> list[str]:
     """Returns the command line of the distribution matching of two steps."""
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     files = ["--pairs", base.pairs[0], "--init-dit", base.init_dit, "--init-upsampler", base.init_upsampler, "--out", out]
     sizes = ["--no-bf16", "--no-gradient-checkpointing", "--crop.num-frames", 5, "--crop.size", 4, 6, "--crop.batch", 2]
     options = ["--attention.window", 1, 3, 3, "--fake-updates", 2, "--sampling.steps", 2, "--sampling.denoise", 0.5, "--loop.cpu"]
     loop = ["--loop.learning-rate", 3e-3, "--loop.warmup", 1, "--loop.ema", 0.5]
-    return list(map(str, [*launcher, "-m", "simplegvr_core", "distil", *files, *sizes, *options, *loop, *arguments]))
+    return list(map(str, [*launcher(processes), "-m", "simplegvr_core", "distil", *files, *sizes, *options, *loop, *arguments]))
 
 
 @pytest.mark.slow  # the loop is that of train, whose runs are killed in each test run

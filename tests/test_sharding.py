@@ -5,14 +5,13 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, launcher
 from safetensors.torch import load_file
 from torch import nn
 
@@ -38,12 +37,11 @@ def smoke(tmp_path_factory) -> Train:
 
 def sharded(smoke: Train, out: Path, steps: int, *before: str) -> subprocess.CompletedProcess:
     """Trains on two sharded processes."""
-    launcher = [*before, sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "simplegvr_core", "train"]
     options = ["--preset", "smoke", "--pairs", smoke.pairs[0], "--held-out", smoke.pairs[0], "--out", out]
     loop = ["--loop.shard", "--loop.cpu", "--loop.steps", steps, "--loop.save-every", 2, "--loop.warmup", 2]
     rest = ["--loop.schedule", "constant", "--loop.ema", 0.9]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    command = list(map(str, [*launcher, *options, *loop, *rest]))
+    command = list(map(str, [*before, *launcher(2), "-m", "simplegvr_core", "train", *options, *loop, *rest]))
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import REPO, random_weights
+from conftest import REPO, launcher, random_weights
 from safetensors.torch import load_file, save_file
 
 from simplegvr_core.networks import checkpoint
@@ -54,8 +53,7 @@ def losses(folder):
 
 
 def command(*arguments, processes=1):
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    return [*launcher, "-m", "simplegvr_core", "train", "--preset", "smoke", *map(str, arguments)]
+    return [*launcher(processes), "-m", "simplegvr_core", "train", "--preset", "smoke", *map(str, arguments)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
@@ -169,8 +167,8 @@ def test_it_starts_from_a_stock_text_to_video_model(smoke, tmp_path, prefix):
     t2v = random_weights(SimpleGVRDiT(replace(SIZES, in_dim=16), smoke.attention))
     save_file({prefix + name: tensor for name, tensor in t2v.state_dict().items()}, tmp_path / "t2v.safetensors")
     start = replace(smoke, init_dit=tmp_path / "t2v.safetensors", dit=SIZES)
-    _, dit = start.networks()
-    assert start.plan()["parameters"] == sum(parameter.numel() for parameter in dit.parameters())
+    upsampler, dit = start.networks()
+    assert start.plan()["parameters"] == sum(parameter.numel() for parameter in [*upsampler.parameters(), *dit.parameters()])
     z = torch.randn(1, 32, 2, 6, 8)
     with torch.no_grad():
         expected = t2v(z[:, :16], torch.tensor([500.0]), torch.zeros(1, 1, 4096))

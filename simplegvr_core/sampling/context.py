@@ -1,14 +1,13 @@
 """Text features of prompts in files. S text tokens."""
 
 import hashlib
-import json
 from pathlib import Path, PurePath
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import sha256
+from ..files import read_json, sha256
 
 INDEX = "contexts.json"  # of a folder of shards
 
@@ -49,10 +48,11 @@ class Contexts:
         """Reads the folder's index. Raises ValueError when it is damaged."""
         self.folder = Path(folder)
         index = self.folder / INDEX
+        cure = "delete it and run `simplegvr contexts` again"
         try:
-            self.entries = {entry["name"]: entry for entry in json.loads(index.read_text())["contexts"]} if index.is_file() else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{index} is damaged ({error!r}): delete it and run `simplegvr contexts` again") from error
+            self.entries = {entry["name"]: entry for entry in read_json(index, cure)["contexts"]} if index.is_file() else None
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{index} is damaged ({error!r}): {cure}") from error
 
     def read(self, name: str, text_dim: int) -> Tensor:
         """Returns the text features (S, text_dim) of a prompt, float32.

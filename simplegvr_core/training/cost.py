@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache, partial
 
+import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -194,3 +195,11 @@ def latent_batch(crop: tuple[int, int, int], samples: int, dit: DiTConfig) -> di
     latent = partial(meta, samples, LATENT_CHANNELS, T)
     low = latent(round(H / LEAST_SCALE), round(W / LEAST_SCALE))
     return {"z_lr": low, "z_hr": latent(H, W), "context": meta(samples, TEXT_TOKENS, dit.text_dim)}
+
+
+def flow_batch(crop: tuple[int, int, int], samples: int, dit: DiTConfig) -> dict[str, Tensor]:
+    """Returns a batch of flow matching, on the "meta" device. Arguments as of latent_batch."""
+    batch = latent_batch(crop, samples, dit)
+    noises = {name: torch.empty_like(batch["z_hr"]) for name in ("noise", "condition_noise")}
+    levels = {name: meta(samples, 1, 1, 1, 1) for name in ("sigma", "noise_augmentation")}
+    return batch | noises | levels

@@ -12,12 +12,11 @@ from pathlib import Path
 import tyro
 from torch import Tensor
 
-from ..checks import check_folder, check_name
+from ..checks import amount, check_folder, check_name
 from ..files import WORKFLOWS, atomic_write, sha256, write_text
 from ..networks import checkpoint
 from ..networks.dit import SimpleGVRDiT, parse_dit_config
 from ..networks.upsampler import make_upsampler, parse_upsampler_config
-from ..planning.network_memory import amount
 from .card import Released, model_card
 
 FOLDERS = {"dit": "diffusion_models", "upsampler": "latent_upscale_models", "lora": "loras"}  # of ComfyUI's models

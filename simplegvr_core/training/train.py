@@ -29,11 +29,10 @@ from ..networks.upsampler import (
 )
 from ..networks.wan_vae import WanVAE, load_vae
 from ..planning.flops import dit_flops
-from ..planning.network_memory import meta
 from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
 from .batches import Crop, NoisedPairs, PairSampler
-from .cost import Workload, latent_batch, training_cost
+from .cost import Workload, flow_batch, training_cost
 from .loop import LoopConfig, fit
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
@@ -167,10 +166,7 @@ class Train:
         def step(blocks: int, samples: int) -> Step:
             dit = SimpleGVRDiT(replace(sizes, num_layers=blocks), self.attention, device="meta")
             model = self.objective(*self.prepared(make_upsampler(upsampler, device="meta"), dit, torch.Generator()), None)
-            batch = latent_batch(crop, samples, sizes)
-            level = meta(samples, 1, 1, 1, 1)
-            noises = {name: torch.empty_like(batch["z_hr"]) for name in ("noise", "condition_noise")}
-            return Step(model, batch | noises | {"sigma": level, "noise_augmentation": level})
+            return Step(model, flow_batch(crop, samples, sizes))
 
         return Workload(
             step,

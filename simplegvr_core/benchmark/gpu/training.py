@@ -1,23 +1,24 @@
 """One training step at full width on a small crop: seconds, share of the peak rate, and memory against `train --plan`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from math import isfinite
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...latent_space import video_frames
 from ...networks.attention import AttentionConfig
-from ...networks.dit import SimpleGVRDiT
+from ...networks.dit import DiTConfig, SimpleGVRDiT
 from ...networks.upsampler import LatentUpsampler
-from ...training.batches import Crop
-from ...training.cost import H100_FLOPS, Workload, memory_model
+from ...training.cost import H100_FLOPS, Workload, flow_batch, memory_model
+from ...training.step_memory import Step as TrainingStep
 from .items import Bench, Item, Sizes, Stopwatch, compare_with_peak
+
+if TYPE_CHECKING:
+    from ...training.loss import FlowMatching
 
 STEPS = 4  # the first one warms up
 
@@ -79,19 +80,24 @@ def measure(step: Step, bench: Bench) -> dict[str, Any]:
 
 def workload(step: Step, bench: Bench) -> Workload:
     """Returns a step as its cost sees it."""
-    from ...training.train import Train  # optional packages
+    sizes, is_lora = bench.sizes, step.lora_rank > 0
 
-    frames, *size = step.crop
-    return Train(
-        (),
-        Path(),
-        dit=bench.sizes.dit,
-        attention=step.attention,
-        upsampler=bench.sizes.upsampler,
-        gradient_checkpointing=step.recompute,
-        lora_rank=step.lora_rank,
-        crop=Crop(video_frames(frames), (size[0], size[1]), 1),
-    ).workload()
+    def at_size(blocks: int, samples: int) -> TrainingStep:
+        model = objective(step, bench, replace(sizes.dit, num_layers=blocks), torch.device("meta"))
+        return TrainingStep(model, flow_batch(step.crop, samples, sizes.dit))
+
+    return Workload(
+        at_size,
+        sizes.dit,
+        step.attention,
+        sizes.upsampler,
+        step.crop,
+        batch=1,
+        steps=STEPS,
+        passes=3 - is_lora + step.recompute,
+        upsampler_passes=1 if is_lora else 3 + step.recompute,
+        recompute=step.recompute,
+    )
 
 
 def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
@@ -99,15 +105,9 @@ def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
     from accelerate import Accelerator  # optional packages
 
     from ...training.loop import LoopConfig, train_step
-    from ...training.lora import add_lora
-    from ...training.loss import FlowMatching, LossConfig, Pictures
     from ...training.state import Progress
 
-    upsampler, dit = networks(step, bench)
-    if step.lora_rank:
-        upsampler.requires_grad_(False)
-        add_lora(dit, step.lora_rank, torch.Generator(bench.device).manual_seed(0))
-    model = FlowMatching(upsampler, dit, Pictures(None, perceptual=False), LossConfig(bf16=bench.is_gpu)).train()
+    model = objective(step, bench, bench.sizes.dit, bench.device)
     accelerator = Accelerator(cpu=not bench.is_gpu)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, 1e-5, betas=LoopConfig.betas, fused=True))
@@ -120,14 +120,27 @@ def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
     return seconds, losses, sum(parameter.numel() for parameter in trained)
 
 
-def networks(step: Step, bench: Bench) -> tuple[LatentUpsampler, SimpleGVRDiT]:
-    """Returns both networks, float32, with random weights, on the device."""
-    with torch.device(bench.device):
-        upsampler, dit = LatentUpsampler(bench.sizes.upsampler), SimpleGVRDiT(bench.sizes.dit, step.attention)
+def objective(step: Step, bench: Bench, sizes: DiTConfig, device: torch.device) -> "FlowMatching":
+    """Returns what is trained: both networks, float32, with random weights, and their loss.
+
+    Args:
+        step: The kind of step.
+        bench: The device that computes, and the upsampler's sizes.
+        sizes: Those of the DiT.
+        device: Of the weights.
+    """
+    from ...training.lora import add_lora  # optional packages
+    from ...training.loss import FlowMatching, LossConfig, Pictures
+
+    with device:
+        upsampler, dit = LatentUpsampler(bench.sizes.upsampler), SimpleGVRDiT(sizes, step.attention)
     for parameter in [*upsampler.parameters(), *dit.parameters()]:
         torch.nn.init.normal_(parameter, std=0.02)
     dit.gradient_checkpointing = upsampler.gradient_checkpointing = step.recompute
-    return upsampler, dit
+    if step.lora_rank:
+        upsampler.requires_grad_(False)
+        add_lora(dit, step.lora_rank, torch.Generator(bench.device).manual_seed(0))
+    return FlowMatching(upsampler, dit, Pictures(None, perceptual=False), LossConfig(bf16=bench.is_gpu)).train()
 
 
 def batches(step: Step, bench: Bench) -> Iterator[dict[str, Tensor]]:
