@@ -145,6 +145,7 @@ def train(process: int, processes: int, port: int, benchmark: TrainingBenchmark,
     if processes > 1:
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes, "RANK": process, "LOCAL_RANK": process}
         os.environ.update({name: str(value) for name, value in address.items()})
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun has it; accelerate would give each process every core
     torch.set_num_threads(1)
     sampler = CountedSampler(pairs, Crop(num_frames=4 * EXTENT[0] - 3, size=(EXTENT[1] // 2, EXTENT[2] // 2), batch=benchmark.batch))
     source = NoisedPairs(sampler, 64, FlowNoise((0.3, 0.6), None))
