@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_pairs import build, footage, models  # noqa: F401 (fixtures)
 
-from simplegvr_core.training.clips import load_clips, read_clips, survey
+from simplegvr_core.training.clips import ClipReader, load_clips, survey
 from simplegvr_core.training.filters import Drop
 from simplegvr_core.training.pairs import Pairs
 from simplegvr_core.video.read import inspect_video, read_video
@@ -83,7 +83,7 @@ def test_a_video_damaged_within_is_used_up_to_there(tmp_path):
         data[place] ^= 0xFF
     (tmp_path / "a.avi").write_bytes(data)
     assert inspect_video(tmp_path / "a.avi")[0] == 60
-    clips = list(read_clips(tmp_path, survey(tmp_path, 5).starts(5, 5), 5, 64))
+    clips = list(ClipReader(tmp_path, 5, 64).read(survey(tmp_path, 5).starts(5, 5)))
     assert [clip.frame for clip in clips] == list(range(0, 60, 5))
     damaged = [isinstance(clip.images, Drop) for clip in clips]
     assert damaged == sorted(damaged)

@@ -5,11 +5,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Thread
 
+import psutil
 import pytest
 import torch
 from conftest import DIT, REPO, random_weights, save_dit
@@ -194,6 +197,33 @@ def test_processes_of_a_ray_cluster_make_the_same_shards(build, models, tmp_path
     together.run()
     assert digests(together.out) == digests(alone.out)
     assert len(Pairs(together.out)) == 5
+    throughput = json.loads((together.out / "report.json").read_text())["throughput"]
+    assert throughput["bottleneck"] == "making" and throughput["seconds"]["making"] > throughput["seconds"]["reading"] > 0
+    assert together.run()["pairs"] == 5  # what is finished needs no cluster
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_cluster_costs_no_pair(build, tmp_path):
+    """The first process that makes pairs is killed as soon as it is there."""
+    together = replace(build, out=tmp_path / "together", workers=2, shard_pairs=2)
+    killed, finished = [], Event()
+
+    def kill_one() -> None:
+        while not killed and not finished.wait(0.02):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "Making" in " ".join(process.cmdline()):
+                        killed.append(process.pid)
+                        process.kill()
+                        break
+
+    killer = Thread(target=kill_one)
+    killer.start()
+    together.run()
+    finished.set()
+    killer.join()
+    replace(build, shard_pairs=2).run()
+    assert killed and digests(together.out) == digests(build.out)
 
 
 def test_a_recipe_with_a_model_wants_one_that_fits(build, models):

@@ -42,13 +42,12 @@ class Pool:
     actors: list[Any]
     turn: Iterator[Any]
 
-    def in_order(self, method: str, inputs: Iterable[Any], ahead: int = AHEAD) -> Iterator[Any]:
+    def in_order(self, method: str, inputs: Iterable[Any]) -> Iterator[Any]:
         """Yields the results of a method of the actors, in the order of its inputs.
 
         Args:
             method: Its name.
             inputs: An argument for each call; read as workers become free.
-            ahead: Calls for each worker that are begun before the first result is waited for.
         """
         import ray
 
@@ -56,19 +55,17 @@ class Pool:
         for each in inputs:
             waiting.append(getattr(next(self.turn), method).remote(each))
             del each
-            if len(waiting) == ahead * len(self.actors):
+            if len(waiting) == AHEAD * len(self.actors):
                 yield ray.get(waiting.popleft())
         while waiting:
             yield ray.get(waiting.popleft())
 
 
 @contextmanager
-def worker_pool(worker: type, argument: Any, *, device: str, workers: int | None, address: str) -> Iterator[Pool]:
-    """Yields a pool of actors of a ray cluster, which is left, or stopped where it was started, at the end.
+def cluster(device: str, workers: int | None, address: str) -> Iterator[int]:
+    """Yields the number of actors that a ray cluster has room for; it is left, or stopped where it was started, at the end.
 
     Args:
-        worker: Class of the actors.
-        argument: What each is made with; sent once to each machine.
         device: "cpu": an actor has one CPU; else it has one GPU.
         workers: Number of actors; by default one for each CPU of the cluster, or each GPU.
         address: Address of a running cluster, or "local" to start one on this machine.
@@ -80,19 +77,32 @@ def worker_pool(worker: type, argument: Any, *, device: str, workers: int | None
         import ray  # optional: only clusters need it
     except ImportError as error:
         raise ImportError("--workers and --ray need ray, which is not installed: run `python -m pip install ray`") from error
-    unit = "CPU" if device == "cpu" else "GPU"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # an actor that restarts needs its argument, which this process has
     own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     package = {"py_modules": [str(Path(__file__).parents[1])]}
     ray.init(address, runtime_env=package, logging_level=logging.ERROR, log_to_driver=False, **own)
     try:
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(unit == "GPU"), "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-        remote, shared = ray.remote(**options)(worker), ray.put(argument)
-        actors = [remote.remote(shared) for _ in range(workers or int(ray.cluster_resources()[unit]))]
-        yield Pool(actors, cycle(actors))
+        yield workers or int(ray.cluster_resources()["CPU" if device == "cpu" else "GPU"])
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def worker_pool(worker: type, argument: Any, *, device: str, workers: int | None, address: str) -> Iterator[Pool]:
+    """Yields a pool of actors of a ray cluster. The other arguments and errors are those of cluster.
+
+    Args:
+        worker: Class of the actors.
+        argument: What each is made with; sent once to each machine.
+    """
+    with cluster(device, workers, address) as number:
+        import ray
+
+        options: dict[str, Any] = {"num_gpus": int(device != "cpu"), "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+        remote, shared = ray.remote(num_cpus=1, **options)(worker), ray.put(argument)
+        actors = [remote.remote(shared) for _ in range(number)]
+        yield Pool(actors, cycle(actors))
 
 
 @dataclass(frozen=True)

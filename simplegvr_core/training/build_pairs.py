@@ -9,12 +9,13 @@ F video frames, T latent frames, S text tokens; h, w low-resolution latent pixel
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import prod
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 import torch
@@ -32,43 +33,17 @@ from ..networks.layers import default_device
 from ..networks.tiny_vae import TinyVAE
 from ..networks.wan_vae import WanVAE, load_vae
 from ..planning.network_memory import TEXT_TOKENS
-from ..sampling.cluster import worker_pool
 from ..sampling.context import Contexts, read_context
 from ..video.frames import limit_height
 from ..video.read import read_frames
-from .clips import Clip, Survey, read_clips, survey
+from .clips import ClipReader, Survey, survey
 from .filters import Drop, FilterConfig, load_musiq
-from .pair_maker import Base, Pair, PairMaker, fractions
+from .pair_maker import Base, Made, PairMaker, Worker, fractions, timed
+from .pairs_on_cluster import make_on_cluster
 from .shards import read_shards, shard_name, write_shard
 
 METADATA_KEY = "simplegvr_pairs"
 WAN_CFG = 5.0  # of Wan 2.1's own script
-
-
-class Worker:
-    """A process that makes pairs, on one thread: the same bits on every machine."""
-
-    def __init__(self, maker: PairMaker):
-        torch.set_num_threads(1)
-        for model in filter(None, (maker.vae, maker.base and maker.base.model, maker.musiq)):
-            model.to(maker.device)
-        self.maker = maker
-
-    def make(self, clip: Clip) -> Pair | Drop:
-        return self.maker.make(clip)
-
-
-def make_on_cluster(maker: PairMaker, clips: Iterable[Clip], workers: int | None, address: str) -> Iterator[Pair | Drop]:
-    """Yields maker.make's result for each clip, in order, computed by ray. Only this process reads the videos.
-
-    Args:
-        maker: Makes the pairs.
-        clips: Clips to make pairs of.
-        workers: Number of processes; by default one for each CPU of the cluster, or each GPU where maker.device is one.
-        address: Address of a running cluster, or "local" to start one on this machine.
-    """
-    with worker_pool(Worker, maker, device=maker.device, workers=workers, address=address) as pool:
-        yield from pool.in_order("make", clips, ahead=3)
 
 
 @dataclass(frozen=True)
@@ -138,12 +113,12 @@ class BuildPairs:
         self.check_room(starts)
         self.begin(found, musiq_note)
         records = read_records(self.out)
-        clips = read_clips(self.videos, starts[len(records) :], self.num_frames, self.height)
+        reader, left = ClipReader(self.videos, self.num_frames, self.height), starts[len(records) :]
         with one_thread(), tqdm(total=len(starts), initial=len(records), unit="clip", mininterval=1) as progress:
-            alone = self.workers is None and self.ray is None
-            outcomes = map(Worker(maker).make, clips) if alone else make_on_cluster(maker, clips, self.workers, self.ray or "local")
-            self.write_shards(starts, outcomes, records, progress)
-        return self.finish(found, records, musiq_note)
+            alone = not left or (self.workers is None and self.ray is None)
+            made = make_here(maker, reader, left) if alone else make_on_cluster(maker, reader, left, self.workers, self.ray or "local")
+            throughput = self.write_shards(starts, made, records, progress)
+        return self.finish(found, records, musiq_note, throughput)
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
@@ -247,11 +222,14 @@ class BuildPairs:
                     "give the same to resume, or choose another --out"
                 )
 
-    def write_shards(self, starts: list[tuple[str, int]], outcomes: Iterator[Pair | Drop], records: list[dict], progress: tqdm) -> None:
-        """Appends a record for each outcome to records, and writes the pairs among them, shard by shard."""
-        saved, tensors, number = len(records), {}, sum("id" in record for record in records)
-        base = self.base_settings()
-        for (video, frame), outcome in zip(starts[saved:], outcomes, strict=True):
+    def write_shards(self, starts: list[tuple[str, int]], made: Iterator[Made], records: list[dict], progress: tqdm) -> dict:
+        """Appends a record of each clip to records, and writes the pairs, shard by shard. Returns the throughput, for the report."""
+        left, saved, tensors, number = len(starts) - len(records), len(records), {}, sum("id" in record for record in records)
+        base, begin, seconds = self.base_settings(), monotonic(), {"reading": 0.0, "making": 0.0}
+        for (video, frame), one in zip(starts[saved:], made, strict=True):
+            outcome = one.outcome
+            seconds["reading"] += one.reading
+            seconds["making"] += one.making
             record, shard = {"video": video, "frame": frame}, shard_name(number // self.shard_pairs)
             if isinstance(outcome, Drop):
                 records.append(record | asdict(outcome))
@@ -266,8 +244,13 @@ class BuildPairs:
                 metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
                 write_shard(self.out / shard, tensors, METADATA_KEY, metadata)
                 saved, tensors = len(records), {}
+        return {
+            "clips_per_second": left / (monotonic() - begin),
+            "seconds": seconds,
+            "bottleneck": max(seconds, key=lambda work: seconds[work]),
+        }
 
-    def finish(self, found: Survey, records: list[dict], musiq_note: str) -> dict:
+    def finish(self, found: Survey, records: list[dict], musiq_note: str, throughput: dict) -> dict:
         """Writes pairs.json and report.json and returns run's summary. Raises ValueError when there is no pair."""
         pairs = [record for record in records if "id" in record]
         drops = [record for record in records if "id" not in record]
@@ -280,13 +263,19 @@ class BuildPairs:
             "musiq": musiq_note,
         }
         skipped = {name: asdict(drop) for name, drop in found.skipped.items()}
-        report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes}
+        report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes, "throughput": throughput}
         write_text(self.out / "report.json", json.dumps(report, indent=1))
         if not pairs:
             raise ValueError(f"no clip of {self.videos} became a pair: {self.out / 'report.json'} has the reason of each ({summary})")
         index = {"recipe": self.recipe, "num_frames": self.num_frames, "pairs": pairs}
         write_text(self.out / "pairs.json", json.dumps(index, indent=1))
         return summary
+
+
+def make_here(maker: PairMaker, reader: ClipReader, starts: list[tuple[str, int]]) -> Iterator[Made]:
+    """Yields what becomes of each clip, in order, in this process. Arguments as of make_on_cluster."""
+    worker = Worker(maker)
+    return (worker.make(*clip) for clip in timed(reader.read(starts)))
 
 
 def flatten(options: dict, prefix: str = "") -> dict:

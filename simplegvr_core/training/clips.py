@@ -1,7 +1,7 @@
 """Clips of a folder of video: the list of them, and reading."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -84,34 +84,45 @@ class Clip:
     images: Tensor | Drop
 
 
-def read_clips(folder: Path, starts: list[tuple[str, int]], num_frames: int, height: int) -> Iterator[Clip]:
-    """Yields the clips with given starts; each video is read once. After damage in a video, its clips have a Drop for images.
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads clips of a folder of video.
 
-    Args:
+    Attributes:
         folder: Folder of the videos.
-        starts: Video and first frame of each clip, in order.
         num_frames: Video frames of a clip.
         height: Height in pixels to which taller frames are reduced by area averaging.
     """
-    frames_of: dict[str, deque[int]] = {}
-    for name, start in starts:
-        frames_of.setdefault(name, deque()).append(start)
-    for name, left in frames_of.items():
-        wanted = {index for start in left for index in range(start, start + num_frames)}
-        images: list[Tensor] = []
-        problem = "it has fewer frames than its packets say"
-        try:
-            for frame in read_frames(folder / name, wanted.__contains__):
-                images.append(limit_height(frame, height))
-                if len(images) == num_frames:
-                    yield Clip(name, left.popleft(), torch.stack(images))
-                    images = []
-                if not left:
-                    break
-        except ValueError as error:
-            problem = str(error)
-        for start in left:
-            yield Clip(name, start, Drop("unreadable", problem))
+
+    folder: Path
+    num_frames: int
+    height: int
+
+    def read(self, starts: Iterable[tuple[str, int]]) -> Iterator[Clip]:
+        """Yields the clips with given starts; each video is read once. After damage in a video, its clips have a Drop for images.
+
+        Args:
+            starts: Video and first frame of each clip, in order.
+        """
+        frames_of: dict[str, deque[int]] = {}
+        for name, start in starts:
+            frames_of.setdefault(name, deque()).append(start)
+        for name, left in frames_of.items():
+            wanted = {index for start in left for index in range(start, start + self.num_frames)}
+            images: list[Tensor] = []
+            problem = "it has fewer frames than its packets say"
+            try:
+                for frame in read_frames(self.folder / name, wanted.__contains__):
+                    images.append(limit_height(frame, self.height))
+                    if len(images) == self.num_frames:
+                        yield Clip(name, left.popleft(), torch.stack(images))
+                        images = []
+                    if not left:
+                        break
+            except ValueError as error:
+                problem = str(error)
+            for start in left:
+                yield Clip(name, start, Drop("unreadable", problem))
 
 
 def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list[Tensor]:
@@ -130,7 +141,7 @@ def load_clips(folder: Path, num_frames: int, spacing: int, height: int) -> list
         raise ValueError(f"spacing is {spacing} frames, wanted at least the {num_frames} of a clip")
     found = survey(folder, num_frames)
     starts = found.starts(num_frames, spacing)
-    read = tqdm(read_clips(folder, starts, num_frames, height), total=len(starts), unit="clip", mininterval=5)
+    read = tqdm(ClipReader(folder, num_frames, height).read(starts), total=len(starts), unit="clip", mininterval=5)
     clips = []
     for outcome in chain(found.skipped.values(), (clip.images for clip in read)):
         if isinstance(outcome, Tensor):

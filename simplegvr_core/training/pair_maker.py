@@ -5,9 +5,10 @@ F video frames, T latent frames, S text tokens; h, w low-resolution latent pixel
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from time import monotonic
 
 import torch
 import torch.nn.functional as F
@@ -131,3 +132,40 @@ class PairMaker:
         if not all(z.isfinite().all() for z in stored):
             return Drop("not finite", "a latent has values beyond float16: the autoencoder or the text-to-video model failed")
         return Pair(scale, levels[0] if levels else None, *stored)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a clip.
+
+    Attributes:
+        outcome: Its pair, or the reason why there is none.
+        reading: Seconds that its reading took.
+        making: Seconds that its making took.
+    """
+
+    outcome: Pair | Drop
+    reading: float
+    making: float
+
+
+class Worker:
+    """A process that makes pairs, on one thread: the same bits on every machine."""
+
+    def __init__(self, maker: PairMaker):
+        torch.set_num_threads(1)
+        for model in filter(None, (maker.vae, maker.base and maker.base.model, maker.musiq)):
+            model.to(maker.device)
+        self.maker = maker
+
+    def make(self, clip: Clip, reading: float) -> Made:
+        start = monotonic()
+        return Made(self.maker.make(clip), reading, monotonic() - start)
+
+
+def timed(clips: Iterator[Clip]) -> Iterator[tuple[Clip, float]]:
+    """Yields each clip and the seconds that its reading took."""
+    start = monotonic()
+    for clip in clips:
+        yield clip, monotonic() - start
+        start = monotonic()
