@@ -228,6 +228,13 @@ def test_text_features_without_tokens_are_named(tmp_path):
         read_context(with_tensor(tmp_path / "a.safetensors", "context", torch.zeros(0, 7)), 7)
 
 
+@pytest.mark.parametrize("text", ["{", 10**5 * "[", "7", "\x00"])
+def test_a_lora_whose_settings_are_no_json_is_named(tmp_path, text):
+    save_file({"blocks.0.q.lora_A.weight": torch.zeros(2, 3)}, tmp_path / "lora.safetensors", {checkpoint.METADATA_KEY: text})
+    with pytest.raises(ValueError, match=r"lora\.safetensors has a (damaged|.* without a kind).*: get the file again"):
+        checkpoint.read_config(tmp_path / "lora.safetensors", "lora")
+
+
 @pytest.mark.parametrize("text", ['{"clips": ' + 10**5 * "[", '{"clips": {"a": []}}', "[]", "\x00"])
 def test_a_manifest_that_is_none_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)

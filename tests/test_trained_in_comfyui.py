@@ -113,6 +113,11 @@ def test_a_lora_student_works_in_the_stock_loader_and_the_sampler_takes_its_sett
     expected, _ = resolve(student)
     assert "1 steps, cfg 1, shift 1." in report and "from the upsampled latent" in report
     torch.testing.assert_close(z, expected, atol=1e-3, rtol=0)
+    for text in ("{", "7"):
+        save_file(lora, tmp_path / "damaged_lora.safetensors", {checkpoint.METADATA_KEY: text})
+        damaged = comfy.run("LoraLoaderModelOnly", model=teacher, lora_name="damaged_lora.safetensors", strength_model=1.0)[0]
+        with pytest.raises(ValueError, match=r"the LoRA has (a damaged|no 'sampling' in its configuration)"):
+            resolve(damaged)
     z_teacher, report = resolve(teacher)
     assert "1 steps, cfg 1, shift 1." not in report and not torch.allclose(z, z_teacher, atol=1e-2)
     _, report = resolve(teacher, solver="ab2")
