@@ -1,6 +1,7 @@
 """What goes wrong while the sampler runs in a real server: memory, interrupts, kill -9. And the soak, for a moment."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -89,7 +90,8 @@ def test_a_killed_server_resumes_to_the_latent_of_an_unbroken_run(fresh):
 @pytest.mark.slow
 def test_a_short_soak_passes():
     command = [sys.executable, REPO / "tools" / "soak.py", "--prompts", "6", "--seed", "18"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
     assert result["passed"] and result["probes_identical"]

@@ -32,6 +32,17 @@ TINY = replace(
     crop=Crop(size=(24, 24), batch=4),
     loop=LoopConfig(steps=2000, learning_rate=5e-4, warmup=100),
 )
+STAGE3 = replace(
+    STAGE,
+    pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
+    out=Path("runs/stage3"),
+    init_dit=Path("runs/stage2/dit.safetensors"),
+    init_upsampler=Path("runs/stage2/upsampler.safetensors"),
+    curve=CURVE,
+    attention=AttentionConfig(scope="video"),
+    crop=replace(STAGE.crop, num_frames=77, batch=16),  # with accumulate the paper's 32: a GPU of 80 GB computes one sample at once
+    loop=replace(STAGE.loop, steps=5_000, accumulate=2),
+)
 # Stage 1 trains on RealBasicVSR's two passes (recipe "classical"), as the ICLR text has it. arXiv version 1 has one pass (recipe
 # "one_order"), since two are too much for generated video: give its pairs with --pairs.
 PRESETS = {
@@ -45,27 +56,8 @@ PRESETS = {
         curve=CURVE,
         loop=replace(STAGE.loop, steps=10_000),
     ),
-    "stage3": replace(
-        STAGE,
-        pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
-        out=Path("runs/stage3"),
-        init_dit=Path("runs/stage2/dit.safetensors"),
-        init_upsampler=Path("runs/stage2/upsampler.safetensors"),
-        curve=CURVE,
-        attention=AttentionConfig(scope="video"),
-        crop=replace(STAGE.crop, num_frames=77, batch=16),  # with accumulate the paper's 32: a GPU of 80 GB computes one sample at once
-        loop=replace(STAGE.loop, steps=5_000, accumulate=2),
-    ),
-    "stage3_block_causal": replace(
-        STAGE,
-        pairs=(Path("pairs/classical_77"), Path("pairs/aigc_77")),
-        out=Path("runs/stage3_block_causal"),
-        init_dit=Path("runs/stage2/dit.safetensors"),
-        init_upsampler=Path("runs/stage2/upsampler.safetensors"),
-        attention=BlockCausalConfig(),
-        crop=replace(STAGE.crop, num_frames=77, batch=16),  # with accumulate the paper's 32: a GPU of 80 GB computes one sample at once
-        loop=replace(STAGE.loop, steps=5_000, accumulate=2),
-    ),
+    "stage3": STAGE3,
+    "stage3_block_causal": replace(STAGE3, out=Path("runs/stage3_block_causal"), attention=BlockCausalConfig()),
     "tiny_t2v": replace(
         TINY,
         pairs=(Path("pairs/tiny_t2v"),),
