@@ -35,7 +35,7 @@ build classical_77 classical "${long[@]}"
 build aigc_77 aigc "${guided[@]}" "${long[@]}"
 
 stage() { # NAME FROM_DIT OPTIONS...
-    [ -e "$out/$1/dit.safetensors" ] || "${launch[@]}" train --preset "$1" --out "$out/$1" --contexts "$out/captions" --init-dit "$2" "${@:3}" "${train[@]}"
+    [ -e "$out/$1/upsampler.safetensors" ] || "${launch[@]}" train --preset "$1" --out "$out/$1" --contexts "$out/captions" --init-dit "$2" "${@:3}" "${train[@]}"
 }
 of() { # NAME OPTION: the files that a stage starts from
     echo "$out/$1/$2.safetensors"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from simplegvr_core.training.draws import READING
-from simplegvr_core.training.loop import LoopConfig, fit
+from simplegvr_core.training.loop import LoopConfig, Run, fit
 from simplegvr_core.training.reader import Reader
 from simplegvr_core.training.state import Progress
 
@@ -159,6 +159,13 @@ def test_other_options_are_refused(tmp_path):
     fit(Regression(), Points(), LOOP, tmp_path, options={"noise_range": "(0.3, 0.6)"})
     with pytest.raises(ValueError, match=r"was begun with noise_range = \(0\.3, 0\.6\), now it is \(0\.0, 0\.3\).*another --out"):
         fit(Regression(), Points(), LOOP, tmp_path, options={"noise_range": "(0.0, 0.3)"})
+
+
+def test_the_optimizer_of_a_resumed_run_is_the_one_asked_for(tmp_path):
+    fit(Regression(), Points(), replace(LOOP, steps=2), tmp_path)
+    run = Run(Regression(), Points(), replace(LOOP, betas=(0.5, 0.6), weight_decay=0.3), tmp_path, options={})
+    assert run.progress.step == 2
+    assert all((group["betas"], group["weight_decay"]) == ((0.5, 0.6), 0.3) for group in run.optimizer.param_groups)
 
 
 def test_running_out_of_memory_says_what_to_do_and_keeps_the_state(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import DIT, REPO, random_weights, save_dit
 from einops import rearrange
+from ray.cluster_utils import Cluster
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -198,8 +199,28 @@ def test_processes_of_a_ray_cluster_make_the_same_shards(build, models, tmp_path
     assert digests(together.out) == digests(alone.out)
     assert len(Pairs(together.out)) == 5
     throughput = json.loads((together.out / "report.json").read_text())["throughput"]
-    assert throughput["bottleneck"] == "making" and throughput["seconds"]["making"] > throughput["seconds"]["reading"] > 0
+    assert throughput["workers"] == 2 and throughput["making_seconds"] > throughput["reading_seconds"] > 0
     assert together.run()["pairs"] == 5  # what is finished needs no cluster
+    assert json.loads((together.out / "report.json").read_text())["throughput"] == throughput
+
+
+@pytest.mark.slow
+def test_pairs_are_made_on_gpus_while_the_cpus_read(build, tmp_path):
+    """A cluster of one CPU and a GPU that is none: the device is the CPU by another name."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
+    try:
+        replace(build, out=tmp_path / "gpu", device="cpu:0", ray=cluster.address).run()
+    finally:
+        cluster.shutdown()
+    build.run()
+    assert digests(tmp_path / "gpu") == digests(build.out)
+
+
+def test_what_a_worker_of_a_cluster_refuses_is_named_as_without_one(stock, tmp_path):
+    contexts, negative = tmp_path / "contexts", tmp_path / "contexts" / "negative.safetensors"
+    (contexts / "a.safetensors").unlink()
+    with pytest.raises(ValueError, match=r'a\.safetensors has no tensor "context"'):
+        replace(stock, contexts=contexts, negative=negative, workers=1).run()
 
 
 @pytest.mark.slow

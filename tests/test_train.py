@@ -367,6 +367,19 @@ def test_a_resumed_run_keeps_its_options(smoke):
         replace(smoke, noise_range=(0.3, 0.6)).run()
 
 
+def test_a_resumed_run_may_divide_its_batch_otherwise(smoke, tmp_path):
+    """As the message of a step without memory wants it: half the batch, twice accumulated, activations recomputed."""
+    loop = replace(LOOP, schedule="constant")
+    replace(smoke, loop=replace(loop, steps=2)).run()
+    parted = replace(smoke.crop, batch=smoke.crop.batch // 2)
+    replace(smoke, crop=parted, gradient_checkpointing=True, loop=replace(loop, accumulate=2)).run()
+    resumed = losses(smoke.out)
+    replace(smoke, loop=loop, out=tmp_path / "unbroken").run()
+    torch.testing.assert_close(resumed, losses(tmp_path / "unbroken"), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"was begun with crop\.batch \* loop\.accumulate = "):
+        replace(smoke, crop=parted, loop=replace(loop, steps=9)).run()
+
+
 def test_perceptual_training_repeats_bit_for_bit_and_saves_only_what_it_trains(smoke, tmp_path):
     replace(smoke, perceptual_loss=0.5).run()
     replace(smoke, perceptual_loss=0.5, out=tmp_path / "again").run()

@@ -79,7 +79,8 @@ def cluster(device: str, workers: int | None, address: str) -> Iterator[int]:
         raise ImportError("--workers and --ray need ray, which is not installed: run `python -m pip install ray`") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # an actor that restarts needs its argument, which this process has
-    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    own |= {"num_cpus": workers} if address == "local" and device == "cpu" else {}
     package = {"py_modules": [str(Path(__file__).parents[1])]}
     ray.init(address, runtime_env=package, logging_level=logging.ERROR, log_to_driver=False, **own)
     try:

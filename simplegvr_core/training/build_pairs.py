@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import prod
 from pathlib import Path
-from time import monotonic
 from typing import Literal
 
 import torch
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from ..checks import check_folder
 from ..degradations import RECIPES, Recipe
-from ..files import read_json, sha256, write_text
+from ..files import read_json, read_result, sha256, write_text
 from ..latent_space import LATENT_CHANNELS, SPATIAL_FACTOR, latent_frames
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
@@ -41,6 +40,7 @@ from .filters import Drop, FilterConfig, load_musiq
 from .pair_maker import Base, Made, PairMaker, Worker, fractions, timed
 from .pairs_on_cluster import make_on_cluster
 from .shards import read_shards, shard_name, write_shard
+from .throughput import Throughput
 
 METADATA_KEY = "simplegvr_pairs"
 WAN_CFG = 5.0  # of Wan 2.1's own script
@@ -222,14 +222,13 @@ class BuildPairs:
                     "give the same to resume, or choose another --out"
                 )
 
-    def write_shards(self, starts: list[tuple[str, int]], made: Iterator[Made], records: list[dict], progress: tqdm) -> dict:
-        """Appends a record of each clip to records, and writes the pairs, shard by shard. Returns the throughput, for the report."""
-        left, saved, tensors, number = len(starts) - len(records), len(records), {}, sum("id" in record for record in records)
-        base, begin, seconds = self.base_settings(), monotonic(), {"reading": 0.0, "making": 0.0}
+    def write_shards(self, starts: list[tuple[str, int]], made: Iterator[Made], records: list[dict], progress: tqdm) -> dict | None:
+        """Appends a record of each clip to records, and writes the pairs, shard by shard. Returns Throughput.report."""
+        saved, tensors, number = len(records), {}, sum("id" in record for record in records)
+        base, throughput = self.base_settings(), Throughput()
         for (video, frame), one in zip(starts[saved:], made, strict=True):
             outcome = one.outcome
-            seconds["reading"] += one.reading
-            seconds["making"] += one.making
+            throughput.count(one)
             record, shard = {"video": video, "frame": frame}, shard_name(number // self.shard_pairs)
             if isinstance(outcome, Drop):
                 records.append(record | asdict(outcome))
@@ -244,13 +243,9 @@ class BuildPairs:
                 metadata = {"base": base, "records": records[saved:]} if base else records[saved:]
                 write_shard(self.out / shard, tensors, METADATA_KEY, metadata)
                 saved, tensors = len(records), {}
-        return {
-            "clips_per_second": left / (monotonic() - begin),
-            "seconds": seconds,
-            "bottleneck": max(seconds, key=lambda work: seconds[work]),
-        }
+        return throughput.report()
 
-    def finish(self, found: Survey, records: list[dict], musiq_note: str, throughput: dict) -> dict:
+    def finish(self, found: Survey, records: list[dict], musiq_note: str, throughput: dict | None) -> dict:
         """Writes pairs.json and report.json and returns run's summary. Raises ValueError when there is no pair."""
         pairs = [record for record in records if "id" in record]
         drops = [record for record in records if "id" not in record]
@@ -262,11 +257,13 @@ class BuildPairs:
             "skipped": dict(Counter(drop.reason for drop in found.skipped.values())),
             "musiq": musiq_note,
         }
+        path = self.out / "report.json"
         skipped = {name: asdict(drop) for name, drop in found.skipped.items()}
-        report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes, "throughput": throughput}
-        write_text(self.out / "report.json", json.dumps(report, indent=1))
+        report = summary | {"skipped_files": skipped, "dropped_clips": drops, "notes": found.notes}
+        report["throughput"] = throughput or read_result(path).get("throughput")  # where nothing was left to do, of the build before
+        write_text(path, json.dumps(report, indent=1))
         if not pairs:
-            raise ValueError(f"no clip of {self.videos} became a pair: {self.out / 'report.json'} has the reason of each ({summary})")
+            raise ValueError(f"no clip of {self.videos} became a pair: {path} has the reason of each ({summary})")
         index = {"recipe": self.recipe, "num_frames": self.num_frames, "pairs": pairs}
         write_text(self.out / "pairs.json", json.dumps(index, indent=1))
         return summary

@@ -33,7 +33,7 @@ from ..sampling.super_resolve import SamplingConfig
 from .batches import Crop, NoisedPairs, NoiseOf, PairSampler
 from .cost import Workload, latent_batch, training_cost
 from .dmd2 import DMD2, DMD2Config, sample_matching_noise
-from .loop import LoopConfig, fit
+from .loop import LoopConfig, fit, lasting_options
 from .lora import lora_copy, lora_state_dict
 from .loss import Pictures
 from .losses import summarize_losses
@@ -105,7 +105,7 @@ class Distil:
         sampler = online_pairs(self.footage, vae, self.crop) if self.footage else PairSampler(self.pairs, self.crop)
         source = NoisedPairs(sampler, model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
-        trained = fit(model, source, self.loop, self.out, options=self.lasting_options(), takes_turns=takes_turns)
+        trained = fit(model, source, self.loop, self.out, options=lasting_options(self, {"vae", "strength"}), takes_turns=takes_turns)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, vae) | summarize_losses(self.out)
@@ -125,11 +125,6 @@ class Distil:
         if self.fake_updates < 1:
             raise ValueError(f"--fake-updates is {self.fake_updates}, wanted at least 1")
         check_folder(self.out)
-
-    def lasting_options(self) -> dict[str, str]:
-        """Returns the options that must not change when the run is resumed, by name."""
-        free = {"out", "vae", "loop", "strength"}
-        return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
     def model(self, vae: TinyVAE | WanVAE | None) -> tuple[OneStep | DMD2, NoiseOf]:
         """Returns the objective's network, and what samples the noise of a batch."""

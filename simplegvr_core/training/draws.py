@@ -2,7 +2,7 @@
 
 Neither the number of processes, of workers nor of accumulated batches changes them, and a run resumes from the number of its step.
 The seeds come from Philox (Salmon et al., 2011), a counter-based generator: the run's seed is its key; field, sample and step are
-the upper three quarters of its counter, as in flow.positional_noise.
+the upper three quarters of its counter, as in flow.positional_noise. PyTorch's generator on a CPU uses 32 bits of them.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -97,6 +97,19 @@ class LoopConfig:
         return self.learning_rate * min(1.0, (progress.step + 1) / max(1, self.warmup)) * SCHEDULES[self.schedule](1 - self.done(progress))
 
 
+def lasting_options(config: Any, free: set[str]) -> dict[str, str]:
+    """Returns the options of a run that must not change when it is resumed, by name. A batch may be divided otherwise.
+
+    Args:
+        config: Options of the run, "crop" and "loop" among them.
+        free: Names of options that may change.
+    """
+    crop, loop = config.crop, config.loop
+    options = {name: value for name, value in vars(config).items() if name not in free | {"out", "loop", "crop", "gradient_checkpointing"}}
+    options |= {"crop.num_frames": crop.num_frames, "crop.size": crop.size, "loop.seed": loop.seed}
+    return {name: repr(value) for name, value in {**options, "crop.batch * loop.accumulate": crop.batch * loop.accumulate}.items()}
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a model gives for fixed samples.
@@ -115,7 +128,7 @@ Show = Callable[[nn.Module, int], Shown]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a step, on the device.
+    """Result of a step.
 
     Attributes:
         loss: Mean loss over batches and processes.
@@ -127,10 +140,14 @@ class Outcome:
     norm: Tensor
     levels: Tensor | None
 
+    def on_host(self) -> "Outcome":
+        """Returns the same on the host, where it arrives later."""
+        return Outcome(to_host(self.loss), to_host(self.norm), None if self.levels is None else to_host(self.levels))
+
 
 @dataclass(frozen=True)
 class Unsettled:
-    """A step whose result the host does not know yet.
+    """A step whose result is on its way to the host.
 
     Attributes:
         step: Its number.
@@ -139,6 +156,7 @@ class Unsettled:
         outcome: Its result.
         seconds: Seconds from the begin of the run to that of the step, (1,), of the main process.
         skipped: Names of the pairs that were skipped in it.
+        arrived: Event of a GPU after which outcome and seconds are there; None on the CPU.
     """
 
     step: int
@@ -147,6 +165,7 @@ class Unsettled:
     outcome: Outcome
     seconds: Tensor
     skipped: list[str]
+    arrived: torch.cuda.Event | None
 
 
 class Run:
@@ -165,7 +184,7 @@ class Run:
     ):
         """Prepares a run, or resumes it from the state in the folder. Arguments and errors are those of fit."""
         self.loop, self.folder = loop, folder
-        unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=takes_turns, gradient_as_bucket_view=True)
         name = chosen_tracker(loop.tracker)
         self.accelerator = accelerator = Accelerator(
             cpu=loop.cpu,
@@ -190,6 +209,8 @@ class Run:
         if self.is_main:
             check_folder(folder, self.state.bytes)
         self.state.load()
+        for group in self.optimizer.param_groups:
+            group |= {"betas": loop.betas, "weight_decay": loop.weight_decay}
         accelerator.wait_for_everyone()
         if self.is_main:
             self.state.remove_all_but(self.state.saved())
@@ -225,8 +246,10 @@ class Run:
         with explained_memory(progress.step, self.state):
             batches = (next(self.batches) for _ in range(self.loop.accumulate))
             outcome = train_step(self.accelerator, self.model, self.optimizer, batches, self.loop.clip)
+        outcome, seconds = outcome.on_host(), to_host(seconds)
+        arrived = event(self.accelerator.device)
         self.settle()
-        self.unsettled = Unsettled(progress.step, rate, self.batches.waited, outcome, seconds, self.batches.take_skipped())
+        self.unsettled = Unsettled(progress.step, rate, self.batches.waited, outcome, seconds, self.batches.take_skipped(), arrived)
         progress.advance()
 
     def seconds(self) -> Tensor:
@@ -239,6 +262,8 @@ class Run:
         if self.unsettled is None:
             return
         last, self.unsettled = self.unsettled, None
+        if last.arrived:
+            last.arrived.synchronize()
         self.progress.elapsed = last.seconds.item()
         loss, norm = last.outcome.loss.item(), last.outcome.norm.item()
         if not (isfinite(loss) and isfinite(norm)):
@@ -260,7 +285,7 @@ class Run:
         self.state.save(self.is_main)
         if self.is_main:
             plot_losses(self.losses_path, self.folder / "loss.png")
-        with torch.no_grad():
+        with torch.no_grad(), explained_memory(self.progress.step, self.state):
             shown = show(self.accelerator.unwrap_model(self.model), self.progress.step)
         if names := sorted(shown.values):
             means = self.accelerator.reduce(torch.tensor([shown.values[name] for name in names], device=self.accelerator.device), "mean")
@@ -348,6 +373,20 @@ def train_step(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return Outcome(total, norm, torch.cat(levels) if levels else None)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Returns a tensor on the host; that of a GPU arrives later, in pinned memory."""
+    return tensor.to("cpu", non_blocking=tensor.is_cuda)
+
+
+def event(device: torch.device) -> torch.cuda.Event | None:
+    """Returns what a GPU passes when all is done that was queued until now; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    passed = torch.cuda.Event()
+    passed.record()
+    return passed
 
 
 def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:

@@ -9,9 +9,13 @@ from ..files import atomic_write, write_text
 
 
 def append_line(path: Path, record: dict) -> None:
-    """Appends a record, whose "step" is the number of its step, to a file of one JSON object a line."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Appends a record, whose "step" is the number of its step, to a file of one JSON object a line. Raises OSError with the cure."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        cure = "free space there, and run the same command again; the last saved state is kept"
+        raise OSError(f"{path} cannot be written ({error.strerror}): {cure}") from error
 
 
 def keep_steps(path: Path, steps: int) -> None:

@@ -64,8 +64,7 @@ class OneStep(nn.Module):
             z_0 = one_step(self.dit, z_up.detach(), config.sigma, context)
             loss = pictures.linear_error(z_0, z_hr) + config.upsampler * pictures.linear_error(z_up, z_hr)
             if config.perceptual:
-                half, number = -(-len(z_0) // 2), int(frame[0])
-                decoded, target = pictures.decoded(z_0[:half]), pictures.decoded(z_hr[:half])
+                decoded, target, number = pictures.decoded(z_0[::2]), pictures.decoded(z_hr[::2]), int(frame[0])
                 perceptual = pictures.distance(decoded[:, :, number], target[:, :, number])
                 perceptual = perceptual + DECODED * F.l1_loss(decoded, target) + FLAT * pictures.flat_error(decoded, target)
                 loss = loss + config.perceptual * perceptual

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from time import monotonic
+from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
@@ -142,11 +143,13 @@ class Made:
         outcome: Its pair, or the reason why there is none.
         reading: Seconds that its reading took.
         making: Seconds that its making took.
+        worker: Name of the process that made it.
     """
 
     outcome: Pair | Drop
     reading: float
     making: float
+    worker: str
 
 
 class Worker:
@@ -156,11 +159,11 @@ class Worker:
         torch.set_num_threads(1)
         for model in filter(None, (maker.vae, maker.base and maker.base.model, maker.musiq)):
             model.to(maker.device)
-        self.maker = maker
+        self.maker, self.name = maker, uuid4().hex
 
     def make(self, clip: Clip, reading: float) -> Made:
         start = monotonic()
-        return Made(self.maker.make(clip), reading, monotonic() - start)
+        return Made(self.maker.make(clip), reading, monotonic() - start, self.name)
 
 
 def timed(clips: Iterator[Clip]) -> Iterator[tuple[Clip, float]]:

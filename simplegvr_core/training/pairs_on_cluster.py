@@ -69,8 +69,8 @@ def make_on_cluster(
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        share: dict[str, Any] = {"num_cpus": MAKER_CPUS} if maker.device == "cpu" else {"num_gpus": 1}
+        context.execution_options.preserve_order = context.raise_original_map_exception = True
+        share: dict[str, Any] = {"num_cpus": MAKER_CPUS} if maker.device == "cpu" else {"num_gpus": 1, "num_cpus": 0}
         rows = [{"starts": part} for part in parts(starts)]
         reading: Any = Reading(reader)
         clips = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(reading, batch_size=1, num_cpus=READER_CPUS)

@@ -29,6 +29,9 @@ from ..files import atomic_write, write_text
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 WHOLE, PARTS = "state.pt", "state_[0-9]*"
+DAMAGE = (
+    RuntimeError, EOFError, OSError, UnpicklingError, LookupError, ValueError, TypeError, AttributeError, ImportError, CheckpointException,
+)  # fmt: skip
 LAST_WRITTEN, RUN = ".metadata", "run.json"  # in a folder of parts
 
 
@@ -167,9 +170,9 @@ class TrainingState:
 
     def check_options(self, path: Path, saved: dict[str, str]) -> None:
         for name, value in self.options.items():
-            if saved.get(name) != value:
+            if name in saved and saved[name] != value:
                 raise OtherRun(
-                    f"{path} was begun with {name} = {saved.get(name)}, now it is {value}: "
+                    f"{path} was begun with {name} = {saved[name]}, now it is {value}: "
                     "run with the options it was begun with, or choose another --out"
                 )
 
@@ -193,7 +196,7 @@ def explained_damage(path: Path) -> Iterator[None]:
         yield
     except OtherRun:
         raise
-    except (RuntimeError, EOFError, OSError, UnpicklingError, KeyError, ValueError, CheckpointException) as error:
+    except DAMAGE as error:
         reason = first_failure(error) if isinstance(error, CheckpointException) else error
         raise ValueError(f"{path} is damaged ({reason}): delete it to begin anew, or put a copy in its place") from error
 

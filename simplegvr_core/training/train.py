@@ -33,7 +33,7 @@ from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
 from .batches import Crop, NoisedPairs, PairSampler
 from .cost import Workload, flow_batch, training_cost
-from .loop import LoopConfig, fit
+from .loop import LoopConfig, fit, lasting_options
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
 from .losses import summarize_losses
@@ -87,7 +87,7 @@ class Train:
     lora_rank: int = 0
     """Above 0: the weights do not change and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
     frozen: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the matrices that a LoRA adapts; bfloat16 takes half the memory, and wants --bf16."""
+    """Data type of the frozen linear layers beside a LoRA; bfloat16 takes half the memory, and wants --bf16."""
     gradient_checkpointing: bool = False
     """Recompute activations of both networks: less memory, a third more operations."""
     bf16: bool = True
@@ -119,16 +119,13 @@ class Train:
         samples, grid = self.crop.batch * self.loop.accumulate, token_grid((self.crop.latent_frames, *self.crop.size))
         flops = 3 * dit_flops(model.dit.config, self.attention, grid).total  # forward, twice that back; what is recomputed is no work
         work = Work(samples, samples * prod(grid), samples * flops)
-        options = self.lasting_options()
-        trained = fit(model, source, self.loop, self.out, show=self.validation(source, vae), options=options, work=work)
+        options = lasting_options(self, {"vae", "held_out"})
+        validation = self.validation(source, vae)
+        validation.check()
+        trained = fit(model, source, self.loop, self.out, show=validation, options=options, work=work)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, curve, vae) | summarize_losses(self.out)
-
-    def lasting_options(self) -> dict[str, str]:
-        """Returns the options that must not change when the run is resumed, by name."""
-        free = {"out", "vae", "loop", "held_out"}
-        return {name: repr(value) for name, value in vars(self).items() if name not in free} | {"loop.seed": repr(self.loop.seed)}
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""

@@ -56,7 +56,7 @@ class Validation:
         """
         assert isinstance(model, FlowMatching)
         device, place = next(model.dit.parameters()).device, PartialState()
-        batches = [self.batch(number, device) for number in range(max(1, VALIDATED // place.num_processes) if self.is_held_out else 1)]
+        batches = [self.batch(number, device) for number in self.numbers]
         values = {"validation/loss": sum(model(**batch).item() for batch in batches) / len(batches)} if self.is_held_out else {}
         z_lr, z_hr = batches[0]["z_lr"], batches[0]["z_hr"]
         size = z_hr.shape[3], z_hr.shape[4]
@@ -78,12 +78,25 @@ class Validation:
         write_video(self.out / f"preview_{step:06d}.mp4", images, Fraction(12))
         return Shown(values, images)
 
+    @property
+    def numbers(self) -> range:
+        """Numbers of this process' crops."""
+        return range(max(1, VALIDATED // PartialState().num_processes) if self.is_held_out else 1)
+
+    def draws(self, number: int) -> Draws:
+        place = PartialState()
+        return Draws(self.seed, number, range(place.process_index, place.process_index + 1), place.num_processes)
+
+    def check(self) -> None:
+        """Raises ValueError when a crop cannot be read."""
+        for number in self.numbers:
+            self.source.read(self.draws(number))
+
     def batch(self, number: int, device: torch.device) -> Batch:
         """Returns one crop with its noise, on a device."""
-        place = PartialState()
-        draws = Draws(self.seed, number, range(place.process_index, place.process_index + 1), place.num_processes)
-        read: Mapping = self.source.read(draws)
-        return self.source.finish({name: entry.to(device) for name, entry in read.items() if isinstance(entry, Tensor)}, draws)
+        read: Mapping = self.source.read(self.draws(number))
+        own = {name: entry.to(device) for name, entry in read.items() if isinstance(entry, Tensor)}
+        return self.source.finish(own, self.draws(number))
 
 
 def decode(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
