@@ -11,6 +11,7 @@ COMMANDS = {  # (module, the extra of pyproject.toml that it needs, summary); it
     "pairs": ("training.build_pairs", "train", "build shards of latent pairs from video"),
     "contexts": ("training.contexts", "train", "encode captions for training"),
     "train": ("training.command", "train", "train the transformer and the upsampler"),
+    "train-upsampler": ("training.train_upsampler", "train", "train an upsampler alone"),
     "distil": ("training.distil", "train", "distil a trained model to few steps"),
     "train-vae": ("training.train_vae", "train", "train TinyVAE"),
     "curve": ("training.measure_curve", "train", "measure the noise levels where detail appears"),

@@ -17,13 +17,12 @@ from ..latent_space import LATENT_CHANNELS, token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
-from ..networks.tiny_vae import TinyVAE, load_tiny_vae
+from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import (
     VARIANTS,
     LatentUpsampler,
     Upsampler,
     UpsamplerConfig,
-    load_upsampler,
     make_upsampler,
     parse_upsampler_config,
 )
@@ -40,6 +39,7 @@ from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
 from .step_memory import Step
 from .tracking import Work
+from .train_upsampler import initial_upsampler
 from .validation import Validation
 
 
@@ -137,8 +137,6 @@ class Train:
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
         check_source(self.pairs, self.footage)
-        if self.upsampler.resize == "pixels" and self.vae is None and self.init_upsampler is None:
-            raise ValueError("--upsampler.resize pixels starts from TinyVAE's closed form: give its file with --vae")
         if self.init_dit is not None and self.dit.condition == "token":
             raise ValueError("--dit.condition token starts from random weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):
@@ -189,14 +187,7 @@ class Train:
         """Returns both networks with their initial weights."""
         generator = torch.Generator().manual_seed(self.loop.seed)
         dit = self.initial_dit(generator)
-        if self.init_upsampler is not None:
-            upsampler = load_upsampler(self.init_upsampler)
-        else:
-            upsampler = LatentUpsampler(self.upsampler)
-            upsampler.init_weights(generator)
-            if upsampler.grid is not None:
-                assert self.vae is not None  # check
-                upsampler.grid.copy_closed_form(load_tiny_vae(self.vae))
+        upsampler = initial_upsampler(self.init_upsampler, self.upsampler, self.vae, generator)
         return self.prepared(upsampler, dit, generator)
 
     def prepared(self, upsampler: Upsampler, dit: SimpleGVRDiT, generator: torch.Generator) -> tuple[Upsampler, SimpleGVRDiT]:

@@ -73,10 +73,7 @@ class Validation:
             values |= {"validation/st_lpips": st_lpips(result, target)}
         if not place.is_main_process:
             return Shown(values, None)
-        videos = [resize_frames(video, (target.shape[3], target.shape[4]), "nearest-exact") for video in (decode(z_lr, self.vae), result)]
-        images = to_images(torch.cat([*videos, target], dim=4).cpu())
-        write_video(self.out / f"preview_{step:06d}.mp4", images, Fraction(12))
-        return Shown(values, images)
+        return Shown(values, side_by_side(self.out / f"preview_{step:06d}.mp4", (decode(z_lr, self.vae), result, target)))
 
     @property
     def numbers(self) -> range:
@@ -97,6 +94,14 @@ class Validation:
         read: Mapping = self.source.read(self.draws(number))
         own = {name: entry.to(device) for name, entry in read.items() if isinstance(entry, Tensor)}
         return self.source.finish(own, self.draws(number))
+
+
+def side_by_side(path: Path, videos: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Writes three videos (1, 3, F, H, W) in [-1, 1] beside each other, in the size of the last, and returns the frames (F, H, W, 3)."""
+    size = videos[-1].shape[3], videos[-1].shape[4]
+    images = to_images(torch.cat([resize_frames(video, size, "nearest-exact") for video in videos], dim=4).cpu())
+    write_video(path, images, Fraction(12))
+    return images
 
 
 def decode(z: Tensor, vae: TinyVAE | WanVAE | None) -> Tensor:
