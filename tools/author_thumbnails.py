@@ -44,7 +44,7 @@ THUMBNAILS = {
     ),
 }
 GRAPHS = {  # whose pictures are their graphs, with these captions, where no small model draws what a person recognises
-    "wan21_training_free_1080p": "Training-free: stock Wan 2.1 refines, a SimpleGVR upsampler enlarges",  # gvr_tiny_t2v draws only colors
+    "wan21_training_free_1080p": "Training-free: stock Wan 2.1",  # gvr_tiny_t2v draws only colors
     "wan22_training_free_4_steps": "Training-free: stock Wan 2.2 and a 4-step LoRA",  # no small model can take its place
     "wiring_test_t2v": "Wiring test: a toy text-to-video model, no prompt",
 }
