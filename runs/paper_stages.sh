@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The paper's training, whole: a folder of video -> captions -> pairs -> stages 1, 2, 3 -> distillation -> evaluation -> two folders for a hub.
 #
-#   runs/paper_stages.sh VIDEOS CLIPS OUT [SETTINGS]
+#   runs/paper_stages.sh VIDEOS CLIPS OUT LICENSE [SETTINGS]
 #
 # VIDEOS: folder of video to train on, a caption beside each (VIDEO.txt); CLIPS: folder of other video to measure on; OUT: folder of all
-# results. SETTINGS: file of bash that changes what follows. A run that was killed is resumed by the same command; what is finished is
-# not done again.
+# results; LICENSE: license of the weights, as the hub abbreviates it. SETTINGS: file of bash that changes what follows. A run that was
+# killed is resumed by the same command; what is finished is not done again.
 set -euo pipefail
-videos=$(realpath "$1") clips=$(realpath "$2") out=$(realpath -m "$3")
+videos=$(realpath "$1") clips=$(realpath "$2") out=$(realpath -m "$3") license=$4
 vae=wan_2.1_vae.safetensors
 t2v=wan2.1_t2v_1.3B_fp16.safetensors
 text_encoder=Wan-AI/Wan2.1-T2V-1.3B-Diffusers
@@ -18,8 +18,8 @@ captions=()                             # options of contexts, such as --caption
 short=(--num-frames 17)    # clips of stages 1 and 2
 long=(--num-frames 77)     # clips of stage 3
 pairs=() curve=() train=() stage1=() stage2=() stage3=() distil=() evaluate=()  # more options of these commands
-name=gvr_wan21_1.3b base_model=Wan-AI/Wan2.1-T2V-1.3B license=apache-2.0
-[ $# -lt 4 ] || source "$4"
+name=gvr_wan21_1.3b base_model=Wan-AI/Wan2.1-T2V-1.3B
+[ $# -lt 5 ] || source "$5"
 cd "$(dirname "$0")/.."
 
 [ -e "$out/captions/contexts.json" ] || "${run[@]}" contexts --videos "$videos" --out "$out/captions" \
@@ -46,7 +46,7 @@ stage stage1 "$t2v" --pairs "$out/pairs/classical" "${stage1[@]}"
 stage stage2 "$(of stage1 dit)" --init-upsampler "$(of stage1 upsampler)" --pairs "$out/pairs/aigc" --curve "$out/curve.json" "${stage2[@]}"
 stage stage3 "$(of stage2 dit)" --init-upsampler "$(of stage2 upsampler)" --pairs "$out/pairs/classical_77" "$out/pairs/aigc_77" \
     --curve "$out/curve.json" "${stage3[@]}"
-[ -e "$out/distil/dit.safetensors" ] || "${launch[@]}" distil --preset wan --out "$out/distil" --pairs "$out/pairs/aigc" \
+[ -e "$out/distil/dit.safetensors" ] || "${launch[@]}" distil --preset wan --out "$out/distil" --contexts "$out/captions" --pairs "$out/pairs/aigc" \
     --init-dit "$(of stage3 dit)" --init-upsampler "$(of stage3 upsampler)" "${distil[@]}"
 
 for model in stage3 distil; do

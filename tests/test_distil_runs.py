@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPO, launcher, random_weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from simplegvr_core.evaluation.evaluate import Evaluate
 from simplegvr_core.files import GVR_TINY_VAE
@@ -23,10 +23,12 @@ from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.distil import PRESETS, Distil
 from simplegvr_core.training.dmd2 import DMD2
+from simplegvr_core.training.draws import Draws
 from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.lora import lora_parameters
 from simplegvr_core.training.losses import read_losses
 from simplegvr_core.training.one_step import STUDENT
+from simplegvr_core.training.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
@@ -100,6 +102,37 @@ def test_two_processes_have_the_losses_of_one(base, tmp_path):
     torch.testing.assert_close(*weights, atol=1e-3, rtol=0)
 
 
+@pytest.fixture
+def captions(base, tmp_path) -> Path:
+    """A folder of text features, three tokens for each video of the pairs."""
+    (tmp_path / "captions").mkdir()
+    for video in {entry["video"] for entry in Pairs(base.pairs[0]).entries}:
+        save_file({"context": torch.randn(3, 4096)}, tmp_path / "captions" / Path(video).with_suffix(".safetensors").name)
+    return tmp_path / "captions"
+
+
+@pytest.mark.parametrize(("objective", "sampling"), [("regression", STUDENT), ("dmd2", TWO_STEPS)])
+def test_captions_reach_the_student(base, captions, tmp_path, objective, sampling):
+    run = replace(base, objective=objective, sampling=sampling, fake_updates=1, contexts=captions, loop=replace(base.loop, steps=1))
+    features = [load_file(path)["context"] for path in captions.iterdir()]
+    context = replace(run, null_prompt=0.0).sampler(None).read(Draws(0, 0, range(2), 2), 4096)["context"]
+    assert context.shape == (2, 512, 4096) and not context[:, 3:].any()
+    assert all(any(torch.equal(own[:3], each) for each in features) for own in context)
+    results = {}
+    for null_prompt in (0.0, 1.0):
+        results[null_prompt] = replace(run, null_prompt=null_prompt, out=tmp_path / str(null_prompt)).run()["loss_first"]
+    assert abs(results[0.0] - results[1.0]) > 1e-5
+    null = replace(run, contexts=None)
+    assert run.plan()["read_bytes_per_step"] - null.plan()["read_bytes_per_step"] == 2 * 2 * 512 * 4096  # float16, two samples
+
+
+def test_captions_that_cannot_be_used_are_refused(base, captions):
+    with pytest.raises(ValueError, match=r"--null-prompt is 1\.5, wanted a fraction in \[0, 1\]"):
+        replace(base, contexts=captions, null_prompt=1.5).run()
+    with pytest.raises(ValueError, match="but pairs of --footage have no captions: give --pairs"):
+        replace(base, contexts=captions, pairs=(), footage=(REPO / "assets",), vae=GVR_TINY_VAE).run()
+
+
 @pytest.mark.parametrize(("objective", "sampling"), [("regression", STUDENT), ("dmd2", TWO_STEPS)])
 def test_a_lora_student_is_a_file_of_the_students_matrices_alone(base, tmp_path, objective, sampling):
     run = replace(base, objective=objective, sampling=sampling, fake_updates=1, lora_rank=2, out=tmp_path)
@@ -110,7 +143,7 @@ def test_a_lora_student_is_a_file_of_the_students_matrices_alone(base, tmp_path,
     assert sum(tensor.numel() for tensor in lora.values()) == lora_parameters(SIZES, 2)
     config = checkpoint.read_config(Path(result["lora"]), "lora")
     assert checkpoint.parse_config(SamplingConfig, config, "sampling", tmp_path) == sampling
-    assert config["trained"]["objective"] == objective
+    assert config["trained"]["objective"] == objective and config["trained"]["optimizer"]["learning_rate"] == 3e-3
     dit, teacher = load_dit(base.init_dit)[0], load_dit(base.init_dit)[0]
     add_lora_file(dit, Path(result["lora"]))
     assert not torch.equal(dit.blocks[0].self_attn.q.weight, teacher.blocks[0].self_attn.q.weight)

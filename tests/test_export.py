@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from simplegvr_core.files import GVR_TINY, GVR_TINY_UPSAMPLER
 from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.dit import load_dit
 from simplegvr_core.sampling.super_resolve import SamplingConfig
-from simplegvr_core.training.export import Export
+from simplegvr_core.training.export import Export, main
 from simplegvr_core.training.lora import add_lora, lora_state_dict
 
 
 @pytest.fixture
 def export(tmp_path) -> Export:
-    return Export(GVR_TINY, GVR_TINY_UPSAMPLER, tmp_path / "hub", "mine", data="Thirty seconds of a film.")
+    return Export(GVR_TINY, GVR_TINY_UPSAMPLER, tmp_path / "hub", "mine", "mit", data="Thirty seconds of a film.")
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def lora(export, tmp_path):
     state_dict = lora_state_dict({f"dit.{name}": 0.01 * torch.randn_like(tensor) for name, tensor in dit.state_dict().items()})
     path = tmp_path / "lora.safetensors"
     checkpoint.save(path, "lora", state_dict, sampling=SamplingConfig(steps=4), trained={"objective": "dmd2", "curve": None})
-    return Export(export.dit, export.upsampler, export.out, "mine", lora=path)
+    return Export(export.dit, export.upsampler, export.out, "mine", "mit", lora=path)
 
 
 def run_on(server, export: Export, folders: dict[str, str]) -> list:
@@ -71,7 +72,7 @@ def test_the_checksums_are_those_of_all_files(export):
 def test_the_card_has_what_the_metadata_has(export):
     export.run()
     card = (export.out / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\npipeline_tag: video-to-video\n")
+    assert card.startswith("---\nlicense: mit\npipeline_tag: video-to-video\n")
     for line in (
         "| `mine.safetensors` | transformer | 5.91 M | 11.8 MB | `models/diffusion_models` |",
         "| `mine_upsampler.safetensors` | latent upsampler | 4.67 M | 9.34 MB | `models/latent_upscale_models` |",
@@ -90,22 +91,31 @@ def test_the_card_has_what_the_metadata_has(export):
 
 def test_wan_latents_get_wans_workflow(export, checkpoints):
     upsampler = checkpoints / "latent_upscale_models" / "upsampler_test.safetensors"
-    Export(checkpoints / "diffusion_models" / "gvr_test.safetensors", upsampler, export.out, "wan").run()
+    Export(checkpoints / "diffusion_models" / "gvr_test.safetensors", upsampler, export.out, "wan", "mit").run()
     nodes = json.loads((export.out / "workflow.json").read_text()).values()
     names = {node["class_type"]: node["inputs"].get("model_name") for node in nodes}
     assert (names["SimpleGVRLoadModel"], names["SimpleGVRLoadUpsampler"]) == ("wan.safetensors", "wan_upsampler.safetensors")
     assert "UNETLoader" in names
 
 
+def test_the_license_is_the_user_s_choice(export, capsys):
+    options = ["--dit", export.dit, "--upsampler", export.upsampler, "--out", export.out, "--name", "mine"]
+    with pytest.raises(SystemExit):
+        main(list(map(str, options)))
+    assert "--license" in capsys.readouterr().err and not export.out.exists()
+    main([*map(str, options), "--license", "cc-by-nc-4.0"])
+    assert (export.out / "README.md").read_text().startswith("---\nlicense: cc-by-nc-4.0\n")
+
+
 def test_what_cannot_be_published_is_refused(export, tmp_path):
     with pytest.raises(ValueError, match=r"gvr_tiny_upsampler\.safetensors holds a 'upsampler', but a 'dit' is wanted"):
-        Export(GVR_TINY_UPSAMPLER, GVR_TINY_UPSAMPLER, export.out, "mine").run()
+        replace(export, dit=GVR_TINY_UPSAMPLER).run()
     tensors, config = load_file(GVR_TINY), checkpoint.read_config(GVR_TINY, "dit")
     tensors["head.head.bias"][0] = float("nan")
     metadata = {checkpoint.METADATA_KEY: json.dumps(config), "format": "pt"}
     save_file(tensors, tmp_path / "broken.safetensors", metadata)
     with pytest.raises(ValueError, match=r"has 1 tensors that are not finite, such as head\.head\.bias: export an earlier state"):
-        Export(tmp_path / "broken.safetensors", GVR_TINY_UPSAMPLER, export.out, "mine").run()
+        replace(export, dit=tmp_path / "broken.safetensors").run()
     with pytest.raises(ValueError, match="--name is 'a/b', wanted one that files can have"):
-        Export(GVR_TINY, GVR_TINY_UPSAMPLER, export.out, "a/b").run()
+        replace(export, name="a/b").run()
     assert not (export.out / "README.md").exists()

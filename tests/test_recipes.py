@@ -33,7 +33,7 @@ def videos(tmp_path) -> Path:
     return tmp_path / "videos"
 
 
-def run(script: str, *arguments: Path) -> float:
+def run(script: str, *arguments: Path | str) -> float:
     """Returns the seconds that a recipe takes."""
     start = time.monotonic()
     done = subprocess.run([REPO / "runs" / script, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -62,7 +62,7 @@ def test_the_paper_s_stages(videos, tmp_path):
         """
     )
     out = tmp_path / "out"
-    print(f"paper_stages.sh: {run('paper_stages.sh', videos, tmp_path / 'clips', out, settings):.0f} s")
+    print(f"paper_stages.sh: {run('paper_stages.sh', videos, tmp_path / 'clips', out, 'mit', settings):.0f} s")
     assert kind(out / "hub" / "stage3" / "gvr_wan21_1.3b.safetensors")["attention"]["kind"] == "sparse_local"
     assert kind(out / "hub" / "distil" / "gvr_wan21_1.3b_distil.safetensors")["sampling"]["steps"] == 2
     assert kind(out / "stage2" / "dit.safetensors")["trained"]["curve"] is not None
@@ -72,7 +72,7 @@ def test_the_paper_s_stages(videos, tmp_path):
             subprocess.run(["sha256sum", "-c", "sha256sums.txt"], cwd=out / "hub" / model, check=False, capture_output=True).returncode == 0
         )
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if "hub" not in path.parts}
-    run("paper_stages.sh", videos, tmp_path / "clips", out, settings)
+    run("paper_stages.sh", videos, tmp_path / "clips", out, "mit", settings)
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if "hub" not in path.parts}
 
 
@@ -84,8 +84,10 @@ def test_a_lora_on_one_card(videos, tmp_path):
         train=(--loop.steps 3 --loop.cpu --crop.batch 1 --loop.accumulate 2 --crop.size 12 12 --crop.num-frames 5)
         """
     )
-    print(f"lora_24gb.sh: {run('lora_24gb.sh', videos, GVR_TINY, GVR_TINY_UPSAMPLER, out, settings):.0f} s")
+    print(f"lora_24gb.sh: {run('lora_24gb.sh', videos, GVR_TINY, GVR_TINY_UPSAMPLER, out, 'mit', settings):.0f} s")
     assert kind(out / "hub" / "gvr_lora_lora.safetensors")["kind"] == "lora"
+    card = (out / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n") and "## Training\n" in card and "| optimizer.learning_rate | `5e-05` |" in card
     plan = json.loads((out / "plan.json").read_text())
     assert plan["card_24gb"]["fits"] and plan["trained_parameters"] < plan["parameters"] / 2
     assert "LoraLoaderModelOnly" in (out / "hub" / "workflow.json").read_text()

@@ -198,7 +198,9 @@ def test_the_next_stage_goes_on_from_the_files_of_the_last(smoke, tmp_path):
 def test_a_lora_trains_beside_frozen_weights(smoke, tmp_path):
     first = smoke.run()
     files = {"init_dit": Path(first["dit"]), "init_upsampler": Path(first["upsampler"])}
-    lora = load_file(replace(smoke, lora_rank=3, out=tmp_path / "lora", **files).run()["lora"])
+    path = Path(replace(smoke, lora_rank=3, out=tmp_path / "lora", **files).run()["lora"])
+    lora, trained = load_file(path), checkpoint.read_config(path, "lora")["trained"]
+    assert trained["optimizer"]["betas"] == [0.9, 0.99] and trained["pairs"] == ["pairs"] and trained["noise_range"] == [0.0, 0.3]
     assert lora["diffusion_model.blocks.1.self_attn.q.lora_A.weight"].shape == (3, 128)
     assert lora["diffusion_model.blocks.1.ffn.2.lora_B.weight"].any()
     assert len(lora) == 2 * 2 * 10  # down and up, 2 blocks, 4 + 4 + 2 weights each

@@ -78,12 +78,14 @@ class Comparison:
         methods: Names of the methods.
         models: Their networks.
         run: The "run" of results.json.
+        contexts: Text features of the clips' prompts; None is the null prompt for all.
         finished: Files of the clip that other systems made, by their names.
     """
 
     methods: list[str]
     models: Models
     run: dict
+    contexts: Contexts | None
     finished: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -151,13 +153,14 @@ class Evaluate:
         if borders:
             borders.check(VIDEO)
         self.warm_up(methods, models)
-        comparison = Comparison(methods, models, self.describe(models.sampling))
+        contexts = Contexts(self.contexts) if self.contexts else None
+        comparison = Comparison(methods, models, self.describe(models.sampling), contexts)
         reading = Reading(self.suite, self.scale, self.num_frames, self.height, self.result_size, borders)
         text_dim = models.dit.config.text_dim
-        contexts = {name: Contexts(self.contexts).read(name, text_dim) for name in found} if self.contexts else {}
+        prompts = {name: contexts.read(name, text_dim) for name in found} if contexts else {}
         measured = {}
         for name, files in tqdm(found.items(), unit="clip"):
-            models = replace(models, context=contexts[name][None].to(self.device) if contexts else None)
+            models = replace(models, context=prompts[name][None].to(self.device) if prompts else None)
             clip = read_clip(files, reading, models.vae.decode)
             measured[name] = self.measured(name, clip, replace(comparison, models=models, finished=finished[name]))
         reconstructions = [method for method in methods if METHODS[method].sees == "original"]
@@ -255,7 +258,7 @@ class Evaluate:
         chosen = [metric for metric in self.metric_names() if metric not in skipped]
         settings = {key: value for key, value in comparison.run.items() if key not in ("command", "date", "torch")}
         clip_files = {file.name: sha256(file) for file in clip.files}
-        clip_files |= {f"{Path(name).name}.safetensors": Contexts(self.contexts).digest(name)} if self.contexts else {}
+        clip_files |= {f"{Path(name).name}.safetensors": comparison.contexts.digest(name)} if comparison.contexts else {}
         clip_files |= {each: sha256(file) for each, file in comparison.finished.items()}
         task = json.loads(
             json.dumps({**settings, "clip": clip_files, "suite": self.suite, "methods": comparison.methods, "metrics": chosen})

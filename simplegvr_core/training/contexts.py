@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 import tyro
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import check_folder
-from ..files import atomic_write, write_text
+from ..files import read_json, write_text
 from ..networks.layers import default_device
 from ..planning.network_memory import TEXT_TOKENS
 from ..sampling.context import INDEX, tensor_sha256, without_suffix
 from ..video.read import VIDEO_SUFFIXES, find_videos
-from .shards import read_shards, shard_name, write_shard
+from .shards import read_metadata, read_shards, shard_name, write_shard
 
 METADATA_KEY = "simplegvr_contexts"
+NEGATIVE = "negative.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BuildContexts:
     batch: int = 8
     """Captions that are encoded at once."""
     shard_contexts: int = 256
-    """Captions in a file. A killed run loses fewer than this many."""
+    """Most captions in a file. A killed run loses fewer than this many. It may change when a run is resumed."""
     device: str = default_device()
     """Device of umT5: cpu, cuda, cuda:1 and so on. On a CPU it computes in float32, elsewhere in bfloat16."""
 
@@ -72,16 +72,16 @@ class BuildContexts:
         given = self.given()
         own = self.own_captions(given)
         captions = {name: given.get(name) or own[name] for name in sorted(given.keys() | own.keys())}
-        encoder = TextEncoder(self.text_encoder, self.device)
         records = self.finished(captions)
-        rest = list(captions.items())[len(records) :]
-        with tqdm(total=len(captions), initial=len(records), unit="caption", mininterval=1) as progress:
-            for first in range(0, len(rest), self.shard_contexts):
-                records += self.write(rest[first : first + self.shard_contexts], len(records), encoder, progress)
-        if self.negative is not None:
-            (context, _), *_ = encoder.encode([clean(self.negative)], 1)
-            with atomic_write(self.out / "negative.safetensors") as partial:
-                save_file({"context": context}, partial)
+        rest, negative = list(captions.items())[len(records) :], self.unfinished_negative()
+        if rest or negative:
+            encoder = TextEncoder(self.text_encoder, self.device)
+            with tqdm(total=len(captions), initial=len(records), unit="caption", mininterval=1) as progress:
+                for first in range(0, len(rest), self.shard_contexts):
+                    records += self.write(rest[first : first + self.shard_contexts], records, encoder, progress)
+            if negative:
+                (context, _), *_ = encoder.encode([negative["negative"]], 1)
+                write_shard(self.out / NEGATIVE, {"context": context}, METADATA_KEY, negative)
         write_text(self.out / INDEX, json.dumps({"text_encoder": self.text_encoder, "contexts": records}, indent=1, ensure_ascii=False))
         counts = {"tokens": max(record["tokens"] for record in records), "cut": sum(record["cut"] for record in records)}
         return {"out": str(self.out), "contexts": len(records), "captioned": len(own), **counts}
@@ -97,7 +97,7 @@ class BuildContexts:
         if unknown := sorted(table.keys() - names.keys()):
             raise ValueError(f"--captions {self.captions} has {unknown[0]!r}, which is no video of {self.videos}: correct the table")
         texts = {name: path.with_suffix(".txt") for name, path in names.items()}
-        return {name: clean(text.read_text(encoding="utf-8")) for name, text in texts.items() if text.is_file()} | table
+        return {name: read_caption(text) for name, text in texts.items() if text.is_file()} | table
 
     def names(self, videos: Path) -> dict[str, Path]:
         """Returns the videos of the folder by the names of their captions."""
@@ -117,7 +117,7 @@ class BuildContexts:
                 "same name beside each, or give a table with --captions, or a command that captions with --captioner"
             )
         path = self.out / "captions.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = read_json(path, "delete it, and --captioner captions again") if path.exists() else {}
         for name, video in tqdm(lacking.items(), unit="video", desc="captioner", disable=not lacking, mininterval=1):
             if name not in known:
                 known[name] = caption_of(video, self.captioner or "")
@@ -125,7 +125,10 @@ class BuildContexts:
         return {name: known[name] for name in lacking}
 
     def finished(self, captions: dict[str, str]) -> list[dict]:
-        """Returns the records of the finished shards. Raises ValueError when they are of other captions or another encoder."""
+        """Returns the records of the finished shards, up to a damaged or missing one; shards after it are removed.
+
+        Raises ValueError when they are of other captions or another encoder.
+        """
         records: list[dict] = []
         for metadata in read_shards(self.out, METADATA_KEY):
             assert isinstance(metadata, dict)  # write
@@ -141,13 +144,27 @@ class BuildContexts:
                 raise ValueError(f"{self.out} was begun with other captions, such as that of {name!r}: choose another --out")
         if len(before) > len(captions):
             raise ValueError(f"{self.out} has {len(before)} captions, now there are {len(captions)}: choose another --out")
+        kept = {record["shard"] for record in records}
+        for path in self.out.glob("shard_*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
         return records
 
-    def write(self, captions: list[tuple[str, str]], first: int, encoder: "TextEncoder", progress: tqdm) -> list[dict]:
-        """Writes a shard and returns the records of its captions, whose numbers begin with first. Raises ValueError."""
-        shard, tensors, records = shard_name(first // self.shard_contexts), {}, []
+    def unfinished_negative(self) -> dict[str, str]:
+        """Returns encoder and negative prompt of a negative.safetensors that is yet to be written, {} where there is none."""
+        if self.negative is None:
+            return {}
+        wanted, path = {"text_encoder": self.text_encoder, "negative": clean(self.negative)}, self.out / NEGATIVE
+        try:
+            return {} if read_metadata(path, METADATA_KEY) == wanted else wanted
+        except (FileNotFoundError, ValueError):
+            return wanted
+
+    def write(self, captions: list[tuple[str, str]], before: list[dict], encoder: "TextEncoder", progress: tqdm) -> list[dict]:
+        """Writes a shard and returns the records of its captions, whose numbers follow those of the shards before. Raises ValueError."""
+        shard, tensors, records = shard_name(len({record["shard"] for record in before})), {}, []
         encoded = encoder.encode([caption for _, caption in captions], self.batch)
-        for number, ((name, caption), (context, is_cut)) in enumerate(zip(captions, encoded, strict=True), first):
+        for number, ((name, caption), (context, is_cut)) in enumerate(zip(captions, encoded, strict=True), len(before)):
             if not context.isfinite().all():
                 raise ValueError(f"--text-encoder {self.text_encoder} gives features of {name!r} that are not finite: get its files again")
             tensors[f"{number:05d}.context"] = context
@@ -171,15 +188,14 @@ class TextEncoder:
         Raises:
             ValueError: There is no umT5 with a tokenizer.
         """
-        from transformers import AutoTokenizer, UMT5EncoderModel  # takes seconds, which --help need not
-
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        parts = ("text_encoder", "tokenizer") if holds_parts(source) else ("", "")
         try:
-            model: Any = UMT5EncoderModel.from_pretrained(source, subfolder=parts[0], dtype=dtype)
-            self.tokenizer = AutoTokenizer.from_pretrained(source, subfolder=parts[1])
+            model, self.tokenizer = (load_umt5 if Path(source).is_dir() else load_from_hub)(source, dtype)
         except (OSError, ValueError) as error:
-            raise ValueError(f"--text-encoder {source} cannot be loaded ({error}): give a folder or hub name of umT5") from error
+            raise ValueError(
+                f"--text-encoder {source} cannot be loaded ({error}): give a folder of umT5, or a hub name that is in the hub's cache "
+                "or that the network reaches"
+            ) from error
         self.model, self.device = model.eval().to(device), device
 
     @torch.inference_mode()
@@ -199,13 +215,56 @@ class TextEncoder:
                 yield each[mask.bool()].half().cpu(), length > TEXT_TOKENS
 
 
-def holds_parts(source: str) -> bool:
+def load_from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Returns load_umt5's pair for a name on the model hub: from its cache, and by the network only where that has not all files."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return load_umt5(snapshot_download(name, local_files_only=True), dtype)
+    except (OSError, ValueError):
+        return load_umt5(name, dtype)
+
+
+def load_umt5(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Returns umT5 and its tokenizer.
+
+    Args:
+        source: Folder, or name on the model hub.
+        dtype: Data type of umT5.
+
+    Raises:
+        OSError: They are not there, or the network cannot be reached.
+        ValueError: They are of another kind, or the name is none of the hub.
+    """
+    from transformers import AutoTokenizer, UMT5EncoderModel  # takes seconds, which --help need not
+
+    parts = ("text_encoder", "tokenizer") if has_parts(source) else ("", "")
+    model = UMT5EncoderModel.from_pretrained(source, subfolder=parts[0], dtype=dtype)
+    return model, AutoTokenizer.from_pretrained(source, subfolder=parts[1])
+
+
+def has_parts(source: str) -> bool:
     """Returns whether umT5 and its tokenizer are subfolders of a folder, or of a repository of the model hub."""
     if Path(source).is_dir():
         return (Path(source) / "text_encoder").is_dir()
-    from huggingface_hub import file_exists
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    return file_exists(source, "text_encoder/config.json")
+    try:
+        hf_hub_download(source, "text_encoder/config.json")
+    except LocalEntryNotFoundError:  # without a network
+        raise
+    except EntryNotFoundError:
+        return False
+    return True
+
+
+def read_caption(path: Path) -> str:
+    """Returns the caption in a text file. Raises ValueError when it is no text."""
+    try:
+        return clean(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
 
 
 def read_table(path: Path) -> dict[str, str]:

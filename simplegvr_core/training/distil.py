@@ -38,7 +38,7 @@ from .lora import lora_copy, lora_state_dict
 from .loss import Pictures
 from .losses import summarize_losses
 from .one_step import STUDENT, OneStep, OneStepConfig, sample_frame
-from .online_pairs import check_source, online_pairs
+from .online_pairs import OnlinePairs, check_source, online_pairs
 from .step_memory import Step
 
 FEW_STEPS = SamplingConfig(steps=4)
@@ -65,6 +65,11 @@ class Distil:
     """How the student is sampled; written to its checkpoint."""
     attention: AttentionConfig = AttentionConfig()
     """Self-attention of the student and of dmd2's fake score. The teacher has that of its checkpoint."""
+    contexts: Path | None = None
+    """Folder of the text features of the videos' captions, as `simplegvr contexts` writes it, or with a file VIDEO.safetensors for each
+    video, tensor "context" (S, text_dim). Without it every sample has the null prompt."""
+    null_prompt: float = 0.1
+    """Fraction of samples in [0, 1] that have the null prompt in place of their caption."""
     guidance: float = 1.0
     """Classifier-free guidance scale of the teacher, which a dmd2 student learns; 1 is none."""
     fake_updates: int = 5
@@ -102,17 +107,26 @@ class Distil:
         self.check()
         vae = load_vae(self.vae) if self.vae else None
         model, sample_noise = self.model(vae)
-        sampler = online_pairs(self.footage, vae, self.crop) if self.footage else PairSampler(self.pairs, self.crop)
-        source = NoisedPairs(sampler, model.dit.config.text_dim, sample_noise)
+        source = NoisedPairs(self.sampler(vae), model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
         trained = fit(model, source, self.loop, self.out, options=lasting_options(self, {"vae", "strength"}), takes_turns=takes_turns)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, vae) | summarize_losses(self.out)
 
+    def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
+        """Returns what samples the batches."""
+        if self.footage:
+            return online_pairs(self.footage, vae, self.crop)
+        return PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
+
     def check(self) -> None:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
         check_source(self.pairs, self.footage)
+        if not 0 <= self.null_prompt <= 1:
+            raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
+        if self.contexts and self.footage:
+            raise ValueError(f"--contexts is {self.contexts}, but pairs of --footage have no captions: give --pairs, or no --contexts")
         if self.objective == "regression" and (self.sampling.steps, self.sampling.start) != (1, "condition"):
             raise ValueError(
                 f"--sampling has {self.sampling.steps} steps and start {self.sampling.start!r}, but regression trains 1 step from "
@@ -205,6 +219,7 @@ class Distil:
             upsampler_passes=1 if self.upsampler_is_frozen else 3 + self.gradient_checkpointing,
             recompute=self.gradient_checkpointing,
             noises=3 if self.objective == "dmd2" else 0,
+            text=self.contexts is not None,
         )
 
     def passes(self) -> float:
@@ -231,7 +246,7 @@ class Distil:
         """Writes both networks as float16, or the student's LoRA, and returns their files. The student's has its sampling."""
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs or self.footage]}
-        trained_with = data | {"objective": self.objective, "curve": None}
+        trained_with = data | {"objective": self.objective, "curve": None, "optimizer": self.loop.optimizer()}
         if self.lora_rank:
             path = self.out / "lora.safetensors"
             checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling, trained=trained_with)

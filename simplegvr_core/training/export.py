@@ -1,4 +1,4 @@
-"""A folder ready for a model hub: `simplegvr export --dit FILE --upsampler FILE --name NAME --out DIR`.
+"""A folder ready for a model hub: `simplegvr export --dit FILE --upsampler FILE --name NAME --license LICENSE --out DIR`.
 
 Weights as safetensors, a model card filled from their metadata, a ComfyUI workflow that names them, and their checksums.
 """
@@ -34,10 +34,10 @@ class Export:
     """Folder to write; files of the same names are replaced."""
     name: str
     """Name of the model and of its files: NAME.safetensors and NAME_upsampler.safetensors, or NAME_lora.safetensors."""
+    license: str
+    """License of the weights, as the hub abbreviates it, such as apache-2.0 or cc-by-nc-4.0."""
     lora: Path | None = None
     """LoRA on --dit, which is exported in place of the two."""
-    license: str = "apache-2.0"
-    """Licence of the weights, as the hub abbreviates it."""
     base_model: str | None = None
     """Model on the hub that the training started from, such as Wan-AI/Wan2.1-T2V-1.3B."""
     data: str | None = None

@@ -41,9 +41,26 @@ def read_shards(folder: Path, key: str) -> list[list | dict]:
     found: list[list | dict] = []
     while (path := folder / shard_name(len(found))).exists():
         try:
-            with safe_open(path, framework="pt") as shard:
-                found.append(json.loads(shard.metadata()[key]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            tqdm.write(f"{path} is damaged ({error}): it and those after it are made again")
+            found.append(read_metadata(path, key))
+        except ValueError as error:
+            tqdm.write(f"{error}: it and those after it are made again")
             break
     return found
+
+
+def read_metadata(path: Path, key: str) -> list | dict:
+    """Returns the metadata of a shard.
+
+    Args:
+        path: Of the file.
+        key: Of the metadata.
+
+    Raises:
+        ValueError: The file is damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as shard:
+            return json.loads(shard.metadata()[key])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error

@@ -238,18 +238,14 @@ class Train:
         Returns:
             The files, by "dit" and "upsampler", or by "lora".
         """
-        if self.lora_rank:
-            path = self.out / "lora.safetensors"
-            checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling)
-            return {"lora": str(path)}
         noise = {"noise_range": self.noise_range, "curve": asdict(curve) if curve else None}
         data = {"num_frames": self.crop.num_frames, "size": self.crop.size, "pairs": [folder.name for folder in self.pairs or self.footage]}
-        configs = {
-            "model": model.dit.config,
-            "attention": self.attention,
-            "sampling": self.sampling,
-            "trained": noise | data | {"optimizer": self.loop.optimizer()},
-        }
+        trained_with = noise | data | {"optimizer": self.loop.optimizer()}
+        if self.lora_rank:
+            path = self.out / "lora.safetensors"
+            checkpoint.save(path, "lora", checkpoint.half(lora_state_dict(trained)), sampling=self.sampling, trained=trained_with)
+            return {"lora": str(path)}
+        configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": trained_with}
         if isinstance(vae, TinyVAE):
             configs["preview"] = vae.preview_colors()
         dit, upsampler = self.out / "dit.safetensors", self.out / "upsampler.safetensors"
