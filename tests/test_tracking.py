@@ -3,22 +3,37 @@
 import io
 from dataclasses import replace
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import REPO
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from simplegvr_core.training.build_pairs import BuildPairs
+from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.draws import READING
 from simplegvr_core.training.loop import LoopConfig, fit
 from simplegvr_core.training.losses import read_losses
 from simplegvr_core.training.presets import PRESETS
-from simplegvr_core.training.tracking import Reported, Tracker, Work, animated, chosen_tracker, loss_by_level
+from simplegvr_core.training.rates import H100_FLOPS, Work, peak_flops
+from simplegvr_core.training.tracking import (
+    SHOWN_FRAMES,
+    SHOWN_ROWS,
+    Reported,
+    Tracker,
+    animated,
+    chosen_tracker,
+    loss_by_level,
+    tracker_settings,
+)
+from simplegvr_core.video.read import read_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATES = ("samples_per_second", "tokens_per_second", "tflops_per_device", "memory_gb")
@@ -76,10 +91,72 @@ def test_the_sample_is_a_video_of_low_resolution_result_and_target(run):
     assert [sample.step for sample in samples] == [2, 4]
     picture = Image.open(io.BytesIO(samples[-1].encoded_image_string))
     assert (picture.size, picture.n_frames) == ((3 * 96, 96), 9)
+    video = read_video(run / "preview_000004.mp4", 1)[0][0]
+    difference = torch.from_numpy(np.array(picture.convert("RGB"))) / 255 - video / 255
+    assert difference.abs().mean() < 0.05  # beside the losses of both formats
+
+
+def test_a_sample_of_a_long_clip_is_shrunk_for_the_tracker(tmp_path):
+    """Stage 3's is 77 frames of 1056 x 5760; here the same share of rows is averaged, and the speed stays."""
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    tracker = Tracker(accelerator, "tensorboard", Work(samples=1), every=1, finished=0)
+    stripes = torch.tensor([0, 200], dtype=torch.uint8).repeat(264)[:, None, None].expand(528, 600, 3)
+    tracker.show("sample", torch.stack([stripes + 2 * (frame % 2) for frame in range(77)]), 1)
+    tracker.close()
+    (sample,) = reported(tmp_path).Images("sample")
+    picture = Image.open(io.BytesIO(sample.encoded_image_string))
+    assert (sample.width, sample.height) == picture.size == (round(600 * 256 / 528), SHOWN_ROWS)
+    assert picture.n_frames == 26 <= SHOWN_FRAMES
+    assert picture.info["duration"] == pytest.approx(3 * 1000 / 12, abs=10)
+    assert picture.convert("L").getextrema() == pytest.approx((100, 100), abs=40)
+
+
+def test_wandb_resumes_the_run_of_the_folder(tmp_path):
+    passed = []
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        is_main_process=True,
+        project_dir=tmp_path / "run",
+        init_trackers=lambda project, init_kwargs: passed.append((project, init_kwargs)),
+    )
+    for finished in (0, 4):
+        Tracker(accelerator, "wandb", Work(samples=1), every=1, finished=finished)
+    (project, settings), again = passed
+    assert again == (project, settings)
+    assert project == "simplegvr" and set(settings) == {"wandb"} and settings["wandb"]["resume"] == "allow"
+    assert len(settings["wandb"]["id"]) == 16
+    assert tracker_settings("wandb", tmp_path / "another", 0)["id"] != settings["wandb"]["id"]
+    assert tracker_settings("tensorboard", tmp_path, 4) == {"purge_step": 5}
+
+
+def test_peaks_are_those_of_the_variant():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == H100_FLOPS == 989.5e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756.5e12
+    assert peak_flops("NVIDIA H100 NVL") == peak_flops("NVIDIA H200 NVL") == 835.5e12
+    for unknown in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"):
+        assert isnan(peak_flops(unknown))
+
+
+def test_a_distillation_reports_its_rates(run, tmp_path):
+    """Its operations are those of its plan without recomputation."""
+    distil = Distil(
+        (run.parent / "pairs",),
+        tmp_path,
+        run / "dit.safetensors",
+        run / "upsampler.safetensors",
+        attention=PRESETS["smoke"].attention,
+        crop=PRESETS["smoke"].crop,
+        loop=LoopConfig(steps=1, report_every=1, cpu=True),
+    )
+    distil.run()
+    (rates,) = ({name: values(reported(tmp_path), f"train/{name}")[1] for name in RATES},)
+    assert rates["tokens_per_second"] / rates["samples_per_second"] == pytest.approx(3 * 6 * 6, rel=1e-4)
+    flops = distil.workload().useful_flops
+    assert rates["tflops_per_device"] / rates["samples_per_second"] == pytest.approx(flops / 1e12, rel=1e-4)
 
 
 def test_an_animation_has_the_frames_it_was_given():
-    images = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 8, 12, 3)
+    images = torch.linspace(0, 255, 5).round().byte()[:, None, None, None].expand(5, 8, 12, 3)
     picture = Image.open(io.BytesIO(animated(images)))
     shades = []
     for frame in range(5):

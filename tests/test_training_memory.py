@@ -7,18 +7,22 @@ import pytest
 import torch
 from conftest import ATTENTION, DIT
 
+from simplegvr_core.latent_space import token_grid
 from simplegvr_core.networks import dit as dit_module
 from simplegvr_core.networks import kernels
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.block_causal_config import BlockCausalConfig
 from simplegvr_core.networks.dit import SimpleGVRDiT
 from simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
+from simplegvr_core.planning.flops import dit_flops
 from simplegvr_core.training.batches import Crop
-from simplegvr_core.training.cost import line, memory_model
+from simplegvr_core.training.cost import line, memory_model, upsampler_flops
 from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.presets import PRESETS
-from simplegvr_core.training.step_memory import StepMemory, activation_bytes, gpu_kernels, step_memory
+from simplegvr_core.training.rates import Work
+from simplegvr_core.training.sharding import blocks
+from simplegvr_core.training.step_memory import StepMemory, activation_bytes, gpu_kernels, split_weights, step_memory
 from simplegvr_core.training.train import Train
 
 FULL = AttentionConfig(kind="full", unit=None)
@@ -133,6 +137,9 @@ def test_the_plan_knows_wan():
     assert plan["tokens"] == 20 * 66 * 120
     assert 1.41e9 < plan["parameters"] == plan["trained_parameters"] < 1.43e9
     assert plan["memory_bytes"]["weights"] == plan["memory_bytes"]["moments"] / 2 == 4 * plan["parameters"]
+    shared = replace(PRESETS["stage3"], loop=replace(PRESETS["stage3"].loop, shard=True)).plan()["per_gpu"]
+    for gpus in (8, 16):
+        assert plan["per_gpu"][gpus]["memory_bytes"] == plan["per_gpu"][1]["memory_bytes"] > 1.3 * shared[gpus]["memory_bytes"]
     for gpus in (1, 8, 16):
         assert plan["per_gpu"][gpus]["fits"] and plan["per_gpu"][gpus]["crop_batch"] * plan["per_gpu"][gpus]["accumulate"] == 32
         assert plan["per_gpu"][gpus]["hours"] == pytest.approx(plan["h100_hours"] / gpus)
@@ -149,3 +156,52 @@ def test_the_plan_of_a_step_follows_from_its_batch():
     assert plan["noise_per_step"] == 16 * 2 * 16 * 3 * 8 * 12
     assert plan["flops_per_step"] == 16 * train.workload().flops
     assert plan["per_gpu"][8]["read_mb_per_s"] == pytest.approx(8 * plan["per_gpu"][1]["read_mb_per_s"])
+
+
+def shared(train: Train) -> Train:
+    return replace(train, loop=replace(train.loop, shard=True))
+
+
+@pytest.mark.parametrize("name", ["stage 1", "LoRA"])
+def test_the_plan_of_several_gpus_follows_the_sharding(name):
+    """By DDP each has all; by FSDP2 a part of all weights, frozen ones too, and gathers two blocks and what is outside of them."""
+    train = replace(RUNS[name], crop=Crop(9, (8, 12), 1), loop=LoopConfig(accumulate=16))
+    memory, in_parts = memory_model(train.workload()), split_weights(train.workload().step(3, 1))
+    for gpus, row in train.plan()["per_gpu"].items():
+        assert row["memory_bytes"] == memory(row["samples_at_once"]).total and row["crop_batch"] == 16 and not row["sharded"], gpus
+    for gpus, row in shared(train).plan()["per_gpu"].items():
+        parts = memory(row["samples_at_once"])
+        assert row["sharded"] == (gpus > 1)
+        sharded = parts.activations + (parts.total - parts.activations) / gpus + (in_parts.gathered if gpus > 1 else 0)
+        assert row["memory_bytes"] == pytest.approx(sharded, abs=1), gpus
+    step = train.workload().step(3, 1)
+    assert in_parts.whole == 0 < in_parts.gathered
+    largest = max(sum(weight.nbytes for weight in block.parameters()) for block in blocks(step.model))
+    assert in_parts.gathered >= 2 * largest
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_teacher_is_whole_on_each_gpu(lora_rank, monkeypatch):
+    """Student and fake score, which share the teacher's weights under a LoRA, have parts of them."""
+    monkeypatch.setattr("simplegvr_core.training.distil.DiTConfig", lambda: DIT)
+    step = replace(DISTIL, lora_rank=lora_rank, crop=Crop(9, (8, 12), 1)).workload().step(DIT.num_layers, 1)
+    split, (teacher,) = split_weights(step), step.frozen
+    assert split.whole == sum(weight.nbytes for weight in teacher.parameters())
+    assert split.shared == sum(weight.nbytes for network in step.model.children() for weight in network.parameters())
+    assert split.shared > 2 * split.whole
+    memory = step_memory(step)
+    assert memory.weights == pytest.approx(split.shared + (split.whole if lora_rank == 0 else -split.whole))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_useful_operations_leave_out_what_is_recomputed(name):
+    """A frozen matrix has no gradient: with a LoRA its backward pass is one forward pass, that of q, k and v two."""
+    work = replace(RUNS[name], crop=Crop(9, (14, 18), 2)).workload()
+    forward = dit_flops(work.dit, work.attention, token_grid(work.crop))
+    upsampler = upsampler_flops(work.upsampler, work.crop)
+    if "LoRA" in name:
+        assert work.useful_flops == 3 * forward.self_attention + 2 * forward.linear + upsampler
+    else:
+        assert work.useful_flops == 3 * (forward.total + upsampler)
+    assert work.work == Work(2, 2 * 3 * 7 * 9, 2 * work.useful_flops)
+    assert (work.flops > work.useful_flops) == work.recompute

@@ -15,9 +15,9 @@ from ..networks.dit import CHUNK, DiTConfig
 from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler
 from ..planning.flops import dit_flops
 from ..planning.network_memory import TEXT_TOKENS, meta
-from .step_memory import Step, StepMemory, step_memory
+from .rates import H100_FLOPS, RTX_4090_FLOPS, Work
+from .step_memory import Step, StepMemory, split_weights, step_memory
 
-H100_FLOPS, CARD_FLOPS = 990e12, 165e12  # a second, bfloat16, dense: H100, and GeForce RTX 4090 with sums in float32
 H100_BYTES, CARD_BYTES = 80e9, 24e9
 UTILISATION = 0.4  # of that peak, usual for transformers of this size
 GPUS = (1, 8, 16)  # H100s that a plan is made for
@@ -37,9 +37,12 @@ class Workload:
         crop: (T, H, W) of a sample in latent pixels.
         batch: Samples of a step, over all GPUs.
         steps: Optimizer steps.
-        passes: Forward passes of the DiT that a sample takes; a gradient is two, or one where the weights are frozen.
-        upsampler_passes: The same of the upsampler.
-        recompute: Whether activations are recomputed, which is a pass more.
+        recompute: Whether activations are recomputed, which is a forward pass more where there is a gradient.
+        shard: Whether several GPUs share weights, gradients, moments and average (FSDP2); otherwise each has them all (DDP).
+        gradient_passes: Passes of the DiT, forward and backward, that a sample takes.
+        forward_passes: Passes of the DiT without a gradient.
+        frozen_matrices: Whether the DiT's own matrices are frozen and a LoRA is trained.
+        frozen_upsampler: Whether the upsampler has no gradient.
         noises: Numbers of noise over those of the target latent.
         text: Whether text features are read.
     """
@@ -51,9 +54,12 @@ class Workload:
     crop: tuple[int, int, int]
     batch: int
     steps: int
-    passes: float
-    upsampler_passes: float
     recompute: bool
+    shard: bool = False
+    gradient_passes: float = 1.0
+    forward_passes: float = 0.0
+    frozen_matrices: bool = False
+    frozen_upsampler: bool = False
     noises: int = 2
     text: bool = False
 
@@ -63,12 +69,32 @@ class Workload:
         return T * H * W
 
     @property
+    def useful_flops(self) -> float:
+        """Operations of a sample's forward and backward passes; neither what is recomputed nor the selection of windows is counted.
+
+        A backward pass is two forward ones: the gradients of both factors of each product. A frozen matrix has no gradient, which
+        leaves one; the products of q, k and v have both.
+        """
+        forward = dit_flops(self.dit, self.attention, token_grid(self.crop))
+        both = 3 * forward.self_attention + (3 - self.frozen_matrices) * forward.linear
+        upsampler = (1 if self.frozen_upsampler else 3) * upsampler_flops(self.upsampler, self.crop)
+        return self.forward_passes * forward.total + self.gradient_passes * both + upsampler
+
+    @property
     def flops(self) -> float:
-        """Operations of a sample. The selection of windows is not counted."""
-        forward = dit_flops(self.dit, self.attention, token_grid(self.crop)).total
-        again = 4 * self.tokens * self.dit.dim * self.dit.ffn_dim * self.dit.num_layers  # a forward pass of the feed-forward layers
-        chunked = again if self.recompute and self.tokens > CHUNK else 0.0
-        return self.passes * forward + chunked + self.upsampler_passes * upsampler_flops(self.upsampler, self.crop)
+        """Operations of a sample, with what is recomputed: a forward pass for each gradient, in which long feed-forward layers are, too."""
+        if not self.recompute:
+            return self.useful_flops
+        again = dit_flops(self.dit, self.attention, token_grid(self.crop)).total
+        if self.tokens > CHUNK:
+            again += 4 * self.tokens * self.dit.dim * self.dit.ffn_dim * self.dit.num_layers
+        upsampler = 0.0 if self.frozen_upsampler else upsampler_flops(self.upsampler, self.crop)
+        return self.useful_flops + self.gradient_passes * again + upsampler
+
+    @property
+    def work(self) -> Work:
+        """What a step computes, for the reported rates."""
+        return Work(self.batch, self.batch * self.tokens, self.batch * self.useful_flops)
 
     @property
     def numbers(self) -> int:
@@ -113,13 +139,16 @@ def line(x: float, first: tuple[int, StepMemory], second: tuple[int, StepMemory]
 def training_cost(work: Workload) -> dict:
     """Returns the cost of a run.
 
-    "memory_bytes" is of one sample at once on one device, by part. "per_gpu" is, for each number of H100s (80 GB) that divides a step's
-    samples, what card_plan returns; "card_24gb" the same of one GeForce RTX 4090. Operations are counted; hours assume 40 % of the peak of
-    bfloat16. Neither autoencoder nor text encoder is counted.
+    "memory_bytes" is of one sample at once on one device, by part. "per_gpu" is, for each number of H100s (SXM, 80 GB) that divides a
+    step's samples, what card_plan returns; "card_24gb" the same of one GeForce RTX 4090. Operations are counted; hours assume 40 % of the
+    peak of bfloat16. Neither autoencoder nor text encoder is counted.
     """
-    memory = memory_model(work)
-    parts, flops = memory(1), work.batch * work.flops
-    model = work.step(work.dit.num_layers, 1)
+    memory, model = memory_model(work), work.step(work.dit.num_layers, 1)
+    parts, flops, split = memory(1), work.batch * work.flops, split_weights(model)
+
+    def device_bytes(samples: int, gpus: int) -> float:
+        return split.device_bytes(memory(samples), gpus) if work.shard and gpus > 1 else memory(samples).total
+
     gpus = [number for number in GPUS if work.batch % number == 0]
     return {
         "tokens": work.tokens,
@@ -130,39 +159,34 @@ def training_cost(work: Workload) -> dict:
         "read_bytes_per_step": round(work.batch * work.read_bytes),
         "noise_per_step": work.batch * work.noises * work.numbers,
         "h100_hours": work.steps * flops / (H100_FLOPS * UTILISATION) / 3600,
-        "per_gpu": {number: card_plan(work, memory, number, (H100_FLOPS, H100_BYTES)) for number in gpus},
-        "card_24gb": card_plan(work, memory, 1, (CARD_FLOPS, CARD_BYTES)),
+        "per_gpu": {number: card_plan(work, device_bytes, number, (H100_FLOPS, H100_BYTES)) for number in gpus},
+        "card_24gb": card_plan(work, device_bytes, 1, (RTX_4090_FLOPS, CARD_BYTES)),
     }
 
 
-def card_plan(work: Workload, memory: Callable[[int], StepMemory], gpus: int, card: tuple[float, float]) -> dict[str, float]:
+def card_plan(work: Workload, device_bytes: Callable[[int, int], float], gpus: int, card: tuple[float, float]) -> dict[str, float]:
     """Returns the most samples at once that fit, batch and accumulation for them, bytes of a GPU, hours, and rates over all GPUs.
+
+    "sharded" is whether the GPUs share weights, gradients, moments and average.
 
     Args:
         work: The run.
-        memory: Its bytes by the samples at once.
-        gpus: Number of GPUs; several share weights, gradients, moments and average by FSDP2, which gathers two blocks at a time.
+        device_bytes: (samples at once, number of GPUs) -> bytes of one GPU.
+        gpus: Number of GPUs.
         card: Operations a second and bytes of one.
     """
     peak, capacity = card
     each = -(-work.batch // gpus)
-
-    def total(samples: int) -> float:
-        parts = memory(samples)
-        if gpus == 1:
-            return parts.total
-        frozen = parts.weights - parts.gradients
-        gathered = 2 * parts.weights / work.dit.num_layers
-        return frozen + gathered + parts.activations + (parts.total - frozen - parts.activations) / gpus
-
-    samples = max((n for n in range(1, each + 1) if each % n == 0 and total(n) <= capacity), default=1)
+    samples = max((n for n in range(1, each + 1) if each % n == 0 and device_bytes(n, gpus) <= capacity), default=1)
+    taken = device_bytes(samples, gpus)
     seconds = work.batch * work.flops / (gpus * peak * UTILISATION)
     return {
         "samples_at_once": samples,
         "crop_batch": samples * gpus,
         "accumulate": -(-work.batch // (samples * gpus)),
-        "memory_bytes": round(total(samples)),
-        "fits": total(samples) <= capacity,
+        "sharded": work.shard and gpus > 1,
+        "memory_bytes": round(taken),
+        "fits": taken <= capacity,
         "hours": work.steps * seconds / 3600,
         "read_mb_per_s": work.batch * work.read_bytes / 1e6 / seconds,
         "noise_per_s": work.batch * work.noises * work.numbers / seconds,

@@ -109,7 +109,8 @@ class Distil:
         model, sample_noise = self.model(vae)
         source = NoisedPairs(self.sampler(vae), model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
-        trained = fit(model, source, self.loop, self.out, options=lasting_options(self, {"vae", "strength"}), takes_turns=takes_turns)
+        options, work = lasting_options(self, {"vae", "strength"}), self.workload().work
+        trained = fit(model, source, self.loop, self.out, options=options, takes_turns=takes_turns, work=work)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, vae) | summarize_losses(self.out)
@@ -195,6 +196,7 @@ class Distil:
         if self.init_dit.exists():
             config, attention = read_dit_config(self.init_dit), teacher_attention(self.init_dit)
         upsampler, crop = self.upsampler_config(), (self.crop.latent_frames, *self.crop.size)
+        gradient_passes, forward_passes = self.passes()
 
         def step(blocks: int, samples: int) -> Step:
             dit = SimpleGVRDiT(replace(config, num_layers=blocks), attention, device="meta")
@@ -215,26 +217,28 @@ class Distil:
             crop,
             batch=self.crop.batch * self.loop.accumulate,
             steps=self.loop.steps,
-            passes=self.passes(),
-            upsampler_passes=1 if self.upsampler_is_frozen else 3 + self.gradient_checkpointing,
             recompute=self.gradient_checkpointing,
+            shard=self.loop.shard,
+            gradient_passes=gradient_passes,
+            forward_passes=forward_passes,
+            frozen_matrices=self.lora_rank > 0,
+            frozen_upsampler=self.upsampler_is_frozen,
             noises=3 if self.objective == "dmd2" else 0,
             text=self.contexts is not None,
         )
 
-    def passes(self) -> float:
-        """Returns the forward passes of a DiT that a sample takes, the mean over the turns of dmd2; a gradient is two, or one with a LoRA.
+    def passes(self) -> tuple[float, float]:
+        """Returns the passes of a DiT that a sample takes, with and without a gradient, the mean over the turns of dmd2.
 
         The fake score is trained in each step, the student in its turn, where the teacher is asked, too. The student's steps up to the
         trained one, and that one in the other turns, are forward passes alone.
         """
-        trained = 3 - (self.lora_rank > 0) + self.gradient_checkpointing
         if self.objective == "regression":
-            return trained
+            return 1, 0
         turn = 1 / self.fake_updates
         simulated = (self.sampling.steps - 1) / 2 + (1 - turn)
         asked = (2 if self.guidance != 1 else 1) * turn
-        return (1 + turn) * trained + simulated + asked
+        return 1 + turn, simulated + asked
 
     def upsampler_config(self) -> AnyUpsamplerConfig:
         """Returns the sizes of the upsampler; without its file, the paper's."""

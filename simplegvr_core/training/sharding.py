@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+GATHERED = 2  # blocks at once: the one that is computed, and the next, gathered meanwhile; of gradients the last one, reduced meanwhile
+
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Returns the blocks of a model's networks: the members of its module lists."""
@@ -20,7 +22,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def shard(model: nn.Module, device: torch.device, processes: int) -> None:
     """Shards a model in place; each block, each network and the rest are gathered apart.
 
-    A process has the whole weights of the block that it computes and of the next one, which it gathers meanwhile.
+    A process has the whole weights of GATHERED blocks, and of the network that it computes what is outside of blocks. Frozen weights of the
+    model are sharded, too; networks that are no part of it (DMD2's teacher) are not.
 
     Args:
         model: The model, whose children are networks.

@@ -3,7 +3,7 @@
 B batch, L tokens, n heads, d head dim
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -21,6 +21,7 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.windows import TokenLayout, Windows
 from ..planning.network_memory import TritonShapes
 from ..planning.tensor_memory import StorageCount, fused_attention
+from .sharding import GATHERED, blocks
 
 MOMENTS, AVERAGE = 8, 4  # bytes of AdamW's two moments and of the moving average of a trained parameter, float32
 
@@ -74,6 +75,49 @@ class Step:
     @property
     def trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class SplitWeights:
+    """Bytes of a step's weights as sharding.shard splits them among processes.
+
+    Attributes:
+        shared: Of the model, of which each process has its part. A weight that networks share is counted for each, as each is split.
+        whole: Of the networks beside the model, which every process has whole.
+        gathered: Of what a process gathers at once, with its gradients: GATHERED blocks, and a network's weights outside of blocks.
+    """
+
+    shared: float
+    whole: float
+    gathered: float
+
+    def device_bytes(self, step: StepMemory, processes: int) -> float:
+        """Returns the bytes of a step on each device.
+
+        Args:
+            step: The step's on one device that shares nothing.
+            processes: Number of devices that share the model.
+        """
+        of_weights = step.gradients + step.moments + step.average
+        return self.whole + self.gathered + step.activations + (self.shared + of_weights) / processes
+
+
+def split_weights(step: Step) -> SplitWeights:
+    """Returns the bytes of a step's weights as they are split among processes."""
+    inside = {id(weight) for block in blocks(step.model) for weight in block.parameters()}
+    networks = [list(network.parameters()) for network in step.model.children()]
+    outside = [[weight for weight in network if id(weight) not in inside] for network in networks]
+    block = max((with_gradients(block.parameters()) for block in blocks(step.model)), default=0)
+    return SplitWeights(
+        shared=sum(weight.nbytes for network in networks for weight in network),
+        whole=sum(weight.nbytes for weight in {id(weight): weight for network in step.frozen for weight in network.parameters()}.values()),
+        gathered=GATHERED * block + max(map(with_gradients, outside), default=0),
+    )
+
+
+def with_gradients(weights: Iterable[nn.Parameter]) -> int:
+    """Returns the bytes of weights and of their gradients."""
+    return sum(weight.nbytes * (1 + weight.requires_grad) for weight in weights)
 
 
 def step_memory(step: Step) -> StepMemory:

@@ -1,6 +1,7 @@
 """What a run reports while it trains, by accelerate's trackers: losses, rates, memory, the share of time waiting for data, samples."""
 
 import io
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,35 +16,16 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from ..files import write_text
+from ..video.frames import limit_height
+from .rates import Work, peak_flops
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 TrackerName = Literal["tensorboard", "wandb", "none"]
 LEVELS = 4  # equal parts of [0, 1], in which the losses of noise levels are averaged
-PEAK_TFLOPS = {  # dense bfloat16, of NVIDIA's data sheets, by a part of the device's name
-    "H100": 989,
-    "H200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "L40S": 362,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step computes, over all processes.
-
-    Attributes:
-        samples: Number of samples.
-        tokens: Tokens of the transformer.
-        flops: Operations of its forward and backward passes.
-    """
-
-    samples: int
-    tokens: float = float("nan")
-    flops: float = float("nan")
+SHOWN_ROWS, SHOWN_FRAMES, FRAMES_A_SECOND = 256, 33, 12  # of a video in the tracker, at most; of the whole video
 
 
 @dataclass(frozen=True)
@@ -85,8 +67,8 @@ class Tracker:
         self.start, self.waited = time.monotonic(), 0.0
         self.steps: list[Reported] = []
         if name != "none":
-            settings = {"tensorboard": {"purge_step": finished + 1}} if name == "tensorboard" else {}
-            accelerator.init_trackers(name if name == "tensorboard" else "simplegvr", init_kwargs=settings)
+            settings = tracker_settings(name, Path(accelerator.project_dir), finished) if accelerator.is_main_process else {}
+            accelerator.init_trackers(name if name == "tensorboard" else "simplegvr", init_kwargs={name: settings})
 
     def report(self, reported: Reported) -> None:
         """Takes a finished step; after every so many steps, logs their means."""
@@ -123,16 +105,19 @@ class Tracker:
             self.accelerator.log({f"train/{name}" if "/" not in name else name: value for name, value in values.items()}, step=step)
 
     def show(self, name: str, images: Tensor, step: int) -> None:
-        """Logs a video, which the tracker repeats.
+        """Logs a video, which the tracker repeats. It gets at most SHOWN_ROWS rows, averaged by area, and of more than SHOWN_FRAMES
+        frames every second, third and so on, at the video's speed.
 
         Args:
             name: Its name.
-            images: (F, H, W, 3) in [0, 1].
+            images: (F, H, W, 3) uint8.
             step: Number of finished steps.
         """
         if self.name == "none" or not self.accelerator.is_main_process:
             return
-        gif = animated(images)
+        step_of_frames = -(-len(images) // SHOWN_FRAMES)
+        images = torch.stack([limit_height(image, SHOWN_ROWS) for image in images[::step_of_frames]])
+        gif = animated(images, FRAMES_A_SECOND / step_of_frames)
         if self.name == "tensorboard":
             from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -160,6 +145,25 @@ def chosen_tracker(name: TrackerName) -> TrackerName:
     return name
 
 
+def tracker_settings(name: TrackerName, folder: Path, finished: int) -> dict[str, str | int]:
+    """Returns what accelerate passes to a tracker's start, so that a resumed run reports into the same run.
+
+    wandb's id of the run is random and in the folder's wandb_id.txt; its steps only rise, and what a killed run reported of later steps
+    than the saved one stays.
+
+    Args:
+        name: Name of the tracker.
+        folder: Folder of the run.
+        finished: Number of finished steps; tensorboard drops later ones.
+    """
+    if name == "tensorboard":
+        return {"purge_step": finished + 1}
+    path = folder / "wandb_id.txt"
+    if not path.exists():
+        write_text(path, secrets.token_hex(8))
+    return {"id": path.read_text(encoding="utf-8"), "resume": "allow"}
+
+
 def loss_by_level(levels: Tensor) -> dict[str, float]:
     """Returns the mean loss of each of LEVELS equal parts of the noise levels that has samples.
 
@@ -174,10 +178,7 @@ def loss_by_level(levels: Tensor) -> dict[str, float]:
 
 def peak_tflops(device: torch.device) -> float:
     """Returns the peak rate of a device, NaN for an unknown one."""
-    if device.type != "cuda":
-        return float("nan")
-    name = torch.cuda.get_device_name(device)
-    return next((float(peak) for part, peak in PEAK_TFLOPS.items() if part in name), float("nan"))
+    return peak_flops(torch.cuda.get_device_name(device)) / 1e12 if device.type == "cuda" else float("nan")
 
 
 def memory_gb(device: torch.device) -> float:
@@ -189,9 +190,9 @@ def memory_gb(device: torch.device) -> float:
     return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
-def animated(images: Tensor, frames_a_second: int = 12) -> bytes:
-    """Returns images (F, H, W, 3) in [0, 1] as an endless GIF."""
-    frames = [Image.fromarray(frame) for frame in cast("Tensor", (255 * images).round().byte()).numpy()]
+def animated(images: Tensor, frames_a_second: float = FRAMES_A_SECOND) -> bytes:
+    """Returns images (F, H, W, 3) uint8 as an endless GIF."""
+    frames = [Image.fromarray(frame) for frame in images.numpy()]
     file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=1000 // frames_a_second, loop=0)
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / frames_a_second), loop=0)
     return file.getvalue()

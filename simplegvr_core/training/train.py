@@ -4,7 +4,6 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent 
 """
 
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..checks import check_folder
-from ..latent_space import LATENT_CHANNELS, token_grid
+from ..latent_space import LATENT_CHANNELS
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, widen
@@ -27,7 +26,6 @@ from ..networks.upsampler import (
     parse_upsampler_config,
 )
 from ..networks.wan_vae import WanVAE, load_vae
-from ..planning.flops import dit_flops
 from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
 from .batches import Crop, NoisedPairs, PairSampler
@@ -38,7 +36,6 @@ from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
 from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
 from .step_memory import Step
-from .tracking import Work
 from .train_upsampler import initial_upsampler
 from .validation import Validation
 
@@ -116,10 +113,7 @@ class Train:
         model = self.objective(*self.networks(), vae)
         curve = load_curve(self.curve) if self.curve else None
         source = NoisedPairs(self.sampler(vae), model.dit.config.text_dim, FlowNoise(self.noise_range, curve))
-        samples, grid = self.crop.batch * self.loop.accumulate, token_grid((self.crop.latent_frames, *self.crop.size))
-        flops = 3 * dit_flops(model.dit.config, self.attention, grid).total  # forward, twice that back; what is recomputed is no work
-        work = Work(samples, samples * prod(grid), samples * flops)
-        options = lasting_options(self, {"vae", "held_out"})
+        options, work = lasting_options(self, {"vae", "held_out"}), self.workload().work
         validation = self.validation(source, vae)
         validation.check()
         trained = fit(model, source, self.loop, self.out, show=validation, options=options, work=work)
@@ -171,9 +165,10 @@ class Train:
             crop,
             batch=self.crop.batch * self.loop.accumulate,
             steps=self.loop.steps,
-            passes=3 - frozen + self.gradient_checkpointing,
-            upsampler_passes=1 if frozen else 3 + self.gradient_checkpointing,
             recompute=self.gradient_checkpointing,
+            shard=self.loop.shard,
+            frozen_matrices=frozen,
+            frozen_upsampler=frozen,
             text=self.contexts is not None,
         )
 

@@ -6,7 +6,6 @@ For a card that has no room for both networks, and as a start of their joint tra
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -15,22 +14,28 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..checks import check_folder
-from ..latent_space import token_grid
 from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.dit import DiTConfig
 from ..networks.tiny_vae import TinyVAE, load_tiny_vae
-from ..networks.upsampler import VARIANTS, LatentUpsampler, Upsampler, UpsamplerConfig, load_upsampler, make_upsampler
+from ..networks.upsampler import (
+    VARIANTS,
+    LatentUpsampler,
+    Upsampler,
+    UpsamplerConfig,
+    load_upsampler,
+    make_upsampler,
+    parse_upsampler_config,
+)
 from ..networks.wan_vae import WanVAE, load_vae
 from .batches import Crop, NoisedPairs, PairSampler
-from .cost import Workload, latent_batch, training_cost, upsampler_flops
+from .cost import Workload, latent_batch, training_cost
 from .draws import Batch, Draws
 from .loop import LoopConfig, Show, Shown, fit, lasting_options
 from .loss import Pictures
 from .losses import summarize_losses
 from .online_pairs import OnlinePairs, check_source, online_pairs
 from .step_memory import Step
-from .tracking import Work
 from .validation import decode, side_by_side
 
 
@@ -82,7 +87,7 @@ class TrainUpsampler:
         model = self.objective(initial_upsampler(self.init_upsampler, self.upsampler, self.vae, generator), vae)
         source = NoisedPairs(self.sampler(vae), 1, no_noise)
         options = lasting_options(self, {"vae"})
-        trained = fit(model, source, self.loop, self.out, show=self.previews(source, vae), options=options, work=self.work(model.upsampler))
+        trained = fit(model, source, self.loop, self.out, show=self.previews(source, vae), options=options, work=self.workload().work)
         if not PartialState().is_main_process:
             return {}
         path = self.out / "upsampler.safetensors"
@@ -91,25 +96,29 @@ class TrainUpsampler:
 
     def plan(self) -> dict:
         """Returns the estimated cost of this training, as training_cost does."""
-        crop = (self.crop.latent_frames, *self.crop.size)
+        return training_cost(self.workload())
+
+    def workload(self) -> Workload:
+        """Returns this training as its cost sees it, without a DiT."""
+        crop, config = (self.crop.latent_frames, *self.crop.size), self.upsampler
+        if self.init_upsampler is not None and self.init_upsampler.exists():
+            config = parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
 
         def step(_: int, samples: int) -> Step:
-            return Step(self.objective(make_upsampler(self.upsampler, device="meta"), None), latent_batch(crop, samples, DiTConfig()))
+            return Step(self.objective(make_upsampler(config, device="meta"), None), latent_batch(crop, samples, DiTConfig()))
 
-        return training_cost(
-            Workload(
-                step,
-                DiTConfig(),
-                AttentionConfig(),
-                self.upsampler,
-                crop,
-                batch=self.crop.batch * self.loop.accumulate,
-                steps=self.loop.steps,
-                passes=0,
-                upsampler_passes=3 + self.gradient_checkpointing,
-                recompute=False,
-                noises=0,
-            )
+        return Workload(
+            step,
+            DiTConfig(),
+            AttentionConfig(),
+            config,
+            crop,
+            batch=self.crop.batch * self.loop.accumulate,
+            steps=self.loop.steps,
+            recompute=self.gradient_checkpointing,
+            shard=self.loop.shard,
+            gradient_passes=0,
+            noises=0,
         )
 
     def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
@@ -122,11 +131,6 @@ class TrainUpsampler:
             upsampler.gradient_checkpointing = self.gradient_checkpointing
         perceptual = self.perceptual_loss if vae else 0.0
         return Regression(upsampler, Pictures(vae, perceptual=perceptual > 0), perceptual, bf16=self.bf16)
-
-    def work(self, upsampler: Upsampler) -> Work:
-        """Returns what a step computes; what is recomputed is no work."""
-        samples, crop = self.crop.batch * self.loop.accumulate, (self.crop.latent_frames, *self.crop.size)
-        return Work(samples, samples * prod(token_grid(crop)), 3 * samples * upsampler_flops(upsampler.config, crop))
 
     def previews(self, source: NoisedPairs, vae: TinyVAE | WanVAE | None) -> Show:
         """Returns what writes preview_STEP.mp4, on the main process: low resolution, result, target of a crop of the training's."""

@@ -94,9 +94,9 @@ def workload(step: Step, bench: Bench) -> Workload:
         step.crop,
         batch=1,
         steps=STEPS,
-        passes=3 - is_lora + step.recompute,
-        upsampler_passes=1 if is_lora else 3 + step.recompute,
         recompute=step.recompute,
+        frozen_matrices=is_lora,
+        frozen_upsampler=is_lora,
     )
 
 
