@@ -87,9 +87,10 @@ def test_a_killed_run_ends_with_the_same_losses(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(base, tmp_path):
+@pytest.mark.parametrize("shard", ["--no-loop.shard", "--loop.shard"])
+def test_two_processes_have_the_losses_of_one(base, tmp_path, shard):
     """In some steps the student has its turn, in others it has not: the fake score alone is trained."""
-    arguments = ("--loop.steps", 6)
+    arguments = ("--loop.steps", 6, shard)
     ran = subprocess.run(
         command(base, tmp_path / "two", *arguments, processes=2), env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
@@ -181,9 +182,9 @@ def test_the_plan_counts_all_networks_of_wan():
     assert 1.41e9 < parameters < 1.43e9 and 3 * parameters < plan["parameters"] < 3.01 * parameters
     assert plan["networks"] == {"trained": ["student", "fake score"], "frozen": ["teacher", "upsampler"]}
     assert plan["memory_bytes"]["moments"] == 2 * 8 * parameters
-    assert not any(row["fits"] for row in plan["per_gpu"].values())
-    shared = replace(PRESETS["wan"], loop=replace(PRESETS["wan"].loop, shard=True)).plan()["per_gpu"]
-    assert shared[8]["fits"] and shared[16]["fits"] and not shared[1]["fits"]
+    assert plan["per_gpu"][8]["fits"] and plan["per_gpu"][16]["fits"] and not plan["per_gpu"][1]["fits"]
+    whole = replace(PRESETS["wan"], loop=replace(PRESETS["wan"].loop, shard=False)).plan()["per_gpu"]
+    assert not any(row["fits"] for row in whole.values())
 
 
 def test_the_plan_of_a_lora_has_smaller_states(base):

@@ -281,6 +281,7 @@ WAN = Distil(
     sampling=FEW_STEPS,
     attention=AttentionConfig(scope="video"),
     gradient_checkpointing=True,
+    loop=replace(Distil.loop, shard=True),  # three networks of Wan's size fit no GPU of 80 GB
 )
 PRESETS = {
     "wan": WAN,

@@ -116,7 +116,7 @@ class Shown:
 
     Attributes:
         values: Measured values by name, of this process' samples; their means over the processes are reported.
-        images: A video (F, H, W, 3) in [0, 1] for the tracker, on the main process; None on others.
+        images: A video (F, H, W, 3), uint8, for the tracker, on the main process; None on others.
     """
 
     values: dict[str, float]

@@ -61,7 +61,7 @@ def measure(step: Step, bench: Bench) -> dict[str, Any]:
     planned = memory_model(work)(1).total / 1e9
     del measured["seconds"]  # with the networks' making
     seconds_per_step = sorted(seconds[1:])[len(seconds[1:]) // 2]
-    rate = work.flops / seconds_per_step
+    rate = work.useful_flops / seconds_per_step
     return {
         "seconds_per_step": seconds_per_step,
         "first_seconds": seconds[0],
