@@ -356,6 +356,7 @@ def test_the_order_of_the_noise_is_that_of_the_checkpoint(smoke):
         ({"crop": Crop(8, (12, 12), 2)}, r"--crop\.num-frames is 8, wanted 4 times"),
         ({"crop": Crop(17, (12, 12), 2)}, "has a pair of .* crops want"),
         ({"pairs": (Path("nowhere"),)}, "nowhere holds no pairs.json"),
+        ({"pairs": (), "footage": (Path("film"),), "contexts": Path("captions")}, "--contexts is captions, but pairs of --footage"),
     ],
 )
 def test_bad_options_are_named(smoke, change, message):

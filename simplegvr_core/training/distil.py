@@ -123,11 +123,9 @@ class Distil:
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
-        check_source(self.pairs, self.footage)
+        check_source(self.pairs, self.footage, self.contexts)
         if not 0 <= self.null_prompt <= 1:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
-        if self.contexts and self.footage:
-            raise ValueError(f"--contexts is {self.contexts}, but pairs of --footage have no captions: give --pairs, or no --contexts")
         if self.objective == "regression" and (self.sampling.steps, self.sampling.start) != (1, "condition"):
             raise ValueError(
                 f"--sampling has {self.sampling.steps} steps and start {self.sampling.start!r}, but regression trains 1 step from "

@@ -164,10 +164,12 @@ def detail(image: np.ndarray) -> float:
     return float(np.abs(np.diff(image.astype(np.int16), axis=1)).mean())
 
 
-def check_source(pairs: Sequence[Path], footage: Sequence[Path]) -> None:
-    """Raises ValueError unless there is one source of pairs: folders of pairs, or footage."""
+def check_source(pairs: Sequence[Path], footage: Sequence[Path], contexts: Path | None) -> None:
+    """Raises ValueError unless there is one source of pairs: folders of pairs, or footage, which has no captions."""
     if bool(footage) == bool(pairs):
         raise ValueError("give either --pairs, folders of pairs, or --footage, folders of video and photographs")
+    if footage and contexts:
+        raise ValueError(f"--contexts is {contexts}, but pairs of --footage have no captions: give --pairs, or no --contexts")
 
 
 def online_pairs(folders: Sequence[Path], vae: object, crop: Crop) -> OnlinePairs:

@@ -130,7 +130,7 @@ class Train:
             raise ValueError(f"--null-prompt is {self.null_prompt}, wanted a fraction in [0, 1]")
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
-        check_source(self.pairs, self.footage)
+        check_source(self.pairs, self.footage, self.contexts)
         if self.init_dit is not None and self.dit.condition == "token":
             raise ValueError("--dit.condition token starts from random weights only: leave --init-dit out")
         if self.lora_rank and (self.init_dit is None or self.init_upsampler is None):

@@ -80,7 +80,7 @@ class TrainUpsampler:
         """
         if self.perceptual_loss and self.vae is None:
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, but latents are compared as pictures only with --vae")
-        check_source(self.pairs, self.footage)
+        check_source(self.pairs, self.footage, None)
         check_folder(self.out)
         vae = load_vae(self.vae) if self.vae else None
         generator = torch.Generator().manual_seed(self.loop.seed)
