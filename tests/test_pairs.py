@@ -218,6 +218,7 @@ def test_pairs_are_made_on_gpus_while_the_cpus_read(build, tmp_path):
     assert digests(tmp_path / "gpu") == digests(build.out)
 
 
+@pytest.mark.slow
 def test_what_a_worker_of_a_cluster_refuses_is_named_as_without_one(stock, tmp_path):
     contexts, negative = tmp_path / "contexts", tmp_path / "contexts" / "negative.safetensors"
     (contexts / "a.safetensors").unlink()

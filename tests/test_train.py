@@ -107,6 +107,7 @@ def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
     assert (tmp_path / "whole" / "losses.jsonl").read_text() == (tmp_path / "killed" / "losses.jsonl").read_text()
 
 
+@pytest.mark.slow  # sharded ones run in each test run
 def test_two_processes_have_the_losses_of_one_when_resumed_too(pairs, smoke, tmp_path):
     arguments = ["--pairs", pairs, "--loop.warmup", 2, "--loop.schedule", "constant", "--loop.cpu", "--out", tmp_path / "two"]
     for steps in (2, 4):
