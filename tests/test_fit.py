@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sources import Points, lose
 from torch import nn
 
-from simplegvr_core.training.draws import READING
 from simplegvr_core.training.loop import LoopConfig, Run, fit
 from simplegvr_core.training.reader import Reader
 from simplegvr_core.training.state import Progress
@@ -29,21 +29,6 @@ class Regression(nn.Module):
 
     def forward(self, x):
         return (self.network(x) - torch.sin(3 * x)).square().mean()
-
-
-class Points:
-    """Random points; `change` is applied to what is read from a step on."""
-
-    def __init__(self, from_step=0, change=dict, batch=32):
-        self.batch, self.from_step, self.change, self.seen = batch, from_step, change, []
-
-    def read(self, draws):
-        self.seen.append((draws.step, draws.samples))
-        batch = {"x": torch.cat([torch.rand(1, 1, generator=generator) for generator in draws.generators(READING)])}
-        return self.change(batch) if draws.step >= self.from_step else batch
-
-    def finish(self, batch, draws):
-        return batch
 
 
 def losses(folder):
@@ -113,10 +98,6 @@ def test_schedules_fall(schedule, half):
     assert loop.rate(progress) == pytest.approx(loop.learning_rate / 2)
     progress.step = 5
     assert loop.rate(progress) == pytest.approx(half * loop.learning_rate)
-
-
-def lose(batch):
-    raise ValueError("a shard is gone")
 
 
 def test_what_a_worker_cannot_read_is_named_as_without_workers(tmp_path):

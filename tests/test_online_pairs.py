@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from sources import no_noise
 from test_pairs import footage
 
 from simplegvr_core.files import GVR_TINY_VAE
@@ -75,10 +76,6 @@ def test_a_pair_is_the_encoded_crop_and_the_encoded_small_one(pairs):
         assert batch["z_hr"].shape == (3, 16, 2, 6, 6) and batch["z_lr"].shape[:3] == (3, 16, 2) and batch["context"].shape == (3, 1, 7)
         low, high = (pairs.vae.linear_decode(batch[name]).mean((2, 3, 4)) for name in ("z_lr", "z_hr"))
         torch.testing.assert_close(low, high, atol=0.05, rtol=0.05)  # of one picture
-
-
-def no_noise(z_hr: torch.Tensor, draws: Draws) -> dict[str, torch.Tensor]:
-    return {}
 
 
 def test_workers_make_the_crops_that_the_training_process_makes(pairs):

@@ -90,7 +90,7 @@ class TrainingBenchmark:
     """Time that the network takes for a batch on one process."""
     workers: int = 1
     """Processes that read ahead, for each training process."""
-    out: Path = Path("benchmark/training.json")
+    out: Path = Path("out/benchmark/training.json")
     """File for the results."""
 
     def run(self) -> dict:

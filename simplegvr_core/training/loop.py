@@ -7,7 +7,7 @@ finite is known a step later, and an update that is not finite changes no weight
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -17,17 +17,17 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, extract_model_from_parallel
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..checks import check_folder
 from ..tiling import OutOfMemory
-from .draws import Batch, Source
+from .draws import Source
 from .losses import append_line, keep_steps, plot_losses
+from .optimizer_step import Outcome, event, to_host, train_step
 from .reader import Batches, Reader
 from .sharding import blocks, shard
 from .state import FULL_STATE, Progress, TrainingState
@@ -124,25 +124,6 @@ class Shown:
 
 
 Show = Callable[[nn.Module, int], Shown]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a step.
-
-    Attributes:
-        loss: Mean loss over batches and processes.
-        norm: Norm of the gradient before it is clipped.
-        levels: (B, 2), noise level and error of each sample of all processes; None where the objective has none.
-    """
-
-    loss: Tensor
-    norm: Tensor
-    levels: Tensor | None
-
-    def on_host(self) -> "Outcome":
-        """Returns the same on the host, where it arrives later."""
-        return Outcome(to_host(self.loss), to_host(self.norm), None if self.levels is None else to_host(self.levels))
 
 
 @dataclass(frozen=True)
@@ -344,55 +325,6 @@ def fit(
             if run.progress.step % loop.save_every == 0 or loop.done(run.progress) >= 1:
                 run.save(show)
         return run.result()
-
-
-def train_step(
-    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer, batches: Iterable[Batch], clip: float
-) -> Outcome:
-    """Returns the outcome of one step. Where the loss or its gradient is not finite, the weights do not change.
-
-    Args:
-        accelerator: As fit made it.
-        model: The network, prepared by accelerate.
-        optimizer: Its fused optimizer, which skips an update on the device.
-        batches: Batches of the step, on the device.
-        clip: Largest norm of the gradient.
-    """
-    total = norm = torch.zeros((), device=accelerator.device)
-    levels, network = [], extract_model_from_parallel(model)
-    for batch in batches:
-        with accelerator.accumulate(model):
-            loss = model(**batch)
-            total = total + mean_of_processes(loss.detach(), accelerator) / accelerator.gradient_accumulation_steps
-            levels += [accelerator.gather(network.levels)] if hasattr(network, "levels") else []
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                norm = cast("Tensor", accelerator.clip_grad_norm_(model.parameters(), clip))
-                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-                optimizer.optimizer.found_inf = (~(total.isfinite() & norm.isfinite())).float()  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    return Outcome(total, norm, torch.cat(levels) if levels else None)
-
-
-def to_host(tensor: Tensor) -> Tensor:
-    """Returns a tensor on the host; that of a GPU arrives later, in pinned memory."""
-    return tensor.to("cpu", non_blocking=tensor.is_cuda)
-
-
-def event(device: torch.device) -> torch.cuda.Event | None:
-    """Returns what a GPU passes when all is done that was queued until now; None on the CPU."""
-    if device.type != "cuda":
-        return None
-    passed = torch.cuda.Event()
-    passed.record()
-    return passed
-
-
-def mean_of_processes(loss: Tensor, accelerator: Accelerator) -> Tensor:
-    mean = accelerator.reduce(loss, "mean")
-    assert isinstance(mean, Tensor)  # as its argument is
-    return mean
 
 
 @contextmanager

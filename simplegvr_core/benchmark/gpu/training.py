@@ -104,7 +104,8 @@ def run_steps(step: Step, bench: Bench) -> tuple[list[float], list[float], int]:
     """Returns the seconds and losses of some steps of the training loop, and the number of trained parameters."""
     from accelerate import Accelerator  # optional packages
 
-    from ...training.loop import LoopConfig, train_step
+    from ...training.loop import LoopConfig
+    from ...training.optimizer_step import train_step
     from ...training.state import Progress
 
     model = objective(step, bench, bench.sizes.dit, bench.device)
