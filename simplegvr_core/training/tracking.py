@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_text
-from ..video.frames import limit_height
 from .rates import Work, peak_flops
 
 if TYPE_CHECKING:
@@ -115,6 +114,8 @@ class Tracker:
         """
         if self.name == "none" or not self.accelerator.is_main_process:
             return
+        from ..video.frames import limit_height  # which needs packages for video
+
         step_of_frames = -(-len(images) // SHOWN_FRAMES)
         images = torch.stack([limit_height(image, SHOWN_ROWS) for image in images[::step_of_frames]])
         gif = animated(images, FRAMES_A_SECOND / step_of_frames)
