@@ -219,6 +219,7 @@ def test_umt5_comes_from_the_hub_s_cache_without_a_network(build, umt5, tmp_path
         torch.testing.assert_close(Contexts(build.out).read(name, 24), Contexts(local.out).read(name, 24), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_in_the_cache_is_refused_without_a_network(build, tmp_path):
     done = run_offline(build, tmp_path / "cache", "someone/umt5", HF_HUB_OFFLINE="1")
     assert done.returncode and "--text-encoder someone/umt5 cannot be loaded" in done.stderr

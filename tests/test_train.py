@@ -90,6 +90,7 @@ def test_previews_without_an_autoencoder_show_colors(smoke):
     assert images.shape == (3, 12, 3 * 12, 3)
 
 
+@pytest.mark.slow  # workers of three runs start; test_fit resumes a stopped run in each test run
 def test_a_killed_run_ends_with_the_same_loss(pairs, tmp_path):
     arguments = ["--pairs", pairs, "--loop.steps", 12, "--loop.save-every", 4, "--loop.accumulate", 2, "--loop.workers", 2, "--loop.cpu"]
     whole = subprocess.run(command(*arguments, "--out", tmp_path / "whole"), env=ENVIRONMENT, capture_output=True, text=True, check=True)

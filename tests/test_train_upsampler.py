@@ -43,7 +43,8 @@ def test_a_stopped_run_resumes_with_the_losses_it_would_have_had(train, tmp_path
 
 def test_it_starts_from_a_file_and_recomputing_changes_no_loss(train, tmp_path):
     first = train.run()
-    second = replace(train, init_upsampler=tmp_path / "out" / "upsampler.safetensors", out=tmp_path / "second", perceptual_loss=0.5)
+    second = replace(train, init_upsampler=tmp_path / "out" / "upsampler.safetensors", out=tmp_path / "second")
+    second = replace(second, perceptual_loss=0.5, loop=replace(LOOP, steps=2, save_every=2))
     recomputed = replace(second, out=tmp_path / "recomputed", gradient_checkpointing=True)
     assert second.run()["loss_first"] < first["loss_first"] + 0.5
     recomputed.run()
