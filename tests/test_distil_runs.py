@@ -28,6 +28,7 @@ from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.lora import lora_parameters
 from simplegvr_core.training.losses import read_losses
 from simplegvr_core.training.one_step import STUDENT
+from simplegvr_core.training.online_pairs import chosen_pairs
 from simplegvr_core.training.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,7 +117,7 @@ def captions(base, tmp_path) -> Path:
 def test_captions_reach_the_student(base, captions, tmp_path, objective, sampling):
     run = replace(base, objective=objective, sampling=sampling, fake_updates=1, contexts=captions, loop=replace(base.loop, steps=1))
     features = [load_file(path)["context"] for path in captions.iterdir()]
-    context = replace(run, null_prompt=0.0).sampler(None).read(Draws(0, 0, range(2), 2), 4096)["context"]
+    context = chosen_pairs(run, None, run.contexts, null_prompt=0.0).read(Draws(0, 0, range(2), 2), 4096)["context"]
     assert context.shape == (2, 512, 4096) and not context[:, 3:].any()
     assert all(any(torch.equal(own[:3], each) for each in features) for own in context)
     results = {}

@@ -80,6 +80,11 @@ class NoisedPairs:
     def read(self, draws: Draws) -> dict[str, Any]:
         return self.sampler.read(draws, self.text_dim)
 
+    def batch_on(self, device: torch.device, draws: Draws) -> Batch:
+        """Returns a batch on a device, without a reader."""
+        read = self.read(draws)
+        return self.finish({name: entry.to(device) for name, entry in read.items() if isinstance(entry, Tensor)}, draws)
+
     def finish(self, batch: Batch, draws: Draws) -> Batch:
         batch = self.sampler.pairs_of(batch, draws)
         return batch | self.noise(batch["z_hr"], draws)

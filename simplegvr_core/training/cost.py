@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..latent_space import LATENT_CHANNELS, token_grid
+from ..networks import checkpoint
 from ..networks.attention import AttentionConfig
 from ..networks.block_causal_config import BlockCausalConfig
 from ..networks.dit import CHUNK, DiTConfig
-from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler
+from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler, parse_upsampler_config
 from ..planning.flops import dit_flops
 from ..planning.network_memory import TEXT_TOKENS, meta
 from .rates import H100_FLOPS, RTX_4090_FLOPS, Work
@@ -107,6 +110,29 @@ class Workload:
         """Bytes of a sample that are read from shards."""
         text = TEXT_TOKENS * self.dit.text_dim if self.text else 0
         return READ_BYTES * (self.numbers * (1 + LEAST_SCALE**-2) + text)
+
+
+def load(config: Any) -> dict[str, Any]:
+    """Returns the fields of a Workload that follow from the crop and the loop.
+
+    Args:
+        config: Options of a training, "crop", "loop" and "gradient_checkpointing" among them.
+    """
+    crop, loop = config.crop, config.loop
+    return {
+        "crop": (crop.latent_frames, *crop.size),
+        "batch": crop.batch * loop.accumulate,
+        "steps": loop.steps,
+        "recompute": config.gradient_checkpointing,
+        "shard": loop.shard,
+    }
+
+
+def upsampler_config(path: Path | None, otherwise: AnyUpsamplerConfig) -> AnyUpsamplerConfig:
+    """Returns the sizes of the upsampler in a file; the other ones where there is no file."""
+    if path is None or not path.exists():
+        return otherwise
+    return parse_upsampler_config(checkpoint.read_config(path, "upsampler"), path)
 
 
 def memory_model(work: Workload) -> Callable[[int], StepMemory]:

@@ -20,25 +20,23 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config, read_dit, 
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import (
     VARIANTS,
-    AnyUpsamplerConfig,
     LatentUpsampler,
     Upsampler,
     load_upsampler,
     make_upsampler,
-    parse_upsampler_config,
 )
 from ..networks.wan_vae import WanVAE, load_vae
 from ..planning.network_memory import meta
 from ..sampling.super_resolve import SamplingConfig
-from .batches import Crop, NoisedPairs, NoiseOf, PairSampler
-from .cost import Workload, latent_batch, training_cost
+from .batches import Crop, NoisedPairs, NoiseOf
+from .cost import Workload, latent_batch, load, training_cost, upsampler_config
 from .dmd2 import DMD2, DMD2Config, sample_matching_noise
 from .loop import LoopConfig, fit, lasting_options
 from .lora import lora_copy, lora_state_dict
 from .loss import Pictures
 from .losses import summarize_losses
 from .one_step import STUDENT, OneStep, OneStepConfig, sample_frame
-from .online_pairs import OnlinePairs, check_source, online_pairs
+from .online_pairs import check_source, chosen_pairs
 from .step_memory import Step
 
 FEW_STEPS = SamplingConfig(steps=4)
@@ -107,19 +105,13 @@ class Distil:
         self.check()
         vae = load_vae(self.vae) if self.vae else None
         model, sample_noise = self.model(vae)
-        source = NoisedPairs(self.sampler(vae), model.dit.config.text_dim, sample_noise)
+        source = NoisedPairs(chosen_pairs(self, vae, self.contexts, self.null_prompt), model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
         options, work = lasting_options(self, {"vae", "strength"}), self.workload().work
         trained = fit(model, source, self.loop, self.out, options=options, takes_turns=takes_turns, work=work)
         if not PartialState().is_main_process:
             return {}
         return self.save(model, trained, vae) | summarize_losses(self.out)
-
-    def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
-        """Returns what samples the batches."""
-        if self.footage:
-            return online_pairs(self.footage, vae, self.crop)
-        return PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together, OSError unless --out can be written."""
@@ -193,7 +185,7 @@ class Distil:
         config, attention = DiTConfig(), self.attention
         if self.init_dit.exists():
             config, attention = read_dit_config(self.init_dit), teacher_attention(self.init_dit)
-        upsampler, crop = self.upsampler_config(), (self.crop.latent_frames, *self.crop.size)
+        upsampler, crop = upsampler_config(self.init_upsampler, VARIANTS["simplegvr"]), (self.crop.latent_frames, *self.crop.size)
         gradient_passes, forward_passes = self.passes()
 
         def step(blocks: int, samples: int) -> Step:
@@ -212,11 +204,7 @@ class Distil:
             config,
             self.attention,
             upsampler,
-            crop,
-            batch=self.crop.batch * self.loop.accumulate,
-            steps=self.loop.steps,
-            recompute=self.gradient_checkpointing,
-            shard=self.loop.shard,
+            **load(self),
             gradient_passes=gradient_passes,
             forward_passes=forward_passes,
             frozen_matrices=self.lora_rank > 0,
@@ -237,12 +225,6 @@ class Distil:
         simulated = (self.sampling.steps - 1) / 2 + (1 - turn)
         asked = (2 if self.guidance != 1 else 1) * turn
         return 1 + turn, simulated + asked
-
-    def upsampler_config(self) -> AnyUpsamplerConfig:
-        """Returns the sizes of the upsampler; without its file, the paper's."""
-        if not self.init_upsampler.exists():
-            return VARIANTS["simplegvr"]
-        return parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
 
     def save(self, model: OneStep | DMD2, trained: dict[str, Tensor], vae: TinyVAE | WanVAE | None) -> dict[str, str]:
         """Writes both networks as float16, or the student's LoRA, and returns their files. The student's has its sampling."""

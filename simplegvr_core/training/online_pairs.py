@@ -23,7 +23,7 @@ from ..latent_space import SPATIAL_FACTOR
 from ..networks.tiny_vae import TinyVAE
 from ..video.frames import resize_frames
 from ..video.read import VIDEO_SUFFIXES
-from .batches import Crop
+from .batches import Crop, PairSampler
 from .clips import load_clips
 from .draws import READING, Batch, Draws
 from .photos import PHOTO_SUFFIXES
@@ -172,13 +172,25 @@ def check_source(pairs: Sequence[Path], footage: Sequence[Path], contexts: Path 
         raise ValueError(f"--contexts is {contexts}, but pairs of --footage have no captions: give --pairs, or no --contexts")
 
 
-def online_pairs(folders: Sequence[Path], vae: object, crop: Crop) -> OnlinePairs:
-    """Returns the pairs of --footage. Raises ValueError when vae is no TinyVAE."""
+def chosen_pairs(config: Any, vae: object, contexts: Path | None = None, null_prompt: float = 1.0) -> PairSampler | OnlinePairs:
+    """Returns what samples the pairs of a training.
+
+    Args:
+        config: Options of the training, "pairs", "footage" and "crop" among them.
+        vae: Autoencoder of the latents; for footage, TinyVAE.
+        contexts: Folder of text features; None is the null prompt.
+        null_prompt: Fraction of samples that have the null prompt nevertheless.
+
+    Raises:
+        ValueError: There are no pairs, they do not fit, or vae is no TinyVAE.
+    """
+    if not config.footage:
+        return PairSampler(config.pairs, config.crop, contexts, null_prompt)
     if not isinstance(vae, TinyVAE):
         raise ValueError(
             "--footage makes pairs by TinyVAE at every step: give its file with --vae, or build --pairs for another autoencoder"
         )
-    return OnlinePairs(folders, deepcopy(vae), crop)
+    return OnlinePairs(config.footage, deepcopy(vae), config.crop)
 
 
 def downscale(video: Tensor, side: int, generator: torch.Generator) -> Tensor:

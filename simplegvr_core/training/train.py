@@ -23,18 +23,17 @@ from ..networks.upsampler import (
     Upsampler,
     UpsamplerConfig,
     make_upsampler,
-    parse_upsampler_config,
 )
 from ..networks.wan_vae import WanVAE, load_vae
 from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
 from .batches import Crop, NoisedPairs, PairSampler
-from .cost import Workload, flow_batch, training_cost
+from .cost import Workload, flow_batch, load, training_cost, upsampler_config
 from .loop import LoopConfig, fit, lasting_options
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
 from .losses import summarize_losses
-from .online_pairs import OnlinePairs, check_source, online_pairs
+from .online_pairs import check_source, chosen_pairs
 from .step_memory import Step
 from .train_upsampler import initial_upsampler
 from .validation import Validation
@@ -112,7 +111,8 @@ class Train:
         vae = load_vae(self.vae) if self.vae else None
         model = self.objective(*self.networks(), vae)
         curve = load_curve(self.curve) if self.curve else None
-        source = NoisedPairs(self.sampler(vae), model.dit.config.text_dim, FlowNoise(self.noise_range, curve))
+        pairs = chosen_pairs(self, vae, self.contexts, self.null_prompt)
+        source = NoisedPairs(pairs, model.dit.config.text_dim, FlowNoise(self.noise_range, curve))
         options, work = lasting_options(self, {"vae", "held_out"}), self.workload().work
         validation = self.validation(source, vae)
         validation.check()
@@ -145,11 +145,9 @@ class Train:
 
     def workload(self) -> Workload:
         """Returns this training as its cost sees it. Without the files of the networks their sizes are the options'."""
-        sizes, upsampler, frozen = self.dit, self.upsampler, self.lora_rank > 0
+        sizes, upsampler, frozen = self.dit, upsampler_config(self.init_upsampler, self.upsampler), self.lora_rank > 0
         if self.init_dit is not None and self.init_dit.exists():
             sizes = replace(read_dit_config(self.init_dit), in_dim=self.dit.in_dim)
-        if self.init_upsampler is not None and self.init_upsampler.exists():
-            upsampler = parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
         crop = (self.crop.latent_frames, *self.crop.size)
 
         def step(blocks: int, samples: int) -> Step:
@@ -162,21 +160,11 @@ class Train:
             sizes,
             self.attention,
             upsampler,
-            crop,
-            batch=self.crop.batch * self.loop.accumulate,
-            steps=self.loop.steps,
-            recompute=self.gradient_checkpointing,
-            shard=self.loop.shard,
+            **load(self),
             frozen_matrices=frozen,
             frozen_upsampler=frozen,
             text=self.contexts is not None,
         )
-
-    def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
-        """Returns what samples the batches."""
-        if self.footage:
-            return online_pairs(self.footage, vae, self.crop)
-        return PairSampler(self.pairs, self.crop, self.contexts, self.null_prompt)
 
     def networks(self) -> tuple[Upsampler, SimpleGVRDiT]:
         """Returns both networks with their initial weights."""

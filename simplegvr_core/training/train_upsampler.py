@@ -25,16 +25,15 @@ from ..networks.upsampler import (
     UpsamplerConfig,
     load_upsampler,
     make_upsampler,
-    parse_upsampler_config,
 )
 from ..networks.wan_vae import WanVAE, load_vae
-from .batches import Crop, NoisedPairs, PairSampler
-from .cost import Workload, latent_batch, training_cost
+from .batches import Crop, NoisedPairs
+from .cost import Workload, latent_batch, load, training_cost, upsampler_config
 from .draws import Batch, Draws
 from .loop import LoopConfig, Show, Shown, fit, lasting_options
 from .loss import Pictures
 from .losses import summarize_losses
-from .online_pairs import OnlinePairs, check_source, online_pairs
+from .online_pairs import check_source, chosen_pairs
 from .step_memory import Step
 from .validation import decode, side_by_side
 
@@ -85,7 +84,7 @@ class TrainUpsampler:
         vae = load_vae(self.vae) if self.vae else None
         generator = torch.Generator().manual_seed(self.loop.seed)
         model = self.objective(initial_upsampler(self.init_upsampler, self.upsampler, self.vae, generator), vae)
-        source = NoisedPairs(self.sampler(vae), 1, no_noise)
+        source = NoisedPairs(chosen_pairs(self, vae), 1, no_noise)
         options = lasting_options(self, {"vae"})
         trained = fit(model, source, self.loop, self.out, show=self.previews(source, vae), options=options, work=self.workload().work)
         if not PartialState().is_main_process:
@@ -100,9 +99,7 @@ class TrainUpsampler:
 
     def workload(self) -> Workload:
         """Returns this training as its cost sees it, without a DiT."""
-        crop, config = (self.crop.latent_frames, *self.crop.size), self.upsampler
-        if self.init_upsampler is not None and self.init_upsampler.exists():
-            config = parse_upsampler_config(checkpoint.read_config(self.init_upsampler, "upsampler"), self.init_upsampler)
+        crop, config = (self.crop.latent_frames, *self.crop.size), upsampler_config(self.init_upsampler, self.upsampler)
 
         def step(_: int, samples: int) -> Step:
             return Step(self.objective(make_upsampler(config, device="meta"), None), latent_batch(crop, samples, DiTConfig()))
@@ -112,18 +109,10 @@ class TrainUpsampler:
             DiTConfig(),
             AttentionConfig(),
             config,
-            crop,
-            batch=self.crop.batch * self.loop.accumulate,
-            steps=self.loop.steps,
-            recompute=self.gradient_checkpointing,
-            shard=self.loop.shard,
+            **load(self),
             gradient_passes=0,
             noises=0,
         )
-
-    def sampler(self, vae: TinyVAE | WanVAE | None) -> PairSampler | OnlinePairs:
-        """Returns what samples the batches."""
-        return online_pairs(self.footage, vae, self.crop) if self.footage else PairSampler(self.pairs, self.crop)
 
     def objective(self, upsampler: Upsampler, vae: TinyVAE | WanVAE | None) -> "Regression":
         """Returns the upsampler with its loss."""
@@ -140,8 +129,7 @@ class TrainUpsampler:
             if not PartialState().is_main_process:
                 return Shown({}, None)
             device, draws = next(model.parameters()).device, Draws(self.loop.seed, 0, range(1), 1)
-            read = source.read(draws)
-            batch = source.finish({name: x.to(device) for name, x in read.items() if isinstance(x, Tensor)}, draws)
+            batch = source.batch_on(device, draws)
             z_lr, z_hr = batch["z_lr"], batch["z_hr"]
             z = model.upsampler(z_lr, (z_hr.shape[3], z_hr.shape[4])).float()
             videos = decode(z_lr, vae), decode(z, vae), decode(z_hr, vae)

@@ -1,6 +1,5 @@
 """What a model in training gives for fixed crops of pairs: its loss, the perceptual error of its samples, a video to look at."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..sampling.super_resolve import SamplingConfig, super_resolve
 from ..video.frames import resize_frames, to_images
 from ..video.write import write_video
 from .batches import NoisedPairs
-from .draws import Batch, Draws
+from .draws import Draws
 from .loop import Shown
 from .loss import FlowMatching
 from .sharding import gathered
@@ -56,7 +55,7 @@ class Validation:
         """
         assert isinstance(model, FlowMatching)
         device, place = next(model.dit.parameters()).device, PartialState()
-        batches = [self.batch(number, device) for number in self.numbers]
+        batches = [self.source.batch_on(device, self.draws(number)) for number in self.numbers]
         values = {"validation/loss": sum(model(**batch).item() for batch in batches) / len(batches)} if self.is_held_out else {}
         z_lr, z_hr = batches[0]["z_lr"], batches[0]["z_hr"]
         size = z_hr.shape[3], z_hr.shape[4]
@@ -88,12 +87,6 @@ class Validation:
         """Raises ValueError when a crop cannot be read."""
         for number in self.numbers:
             self.source.read(self.draws(number))
-
-    def batch(self, number: int, device: torch.device) -> Batch:
-        """Returns one crop with its noise, on a device."""
-        read: Mapping = self.source.read(self.draws(number))
-        own = {name: entry.to(device) for name, entry in read.items() if isinstance(entry, Tensor)}
-        return self.source.finish(own, self.draws(number))
 
 
 def side_by_side(path: Path, videos: tuple[Tensor, Tensor, Tensor]) -> Tensor:
