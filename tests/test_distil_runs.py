@@ -88,7 +88,7 @@ def test_a_killed_run_ends_with_the_same_losses(base, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["--no-loop.shard", "--loop.shard"])
+@pytest.mark.parametrize("shard", ["--loop.no-shard", "--loop.shard"])
 def test_two_processes_have_the_losses_of_one(base, tmp_path, shard):
     """In some steps the student has its turn, in others it has not: the fake score alone is trained."""
     arguments = ("--loop.steps", 6, shard)
