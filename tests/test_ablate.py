@@ -8,7 +8,7 @@ from conftest import REPO, random_weights
 from simplegvr_core.networks import checkpoint
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.dit import DiTConfig, SimpleGVRDiT
-from simplegvr_core.paper.ablate import AXES, PAPER, Ablate, as_markdown, summarise
+from simplegvr_core.paper.ablate import AXES, PAPER, Ablate, as_markdown, summarise, verdict
 from simplegvr_core.sampling.super_resolve import SamplingConfig
 from simplegvr_core.training.train import Train
 
@@ -21,15 +21,21 @@ def runs(*values):
 
 @pytest.mark.parametrize(
     "b, direction",
-    [((0.5, 0.52), "held"), ((0.33, 0.35), "undecided"), ((0.29, 0.33), "undecided"), ((0.2, 0.24), "did not hold")],
+    [
+        ((0.5, 0.52), "held (a > b: 2 of 2)"),
+        ((0.31, 0.35), "held (a > b: 2 of 2)"),
+        ((0.29, 0.35), "undecided (a > b: 1 of 2)"),
+        ((0.3, 0.35), "undecided (a > b: 1 of 2)"),
+        ((0.2, 0.33), "did not hold (a > b: 0 of 2)"),
+    ],
     ids=str,
 )
-def test_the_verdict_follows_the_figures(b, direction):
+def test_the_verdict_compares_seed_by_seed(b, direction):
     table = summarise({"a": runs(0.3, 0.34), "b": runs(*b)}, [["a"], ["b"]])
-    assert table["direction"] == direction
+    assert verdict(table) == direction
     assert table["variants"]["a"]["st_lpips"]["mean"] == pytest.approx(0.32)
     assert table["variants"]["a"]["st_lpips"]["spread"] == pytest.approx(0.0283, rel=1e-2)
-    assert "| axis | a | 20.000 ± 0.000 | 0.320 ± 0.028 | a > b |" in as_markdown({"axis": table})
+    assert f"| axis | a | 20.000 ± 0.000 | 0.320 ± 0.028 | a > b | {direction} |" in as_markdown({"axis": table})
 
 
 def test_a_tie_of_the_paper_is_no_order():

@@ -119,7 +119,8 @@ class Ablate:
         """Trains and measures all variants.
 
         Returns:
-            {axis: {"variants": {variant: {metric: {"mean", "spread", "runs"}}}, "paper": its order, "direction"}}, as summarise does.
+            {axis: {"variants": {variant: {metric: {"mean", "spread", "runs"}}}, "paper": its order, "direction",
+            "seeds_in_favor"}}, as summarise does.
 
         Raises:
             ValueError: An axis is unknown, or what the runs raise.
@@ -206,12 +207,12 @@ class Ablate:
 def summarise(variants: dict[str, list[dict]], paper: list[list[str]]) -> dict:
     """Returns the mean and spread (standard deviation over seeds) of each variant's metrics, and whether the paper's order held.
 
-    The order is that of ST-LPIPS, between variants of different groups: the paper has none inside a group. "held": each variant is better
-    than each of the next group by more than the sum of both spreads; "did not hold": somewhere it is worse by more; "undecided": neither.
-    "no order": the paper has one group.
+    Runs of one seed see the same crops in the same order, so ST-LPIPS is compared seed by seed, between variants of neighboring groups:
+    the paper has no order inside a group. "held": each variant is better than each of the next group with every seed; "did not hold":
+    somewhere it is worse with every seed; "undecided": neither. "no order": the paper has one group.
 
     Args:
-        variants: Metrics of each run, by variant.
+        variants: Metrics of each run, by variant, seeds in one order.
         paper: Groups of variants from better to worse, as the paper has them.
     """
     table = {}
@@ -219,14 +220,17 @@ def summarise(variants: dict[str, list[dict]], paper: list[list[str]]) -> dict:
         columns = {name: [run[name] for run in runs] for name in runs[0]}
         table[variant] = {name: {"mean": mean(v), "spread": stdev(v) if len(v) > 1 else 0.0, "runs": v} for name, v in columns.items()}
     neighbors = [(better, worse) for group, below in pairwise(paper) for better in group for worse in below]
-    distances = [(table[better]["st_lpips"], table[worse]["st_lpips"]) for better, worse in neighbors]
-    gaps = [(worse["mean"] - better["mean"], worse["spread"] + better["spread"]) for better, worse in distances]
-    direction = "undecided" if gaps else "no order"
-    if gaps and all(gap > spread for gap, spread in gaps):
+    seeds = [
+        [b < w for b, w in zip(table[better]["st_lpips"]["runs"], table[worse]["st_lpips"]["runs"], strict=True)]
+        for better, worse in neighbors
+    ]
+    direction = "undecided" if neighbors else "no order"
+    if neighbors and all(map(all, seeds)):
         direction = "held"
-    elif any(gap < -spread for gap, spread in gaps):
+    elif not all(map(any, seeds)):
         direction = "did not hold"
-    return {"variants": table, "paper": " > ".join(" = ".join(group) for group in paper), "direction": direction}
+    counts = {f"{better} > {worse}": sum(wins) for (better, worse), wins in zip(neighbors, seeds, strict=True)}
+    return {"variants": table, "paper": " > ".join(" = ".join(group) for group in paper), "direction": direction, "seeds_in_favor": counts}
 
 
 def as_markdown(table: dict) -> str:
@@ -235,8 +239,21 @@ def as_markdown(table: dict) -> str:
     for axis, entry in table.items():
         for i, (variant, columns) in enumerate(entry["variants"].items()):
             cells = [f"{column['mean']:.3f} ± {column['spread']:.3f}" for column in columns.values()]
-            lines.append("| " + " | ".join([axis, variant, *cells, *((entry["paper"], entry["direction"]) if i == 0 else ("", ""))]) + " |")
+            lines.append("| " + " | ".join([axis, variant, *cells, *((entry["paper"], verdict(entry)) if i == 0 else ("", ""))]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def verdict(entry: dict) -> str:
+    """Returns whether the paper's order of an axis held, and for each pair of its variants with how many of the seeds.
+
+    Args:
+        entry: As summarise returns it; files of earlier versions have no seeds_in_favor.
+    """
+    pairs = entry.get("seeds_in_favor")
+    if not pairs:
+        return entry["direction"]
+    seeds = len(next(iter(entry["variants"].values()))["st_lpips"]["runs"])
+    return f"{entry['direction']} ({'; '.join(f'{pair}: {wins} of {seeds}' for pair, wins in pairs.items())})"
 
 
 def main(arguments: Sequence[str]) -> dict:

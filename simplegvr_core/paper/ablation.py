@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import CLIPS, REPO, read_json
-from .ablate import Ablate
+from .ablate import Ablate, verdict
 from .page import Rows
 
 COLUMNS = {"psnr": "PSNR, dB", "st_lpips": "ST-LPIPS", "warping_error": "warping error, 1e-3"}
@@ -87,7 +87,7 @@ def ablation_rows(item: str, table: dict) -> Rows:
     return found
 
 
-def verdict(item: str, table: dict) -> str:
+def verdicts(item: str, table: dict) -> str:
     """Returns a sentence for each axis of an item: whether the paper's order held. table: as Ablate.run returns it."""
     axes = [table[axis.name] | {"name": axis.name} for axis in AXES[item] if axis.name in table]
-    return " ".join(f"Axis {axis['name']}: paper's order {axis['paper']}; here: {axis['direction']}." for axis in axes)
+    return " ".join(f"Axis {axis['name']}: paper's order {axis['paper']}; here: {verdict(axis)}." for axis in axes)

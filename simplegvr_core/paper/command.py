@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..checks import check_folder
 from ..files import write_text
 from ..training.build_pairs import flatten
-from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdict
+from .ablation import AXES, MISSING, SMOKE, ablation_rows, read_ablation, smoke_ablation, verdicts
 from .bench import Bench, Options
 from .figures import FIGURES
 from .page import PAPER, Here, write_page
@@ -85,7 +85,7 @@ class Paper(Options):
             notes = [f"Not made with these options yet: `--only {name}`."]
         if ablated := ablation_rows(name, ablations):
             groups[f"here, {'small models' if self.ablation else SMOKE}"] = ablated
-            notes.append(verdict(name, ablations))
+            notes.append(verdicts(name, ablations))
         elif name in AXES:
             missing = missing | {"models trained each way": MISSING}
         if groups:
