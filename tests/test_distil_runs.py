@@ -153,10 +153,11 @@ def test_a_lora_student_is_a_file_of_the_students_matrices_alone(base, tmp_path,
 
 
 def test_evaluation_samples_a_lora_student_as_its_file_has_it(base, tmp_path):
-    result = replace(base, sampling=STUDENT, lora_rank=2, out=tmp_path).run()
+    weighed = replace(STUDENT, strength=1.5, patch_filter=3)
+    result = replace(base, sampling=weighed, lora_rank=2, out=tmp_path).run()
     evaluate = Evaluate(Path("clips"), tmp_path / "evaluated", model=base.init_dit, upsampler=base.init_upsampler)
     sampling = replace(evaluate, lora=Path(result["lora"]), solver="ab2").load_models().sampling
-    assert sampling == replace(STUDENT, solver="ab2")
+    assert sampling == replace(weighed, solver="ab2")
     assert evaluate.load_models().sampling == SamplingConfig()
 
 
@@ -171,9 +172,16 @@ def test_student_and_fake_score_of_a_lora_share_the_teachers_weights(base):
         assert all(p.data_ptr() in shared for p in named.values() if not p.requires_grad)
 
 
-def test_a_lora_that_would_lose_its_strength_is_refused(base):
-    with pytest.raises(ValueError, match=r"--strength is 2\.0, but a LoRA does not change the head"):
-        replace(base, lora_rank=2, strength=2.0).run()
+def test_strength_and_filter_of_a_finished_run_can_be_changed(base, tmp_path):
+    first = replace(base, sampling=STUDENT, out=tmp_path).run()
+    weights = load_file(first["dit"])
+    weighed = replace(STUDENT, strength=1.5, patch_filter=3)
+    again = replace(base, sampling=weighed, out=tmp_path).run()
+    config = checkpoint.read_config(Path(again["dit"]), "dit")
+    assert checkpoint.parse_config(SamplingConfig, config, "sampling", Path(again["dit"])) == weighed
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(again["dit"]).items())
+    with pytest.raises(ValueError, match="sampling"):
+        replace(base, sampling=replace(STUDENT, denoise=0.3), out=tmp_path).run()
 
 
 @pytest.mark.slow  # counts steps of Wan's width

@@ -43,14 +43,18 @@ def resolve(model, folder=None, tiling=SMALL, steps=3, z_lr=Z_LR, **options):
 UPSAMPLERS = {"bilinear": UPSAMPLER, "simplegvr": random_weights(LatentUpsampler(UpsamplerConfig(width=8)))}
 
 
-@pytest.mark.parametrize(("cfg", "solver"), [(1.0, "euler"), (3.0, "euler"), (1.0, "ab2")])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"cfg": 3.0}, {"solver": "ab2"}, {"strength": 1.5, "patch_filter": 3}],
+    ids=lambda settings: "-".join(settings) or "plain",
+)
 @pytest.mark.parametrize("tiling", [None, SMALL, Tiling((4, None, None), (2, 6, 4)), Tiling((None, 12, 8), (2, 6, 4))], ids=str)
 @pytest.mark.parametrize("upsampler", UPSAMPLERS)
-def test_the_streamed_twin_gives_what_super_resolve_gives_in_memory(model, upsampler, tiling, cfg, solver, tmp_path):
+def test_the_streamed_twin_gives_what_super_resolve_gives_in_memory(model, upsampler, tiling, settings, tmp_path):
     networks = model, UPSAMPLERS[upsampler]
     generator = torch.Generator().manual_seed(5)
     prompts = {name: torch.randn(2, 3, 4096, generator=generator) for name in ("context", "negative_context")}
-    z_lr, sampling = torch.cat((Z_LR, Z_LR.flip(2))), SamplingConfig(steps=3, denoise=0.7, cfg=cfg, solver=solver)
+    z_lr, sampling = torch.cat((Z_LR, Z_LR.flip(2))), SamplingConfig(steps=3, denoise=0.7, **settings)
     common = {"sampling": sampling, "seed": 3, "noise_seed": 4, "color_match": 0.5}
     expected = super_resolve(*networks, z_lr, SIZE, tiling=tiling, **prompts, **common)
     runtime = torch_runtime(*networks, like=z_lr, sampling=sampling, tiling=tiling, **prompts)

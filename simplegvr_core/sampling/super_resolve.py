@@ -20,6 +20,7 @@ from ..networks.upsampler import Upsampler, resize
 from ..tiling import Tiling
 from .color_match import match_color
 from .latent_file import LatentFrames
+from .patch_filter import without_repetition
 from .refine import Network, Segment, TiledVelocity, padded_velocity
 from .solvers import SOLVERS, Solver, integrate
 
@@ -43,6 +44,9 @@ class SamplingConfig:
         noise_order: "after_upsampler": the condition is the upsampled latent, noised (arXiv version 1). "before_upsampler": it is the
             noised low-resolution latent, upsampled (the ICLR formula). A model is sampled in the order that it was trained in.
         solver: "euler", or "ab2" of second order, see solvers.
+        strength: Factor, above 0, of what the refinement adds to the upsampled latent. Above 1 the result is sharper than the
+            objective of the training balances.
+        patch_filter: Width, odd, in patches of the filter that removes a mesh from what is added, see patch_filter; 0 is none.
 
     Raises:
         ValueError: The solver is unknown, or a number is out of its range.
@@ -56,12 +60,16 @@ class SamplingConfig:
     start: Literal["noise", "condition"] = "noise"
     noise_order: NoiseOrder = "after_upsampler"
     solver: Solver = "euler"
+    strength: float = 1.0
+    patch_filter: int = 0
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, wanted one of {', '.join(SOLVERS)}")
         if self.steps < 1 or self.shift <= 0 or not 0 < self.denoise <= 1 or not 0 <= self.noise_augmentation <= 1:
             raise ValueError(f"{self}: wanted steps >= 1, shift > 0, denoise in (0, 1] and noise_augmentation in [0, 1]")
+        if self.strength <= 0 or self.patch_filter < 0 or (self.patch_filter and self.patch_filter % 2 == 0):
+            raise ValueError(f"{self}: wanted strength > 0 and patch_filter 0 or odd")
 
 
 PAPER = SamplingConfig()
@@ -122,7 +130,7 @@ def super_resolve(
     sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
     z = z_up if sampling.start == "condition" else interpolate(z_up, positional_noise(z_up.shape, seed).to(z_up), sigmas[0])
     z = integrate(lambda z_t, sigma: padded_velocity(velocity, Segment(z_t, condition, sigma)), z, sigmas, on_step, sampling.solver)
-    return match_source(z, z_lr, upsampler.config.latents, color_match).to(z_lr)
+    return match_source(weighed(z, z_up, sampling), z_lr, upsampler.config.latents, color_match).to(z_lr)
 
 
 def takes_condition(model: SimpleGVRDiT, sampling: SamplingConfig) -> bool:
@@ -212,6 +220,22 @@ class NoisedFrames:
 
     def __getitem__(self, frames: slice) -> Tensor:
         return augment_condition(self.z[frames], self.noise_augmentation, self.noise_seed, frames.start)
+
+
+def weighed(z: Tensor, z_up: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Returns z_up plus what the refinement adds to it, by sampling's strength and patch filter; by default z itself, bit for bit.
+
+    Args:
+        z: Refined latent (B, 16, T, H, W).
+        z_up: Upsampled latent of the same shape.
+        sampling: strength and patch_filter are read.
+    """
+    if sampling.strength == 1 and not sampling.patch_filter:
+        return z
+    added = z - z_up
+    if sampling.patch_filter:
+        added = without_repetition(added, sampling.patch_filter)
+    return z_up + sampling.strength * added
 
 
 def match_source(z: Tensor, z_lr: Tensor, latents: str, strength: float) -> Tensor:

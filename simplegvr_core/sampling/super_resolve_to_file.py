@@ -18,7 +18,17 @@ from ..networks.upsampler import Upsampler
 from ..tiling import Tiling
 from .latent_file import LatentFile, LatentFrames, undamaged, write_latent
 from .refine import OnSegment, Refinement, TiledVelocity, last_step, refine
-from .super_resolve import PAPER, UPSAMPLER_FRAMES, NoisedFrames, SamplingConfig, guided_network, match_source, takes_condition, whole
+from .super_resolve import (
+    PAPER,
+    UPSAMPLER_FRAMES,
+    NoisedFrames,
+    SamplingConfig,
+    guided_network,
+    match_source,
+    takes_condition,
+    weighed,
+    whole,
+)
 
 Append = Callable[[Tensor], None]
 
@@ -87,6 +97,7 @@ def super_resolve_to_file(
             append(z)
 
     def finish(z: Tensor, frame: int) -> Tensor:
+        z = weighed(z, z_up[frame : frame + 1].to(z), sampling)
         return runtime.finish(match_source(z, z_lr[frame : frame + 1], runtime.latents, color_match))
 
     condition = stored(folder / "condition.safetensors", z_up.shape, write_condition, runtime.note) if runtime.takes_condition else None

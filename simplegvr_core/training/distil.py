@@ -77,8 +77,6 @@ class Distil:
     lora_rank: int = 0
     """Above 0: the teacher's weights do not change, and student and fake score are LoRAs of this rank on them; the student's is the
     result, for ComfyUI's LoRA loader. The upsampler is frozen."""
-    strength: float = 1.0
-    """Factor of the student's velocity in its checkpoint. Above 1 the result is sharper than what the objective balances."""
     bf16: bool = True
     """Matrix products in bfloat16."""
     gradient_checkpointing: bool = False
@@ -107,7 +105,8 @@ class Distil:
         model, sample_noise = self.model(vae)
         source = NoisedPairs(chosen_pairs(self, vae, self.contexts, self.null_prompt), model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
-        options, work = lasting_options(self, {"vae", "strength"}), self.workload().work
+        of_results = replace(self.sampling, strength=1.0, patch_filter=0)  # may change: no objective reads them
+        options, work = lasting_options(replace(self, sampling=of_results), {"vae"}), self.workload().work
         trained = fit(model, source, self.loop, self.out, options=options, takes_turns=takes_turns, work=work)
         if not PartialState().is_main_process:
             return {}
@@ -125,8 +124,6 @@ class Distil:
             )
         if self.perceptual_loss and (self.vae is None or self.objective != "regression"):
             raise ValueError(f"--perceptual-loss is {self.perceptual_loss}, which needs --objective regression and --vae")
-        if self.lora_rank and self.strength != 1:
-            raise ValueError(f"--strength is {self.strength}, but a LoRA does not change the head that it scales: give --strength 1")
         if self.fake_updates < 1:
             raise ValueError(f"--fake-updates is {self.fake_updates}, wanted at least 1")
         check_folder(self.out)
@@ -238,9 +235,7 @@ class Distil:
         configs = {"model": model.dit.config, "attention": self.attention, "sampling": self.sampling, "trained": trained_with}
         if isinstance(vae, TinyVAE):
             configs["preview"] = vae.preview_colors()
-        weights = checkpoint.part(trained, "dit.")
-        weights |= {name: self.strength * tensor for name, tensor in weights.items() if name.startswith("head.head.")}
-        checkpoint.save(dit, "dit", checkpoint.half(weights), **configs)
+        checkpoint.save(dit, "dit", checkpoint.half(checkpoint.part(trained, "dit.")), **configs)
         checkpoint.save(upsampler, "upsampler", checkpoint.half(checkpoint.part(trained, "upsampler.")), model=model.upsampler.config)
         return {"dit": str(dit), "upsampler": str(upsampler)}
 
@@ -273,10 +268,9 @@ PRESETS = {
         init_dit=Path("runs/tiny_teacher/dit.safetensors"),
         init_upsampler=Path("runs/tiny_teacher/upsampler.safetensors"),
         objective="regression",
-        sampling=STUDENT,
+        sampling=replace(STUDENT, strength=2.0, patch_filter=5),
         attention=AttentionConfig(),
         perceptual_loss=1.0,
-        strength=1.25,
         gradient_checkpointing=False,
         vae=GVR_TINY_VAE,
         crop=Crop(num_frames=9, size=(24, 24), batch=32),
