@@ -13,7 +13,8 @@ from simplegvr_core.networks import kernels
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.block_causal_config import BlockCausalConfig
 from simplegvr_core.networks.dit import SimpleGVRDiT
-from simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
+from simplegvr_core.networks.ultra_upsampler import UltraUpsamplerConfig
+from simplegvr_core.networks.upsampler import UpsamplerConfig, make_upsampler
 from simplegvr_core.planning.flops import dit_flops
 from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.cost import line, memory_model, upsampler_flops
@@ -22,7 +23,7 @@ from simplegvr_core.training.loop import LoopConfig
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.rates import Work
 from simplegvr_core.training.sharding import blocks
-from simplegvr_core.training.step_memory import StepMemory, activation_bytes, gpu_kernels, split_weights, step_memory
+from simplegvr_core.training.step_memory import Step, StepMemory, activation_bytes, gpu_kernels, split_weights, step_memory
 from simplegvr_core.training.train import Train
 
 FULL = AttentionConfig(kind="full", unit=None)
@@ -93,24 +94,39 @@ def test_more_blocks_and_samples_are_extrapolated_to_what_they_take():
     assert line(3, (1, counted), (2, counted)) == counted
 
 
-def test_recomputing_changes_neither_loss_nor_gradient():
-    found = []
+@pytest.mark.parametrize("sizes", [UpsamplerConfig(width=16), UltraUpsamplerConfig(width=16, blocks=3, factors=(2,))])
+def test_recomputing_changes_neither_loss_nor_gradient_and_takes_less(sizes):
+    found, taken = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
-        upsampler, dit = LatentUpsampler(UpsamplerConfig(width=16)), SimpleGVRDiT(DIT, FULL)
+        upsampler, dit = make_upsampler(sizes), SimpleGVRDiT(DIT, FULL)
         for parameter in (*upsampler.parameters(), *dit.parameters()):
             torch.nn.init.normal_(parameter, std=0.05)
         train = replace(STAGE1, bf16=False, gradient_checkpointing=recompute)
         model = train.objective(*train.prepared(upsampler, dit, torch.Generator()), None)
         batch = {name: torch.rand(1, 16, 3, 14, 18) for name in ("z_hr", "noise", "condition_noise")}
         batch |= {"z_lr": torch.rand(1, 16, 3, 7, 9), "context": torch.rand(1, 5, 4096), "sigma": torch.rand(1, 1, 1, 1, 1)}
-        loss = model(**batch, noise_augmentation=torch.rand(1, 1, 1, 1, 1))
+        batch["noise_augmentation"] = torch.rand(1, 1, 1, 1, 1)
+        loss = model(**batch)
         loss.backward()
         found.append((loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+        taken.append(activation_bytes(Step(Summed(upsampler), {"z_lr": batch["z_lr"], "size": (14, 18)})))
     (loss, gradients), (again, gradients_again) = found
     torch.testing.assert_close(again, loss)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradients_again[name], gradient, msg=name)
+    assert taken[1] < taken[0]
+
+
+class Summed(torch.nn.Module):
+    """A network whose loss is its sum."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, z_lr, size):
+        return self.network(z_lr, size).sum()
 
 
 def test_block_causal_attention_is_planned():

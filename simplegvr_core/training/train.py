@@ -19,7 +19,6 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, w
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import (
     VARIANTS,
-    LatentUpsampler,
     Upsampler,
     UpsamplerConfig,
     make_upsampler,
@@ -175,9 +174,7 @@ class Train:
 
     def prepared(self, upsampler: Upsampler, dit: SimpleGVRDiT, generator: torch.Generator) -> tuple[Upsampler, SimpleGVRDiT]:
         """Returns both networks as they are trained: recomputed where that was asked for, frozen with a LoRA where that is trained."""
-        dit.gradient_checkpointing = self.gradient_checkpointing
-        if isinstance(upsampler, LatentUpsampler):
-            upsampler.gradient_checkpointing = self.gradient_checkpointing
+        dit.gradient_checkpointing = upsampler.gradient_checkpointing = self.gradient_checkpointing
         if self.lora_rank:
             upsampler.requires_grad_(False)
             for layer in (module for module in dit.modules() if isinstance(module, nn.Linear)):
