@@ -16,7 +16,7 @@ LARGEST = torch.finfo(FLOAT8).max
 class Float8Linear(nn.Linear):
     """A frozen linear layer whose matrix is float8 (e4m3) with one scale for each row; products are in the dtype of its input.
 
-    The weight has the bits of float8 as uint8, which every backend of torch.distributed sends.
+    Two neighbours of a row have the bits of one bfloat16, since not every backend of torch.distributed sends float8.
     """
 
     def __init__(self, layer: nn.Linear):
@@ -25,13 +25,17 @@ class Float8Linear(nn.Linear):
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
         weight = layer.weight.detach().float()
         scale = (weight.abs().amax(1, keepdim=True) / LARGEST).clamp(min=1e-12).bfloat16()
-        self.weight = nn.Parameter((weight / scale).to(FLOAT8).view(torch.uint8), requires_grad=False)
+        self.weight = nn.Parameter((weight / scale).to(FLOAT8).view(torch.bfloat16), requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return F.linear(x, self.weight.view(FLOAT8).to(dtype) * self.scale.to(dtype), self.bias)
+        return F.linear(x, self.matrix(dtype), self.bias)
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """Returns the matrix in a dtype."""
+        return self.weight.view(FLOAT8).to(dtype) * self.scale.to(dtype)
 
 
 def store_frozen(dit: SimpleGVRDiT, kind: Frozen) -> None:

@@ -165,8 +165,24 @@ class TrainingState:
         own, _ = get_state_dict(self.model, [], options=StateDictOptions(full_state_dict=True))
         own, saved = cast("dict[str, Tensor]", own), state["model"]
         self.check_shapes(path, *({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, saved)))
+        if self.progress.is_sharded:
+            self.cut_moments(state["optimizer"]["state"])
         set_state_dict(self.model, self.optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=FULL_STATE)
         self.progress.load_state_dict(state["progress"])
+
+    def cut_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """Cuts each moment of parameters, by their names, to this process' rows; those of 8 bits cannot be sent from one to all."""
+        parameters = dict(self.model.named_parameters())
+        for name, own in moments.items():
+            parameter = cast("DTensor", parameters[name])
+            mesh, placements = parameter.device_mesh, parameter.placements
+            rows = -(-len(parameter) // mesh.size())
+            first = min(len(parameter), mesh.get_local_rank() * rows)
+            for key, moment in own.items():
+                if moment.shape == parameter.shape:
+                    part = moment[first : min(len(parameter), first + rows)].to(parameter.device)
+                    like = {"shape": parameter.shape, "stride": parameter.stride()}
+                    own[key] = DTensor.from_local(part, mesh, placements, run_check=False, **like)
 
     def load_parts(self, path: Path) -> None:
         run = json.loads((path / RUN).read_text())
