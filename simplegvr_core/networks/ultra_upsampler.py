@@ -7,9 +7,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -138,20 +137,17 @@ class UltraUpsampler(nn.Module):
 
     def upsample(self, z_lr: Tensor, memory: Memory) -> Tensor:
         """Returns the upsampled chunk (B, 16, t, H, W). memory: what the chunk before left, empty before the first; it is renewed."""
-        run = partial(recompute, use_reentrant=False) if self.gradient_checkpointing and torch.is_grad_enabled() else call
+        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
         frames = []
         for frame in z_lr.unbind(2):
             h = self.pre_shuffle(frame)
             for index, block in enumerate(self.blocks):
                 past = memory.get(index, h)
                 memory[index] = h
-                h = run(block, h, past.to(h))
+                inputs = h, past.to(h)
+                h = cast("Tensor", recompute(block, *inputs, use_reentrant=False)) if recomputes else block(*inputs)
             frames.append(self.final(h))
         return torch.stack(frames, dim=2)
-
-
-def call(block: nn.Module, h: Tensor, past: Tensor) -> Tensor:
-    return block(h, past)
 
 
 def tile_spans(extent: int, most: int, config: UltraUpsamplerConfig) -> list[Span]:
