@@ -23,8 +23,8 @@ from simplegvr_core.training.draws import Draws
 from simplegvr_core.training.frozen import Float8Linear
 from simplegvr_core.training.loop import LoopConfig, fit
 from simplegvr_core.training.loss import FlowNoise
-from simplegvr_core.training.moments import adamw, has_8_bits, moment_bytes
-from simplegvr_core.training.optimizer_step import train_step
+from simplegvr_core.training.moments import has_8_bits, moment_bytes
+from simplegvr_core.training.optimizer_step import adamw, train_step
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.train import Train
 
@@ -86,7 +86,7 @@ def test_a_stopped_run_with_moments_of_8_bits_resumes_with_the_losses_it_would_h
 
 def test_an_update_that_is_not_finite_changes_neither_weights_nor_moments():
     model, accelerator = Regression(), Accelerator(cpu=True)
-    optimizer = accelerator.prepare_optimizer(adamw(list(model.parameters()), IN_8_BITS))
+    optimizer = accelerator.prepare_optimizer(adamw(list(model.parameters()), "8bit", lr=1e-2))
     train_step(accelerator, model, optimizer, [{"x": torch.ones(2, 1)}], 1.0)
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     moments = {parameter: (values(own["exp_avg"]), values(own["exp_avg_sq"])) for parameter, own in optimizer.optimizer.state.items()}
@@ -107,7 +107,7 @@ def test_sharding_divides_no_block_of_a_moment():
 
 def test_bytes_of_moments_are_those_of_the_optimizer():
     model = Regression()
-    optimizer = adamw(list(model.parameters()), IN_8_BITS)
+    optimizer = adamw(list(model.parameters()), "8bit", lr=1e-2)
     model(torch.ones(2, 1)).backward()
     optimizer.step()
     for parameter, own in optimizer.state.items():

@@ -20,7 +20,7 @@ from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.cost import line, memory_model, upsampler_flops
 from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.loop import LoopConfig
-from simplegvr_core.training.moments import adamw
+from simplegvr_core.training.optimizer_step import adamw
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.rates import Work
 from simplegvr_core.training.sharding import blocks
@@ -60,7 +60,7 @@ def real_memory(step, kernel=None, loop=STAGE1.loop) -> StepMemory:
     with gpu_kernels(step.networks, kernel):
         activations = activation_bytes(replace(step, batch=batch))
     gradients = sum(parameter.grad.nbytes for parameter in step.trained)
-    optimizer = adamw(step.trained, loop)
+    optimizer = adamw(step.trained, loop.moments, lr=1e-3)
     optimizer.step()
     moments = sum(moment_nbytes(x) for state in optimizer.state.values() for name, x in state.items() if name.startswith("exp_avg"))
     average = sum(tensor.nbytes for tensor in Progress(step.trained, loop.ema).average)

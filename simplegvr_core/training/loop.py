@@ -2,7 +2,7 @@
 
 The random numbers of a sample follow from the seed, the step and its number (draws.py): each process reads its own samples only,
 and the number of processes, workers and accumulated batches changes no loss. A killed run resumes from its step with the losses
-that it would have had, unless it is limited in minutes. Inside a step the host never waits for the device: whether a loss is
+that it would have had, unless it is limited in minutes. Inside a step the host does not wait for the device: whether a loss is
 finite is known a step later, and an update that is not finite changes no weight.
 """
 
@@ -27,8 +27,8 @@ from ..checks import check_folder
 from ..tiling import OutOfMemory
 from .draws import Source
 from .losses import append_line, keep_steps, plot_losses
-from .moments import Moments, adamw, moment_bytes
-from .optimizer_step import Outcome, event, to_host, train_step
+from .moments import Moments, moment_bytes
+from .optimizer_step import Outcome, adamw, event, to_host, train_step
 from .reader import Batches, Reader
 from .sharding import blocks, shard
 from .state import FULL_STATE, Progress, TrainingState
@@ -186,7 +186,8 @@ class Run:
             shard(model, accelerator.device, accelerator.num_processes)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.model = model if sharded else accelerator.prepare_model(model)
-        self.optimizer = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(adamw(trained, loop)))
+        optimizer = adamw(trained, loop.moments, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay)
+        self.optimizer = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer))
         self.progress = Progress([parameter for parameter in self.model.parameters() if parameter.requires_grad], loop.ema)
         options = options | {"loop.moments": repr(loop.moments), "loop.ema > 0": repr(loop.ema > 0)}
         self.state = TrainingState(self.model, self.optimizer.optimizer, self.progress, options, folder)
