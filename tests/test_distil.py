@@ -18,7 +18,7 @@ from simplegvr_core.training.one_step import STUDENT, OneStep, OneStepConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_PICTURES = Pictures(None, perceptual=False)
-FRAME = torch.tensor([0, 0])
+FRAME = 0
 
 
 def generator(seed=0):
@@ -71,7 +71,7 @@ def test_the_student_moves_once_in_five_updates_of_the_fake_score(turn, moves, g
     config = DMD2Config(SamplingConfig(steps=2), guidance=guidance, fake_updates=5, bf16=False)
     model = DMD2(LatentUpsampler(VARIANTS["bilinear"]), small_dit(), NO_PICTURES, config)
     sample = batch()
-    model(**sample, **sample_matching_noise(sample["z_hr"], Draws(0, 0, range(2), 2)) | {"turn": torch.full((2,), turn)}).backward()
+    model(**sample, **sample_matching_noise(sample["z_hr"], Draws(0, 0, range(2), 2)) | {"turn": turn}).backward()
     student, fake = model.dit.head.head.weight.grad, model.fake.head.head.weight.grad
     assert fake.any() and (student is not None and bool(student.any())) == moves
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browser import LOADED, PATIENCE, click_node, drop_file, press_run, set_widgets, show_graph, shown_result
+from browser import LOADED, PATIENCE, click_node, click_until, drop_file, press_run, set_widgets, show_graph, shown_result
 from conftest import REPO
 from playwright.sync_api import expect
 from stand_ins import use_stand_ins
@@ -91,8 +91,9 @@ def clean(page):
 
 def close_panel(page) -> None:
     """Closes the panel on the right, where help and errors are."""
-    if page.get_by_test_id("properties-panel").is_visible():
-        page.get_by_test_id("properties-panel").get_by_role("button", name="Toggle properties panel").click()
+    panel = page.get_by_test_id("properties-panel")
+    if panel.is_visible():
+        click_until(page, panel.get_by_role("button", name="Toggle properties panel"), panel.is_hidden)
 
 
 BLUEPRINTS = {  # the links of each in wiring_test_t2v: input -> the node it comes from
@@ -114,8 +115,9 @@ def test_a_blueprint_from_the_node_library_runs(clean, stocked, name):
     set_widgets(page, "KSampler", {"steps": 2})
     page.evaluate("app.graph.remove(app.graph._nodes.find(node => node.type === 'SimpleGVRSampler'))")
     before = page.evaluate("app.graph._nodes.map(node => node.id)")
-    page.get_by_test_id("side-toolbar").get_by_role("button", name="Node Library").click()
-    page.get_by_placeholder("Search").first.fill(name)
+    search = page.get_by_placeholder("Search").first
+    click_until(page, page.get_by_test_id("side-toolbar").get_by_role("button", name="Node Library"), search.is_visible)
+    search.fill(name)
     page.get_by_text(name, exact=True).drag_to(page.locator("#graph-canvas"), target_position={"x": 900, "y": 600})
     page.wait_for_function("before => app.graph._nodes.some(node => !before.includes(node.id))", arg=before)
     widgets = page.evaluate(
@@ -139,8 +141,9 @@ def test_a_blueprint_from_the_node_library_runs(clean, stocked, name):
 
 def test_the_templates_browser_shows_every_workflow_with_its_picture(clean):
     page = clean
-    page.get_by_test_id("side-toolbar").get_by_role("button", name="Templates").click()
-    page.get_by_role("button", name="ComfyUI-SimpleGVR").click()
+    ours, first = page.get_by_role("button", name="ComfyUI-SimpleGVR"), page.get_by_test_id(f"template-workflow-{next(iter(SMALL))}")
+    click_until(page, page.get_by_test_id("side-toolbar").get_by_role("button", name="Templates"), ours.is_visible)
+    click_until(page, ours, first.is_visible)
     for name in SMALL:
         card = page.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed()  # a picture that was never in sight is not there
@@ -148,8 +151,7 @@ def test_the_templates_browser_shows_every_workflow_with_its_picture(clean):
         picture.wait_for()
         assert picture.evaluate("async picture => { await picture.decode(); return picture.naturalWidth }") >= 720
     screenshot(page, "templates")
-    page.get_by_test_id("template-workflow-quickstart_video").click()
-    page.wait_for_function("app.graph._nodes.some(node => node.type === 'SimpleGVRTrim')")
+    click_until(page, page.get_by_test_id("template-workflow-quickstart_video"), lambda: "SimpleGVRTrim" in node_types(page))
 
 
 def test_the_help_panel_shows_the_page_of_every_node(clean):
@@ -167,9 +169,9 @@ def test_the_help_panel_shows_the_page_of_every_node(clean):
             [path.stem, number % 2],  # in turn: two clicks on one place are a double click
         )
         click_node(page, path.stem)
-        page.get_by_test_id("panel-tab-info" if panel.is_visible() else "info-button").click()
         text = path.read_text(encoding="utf-8")
-        panel.get_by_role("heading", name=re.search("^# (.*)$", text, re.MULTILINE)[1], exact=True).wait_for()
+        heading = panel.get_by_role("heading", name=re.search("^# (.*)$", text, re.MULTILINE)[1], exact=True)
+        click_until(page, page.get_by_test_id("panel-tab-info" if panel.is_visible() else "info-button"), heading.is_visible)
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
             shown = panel.locator(f"img[src$='{picture}']").first
             assert shown.evaluate("async picture => { await picture.decode(); return picture.naturalWidth }") > 100, path.stem
@@ -211,9 +213,10 @@ def test_titles_and_inputs_follow_the_language(clean, locale):
 
 def assert_says(page, sentence: str, picture: str) -> None:
     """Asks the page what went wrong, by its own button, and waits for the sentence."""
-    page.get_by_test_id("error-overlay-see-errors").click()
+    panel = page.get_by_test_id("properties-panel")
+    click_until(page, page.get_by_test_id("error-overlay-see-errors"), panel.is_visible)
     try:
-        expect(page.get_by_test_id("properties-panel")).to_contain_text(sentence, timeout=PATIENCE / 10)
+        expect(panel).to_contain_text(sentence, timeout=PATIENCE / 10)
     finally:
         screenshot(page, picture)
 

@@ -15,6 +15,7 @@ from conftest import REPO, launcher
 from safetensors.torch import load_file
 from torch import nn
 
+from simplegvr_core.networks.dit import DiTConfig
 from simplegvr_core.training.build_pairs import BuildPairs
 from simplegvr_core.training.loop import LoopConfig, exclusive, fit
 from simplegvr_core.training.losses import read_losses
@@ -35,13 +36,21 @@ def smoke(tmp_path_factory) -> Train:
     return replace(PRESETS["smoke"], pairs=(out / "pairs",), out=out / "one", loop=LOOP)
 
 
-def sharded(smoke: Train, out: Path, steps: int, *before: str) -> subprocess.CompletedProcess:
-    """Trains on two sharded processes."""
+def sharded(smoke: Train, out: Path, steps: int, *before: str, more: tuple = ()) -> subprocess.CompletedProcess:
+    """Trains on two sharded processes.
+
+    Args:
+        smoke: The run.
+        out: Its folder.
+        steps: Number of steps.
+        before: Words before the command.
+        more: Options.
+    """
     options = ["--preset", "smoke", "--pairs", smoke.pairs[0], "--held-out", smoke.pairs[0], "--out", out]
     loop = ["--loop.shard", "--loop.cpu", "--loop.steps", steps, "--loop.save-every", 2, "--loop.warmup", 2]
     rest = ["--loop.schedule", "constant", "--loop.ema", 0.9]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    command = list(map(str, [*before, *launcher(2), "-m", "simplegvr_core", "train", *options, *loop, *rest]))
+    command = list(map(str, [*before, *launcher(2), "-m", "simplegvr_core", "train", *options, *loop, *rest, *more]))
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -93,6 +102,47 @@ def test_two_sharded_processes_resume_one(smoke, tmp_path):
     whole = replace(one, out=tmp_path / "whole", loop=replace(LOOP, steps=4))
     whole.run()
     torch.testing.assert_close(losses(one.out), losses(whole.out), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def coarse(smoke) -> tuple[Train, tuple]:
+    """A run with matrices large enough for moments of 8 bits, without an average, and its options."""
+    sizes = DiTConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2)
+    options = ("--loop.moments", "8bit", "--loop.ema", 0, "--dit.dim", 256, "--dit.ffn-dim", 512, "--dit.num-heads", 2)
+    return replace(smoke, out=smoke.out.with_name("coarse"), dit=sizes, loop=replace(LOOP, moments="8bit", ema=0.0)), options
+
+
+def test_moments_of_8_bits_are_those_of_one_process_which_can_resume_them(coarse, tmp_path):
+    run, options = coarse
+    ran = sharded(run, tmp_path / "two", 4, more=options)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    replace(run, out=tmp_path / "two", loop=replace(run.loop, steps=6)).run()
+    replace(run, loop=replace(run.loop, steps=6)).run()
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(run.out), atol=1e-5, rtol=0)
+    moments = torch.load(run.out / "state.pt", weights_only=True)["optimizer"]["state"]
+    assert any(hasattr(own["exp_avg"], "codes") for own in moments.values())
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_resume_moments_of_8_bits_of_one(coarse, tmp_path):
+    run, options = coarse
+    replace(run, out=tmp_path / "mixed", loop=replace(run.loop, steps=2)).run()
+    ran = sharded(run, tmp_path / "mixed", 4, more=options)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    replace(run, out=tmp_path / "whole", loop=replace(run.loop, steps=4)).run()
+    torch.testing.assert_close(losses(tmp_path / "mixed"), losses(tmp_path / "whole"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_base_in_float8_is_sharded(smoke, tmp_path):
+    first = replace(smoke, out=tmp_path / "base", loop=replace(LOOP, steps=1)).run()
+    files = ("--init-dit", first["dit"], "--init-upsampler", first["upsampler"])
+    lora = {"lora_rank": 3, "frozen": "float8", "bf16": True, "init_dit": Path(first["dit"]), "init_upsampler": Path(first["upsampler"])}
+    ran = sharded(smoke, tmp_path / "two", 4, more=(*files, "--lora-rank", 3, "--frozen", "float8", "--bf16"))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    replace(smoke, out=tmp_path / "two", loop=replace(LOOP, steps=6), **lora).run()
+    replace(smoke, out=tmp_path / "one", loop=replace(LOOP, steps=6), **lora).run()
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

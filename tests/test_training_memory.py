@@ -13,20 +13,24 @@ from simplegvr_core.networks import kernels
 from simplegvr_core.networks.attention import AttentionConfig
 from simplegvr_core.networks.block_causal_config import BlockCausalConfig
 from simplegvr_core.networks.dit import SimpleGVRDiT
-from simplegvr_core.networks.upsampler import LatentUpsampler, UpsamplerConfig
+from simplegvr_core.networks.ultra_upsampler import UltraUpsamplerConfig
+from simplegvr_core.networks.upsampler import UpsamplerConfig, make_upsampler
 from simplegvr_core.planning.flops import dit_flops
 from simplegvr_core.training.batches import Crop
 from simplegvr_core.training.cost import line, memory_model, upsampler_flops
 from simplegvr_core.training.distil import Distil
 from simplegvr_core.training.loop import LoopConfig
+from simplegvr_core.training.optimizer_step import adamw
 from simplegvr_core.training.presets import PRESETS
 from simplegvr_core.training.rates import Work
 from simplegvr_core.training.sharding import blocks
-from simplegvr_core.training.step_memory import StepMemory, activation_bytes, gpu_kernels, split_weights, step_memory
+from simplegvr_core.training.state import Progress
+from simplegvr_core.training.step_memory import Step, StepMemory, activation_bytes, gpu_kernels, split_weights, step_memory
 from simplegvr_core.training.train import Train
 
 FULL = AttentionConfig(kind="full", unit=None)
 STAGE1 = Train((), Path("out"), dit=DIT, attention=FULL, upsampler=UpsamplerConfig(width=16), gradient_checkpointing=True)
+WIDE = replace(DIT, dim=256, ffn_dim=512, num_heads=2)
 LORA = replace(STAGE1, lora_rank=4, frozen="bfloat16")
 DISTIL = Distil((), Path("out"), Path("none"), Path("none"), objective="dmd2", attention=FULL, gradient_checkpointing=True)
 RUNS = {
@@ -34,6 +38,8 @@ RUNS = {
     "without recomputing": replace(STAGE1, gradient_checkpointing=False),
     "stage 3": replace(STAGE1, attention=ATTENTION),
     "LoRA": LORA,
+    "LoRA beside float8": replace(LORA, frozen="float8"),
+    "moments of 8 bits, no average": replace(STAGE1, dit=WIDE, loop=replace(STAGE1.loop, moments="8bit", ema=0.0)),
     "LoRA in float32": replace(LORA, frozen="float32", gradient_checkpointing=False),
 }
 
@@ -43,10 +49,10 @@ def fed_in_chunks(monkeypatch, one_thread):
     monkeypatch.setattr(dit_module, "CHUNK", 64)
 
 
-def real_memory(step, kernel=None) -> StepMemory:
+def real_memory(step, kernel=None, loop=STAGE1.loop) -> StepMemory:
     """Returns what real tensors of the CPU take, counted by live storages, and AdamW's own."""
     real = {
-        id(weight): torch.nn.Parameter(0.02 * torch.randn(weight.shape).to(weight.dtype), weight.requires_grad) for weight in step.weights
+        id(weight): torch.nn.Parameter((0.02 * torch.randn(weight.shape)).to(weight.dtype), weight.requires_grad) for weight in step.weights
     }
     for module in (module for network in step.networks for module in network.modules()):
         module._parameters.update({name: None if weight is None else real[id(weight)] for name, weight in module._parameters.items()})
@@ -54,11 +60,16 @@ def real_memory(step, kernel=None) -> StepMemory:
     with gpu_kernels(step.networks, kernel):
         activations = activation_bytes(replace(step, batch=batch))
     gradients = sum(parameter.grad.nbytes for parameter in step.trained)
-    optimizer = torch.optim.AdamW(step.trained)
+    optimizer = adamw(step.trained, loop.moments, lr=1e-3)
     optimizer.step()
-    moments = sum(x.nbytes for state in optimizer.state.values() for name, x in state.items() if name.startswith("exp_avg"))
-    average = sum(parameter.detach().clone().nbytes for parameter in step.trained)
+    moments = sum(moment_nbytes(x) for state in optimizer.state.values() for name, x in state.items() if name.startswith("exp_avg"))
+    average = sum(tensor.nbytes for tensor in Progress(step.trained, loop.ema).average)
     return StepMemory(sum(weight.nbytes for weight in step.weights), gradients, moments, average, activations)
+
+
+def moment_nbytes(moment: torch.Tensor) -> int:
+    """Returns the bytes of a moment's storages; torchao's tensor claims those of float32."""
+    return sum(part.nbytes for part in (moment.codes, moment.scale, moment.qmap)) if hasattr(moment, "codes") else moment.nbytes
 
 
 @pytest.mark.parametrize("size", [(8, 12), (14, 18)])
@@ -67,7 +78,7 @@ def test_each_part_is_what_real_tensors_take(name, size):
     train = replace(RUNS[name], crop=Crop(9, size, 2))
     work = train.workload()
     kernel = kernels.load("triton" if train.attention.kind == "sparse_local" else "sdpa")
-    planned, real = step_memory(work.step(3, 2)), real_memory(work.step(3, 2), kernel)
+    planned, real = step_memory(work.step(3, 2), work.moments, work.average), real_memory(work.step(3, 2), kernel, train.loop)
     for part, value in vars(planned).items():
         assert value == pytest.approx(getattr(real, part), rel=0.1), part
 
@@ -93,24 +104,55 @@ def test_more_blocks_and_samples_are_extrapolated_to_what_they_take():
     assert line(3, (1, counted), (2, counted)) == counted
 
 
-def test_recomputing_changes_neither_loss_nor_gradient():
-    found = []
+@pytest.mark.parametrize("sizes", [UpsamplerConfig(width=16), UltraUpsamplerConfig(width=16, blocks=3, factors=(2,))])
+def test_recomputing_changes_neither_loss_nor_gradient_and_takes_less(sizes):
+    found, taken = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
-        upsampler, dit = LatentUpsampler(UpsamplerConfig(width=16)), SimpleGVRDiT(DIT, FULL)
+        upsampler, dit = make_upsampler(sizes), SimpleGVRDiT(DIT, FULL)
         for parameter in (*upsampler.parameters(), *dit.parameters()):
             torch.nn.init.normal_(parameter, std=0.05)
         train = replace(STAGE1, bf16=False, gradient_checkpointing=recompute)
         model = train.objective(*train.prepared(upsampler, dit, torch.Generator()), None)
         batch = {name: torch.rand(1, 16, 3, 14, 18) for name in ("z_hr", "noise", "condition_noise")}
         batch |= {"z_lr": torch.rand(1, 16, 3, 7, 9), "context": torch.rand(1, 5, 4096), "sigma": torch.rand(1, 1, 1, 1, 1)}
-        loss = model(**batch, noise_augmentation=torch.rand(1, 1, 1, 1, 1))
+        batch["noise_augmentation"] = torch.rand(1, 1, 1, 1, 1)
+        loss = model(**batch)
         loss.backward()
         found.append((loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+        taken.append(activation_bytes(Step(Summed(upsampler), {"z_lr": batch["z_lr"], "size": (14, 18)})))
     (loss, gradients), (again, gradients_again) = found
     torch.testing.assert_close(again, loss)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradients_again[name], gradient, msg=name)
+    assert taken[1] < taken[0]
+
+
+class Summed(torch.nn.Module):
+    """A network whose loss is its sum."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, z_lr, size):
+        return self.network(z_lr, size).sum()
+
+
+def test_float8_halves_the_frozen_weights_and_8_bits_quarter_the_moments():
+    crop = Crop(9, (8, 12), 1)
+    plans = {
+        name: replace(train, dit=replace(WIDE, num_layers=8), crop=crop).plan()["memory_bytes"]
+        for name, train in {**RUNS, "stage 1 without average": replace(STAGE1, loop=replace(STAGE1.loop, ema=0.0))}.items()
+        if train.attention == FULL
+    }
+    blocks = 8 * (8 * 256**2 + 2 * 256 * 512)  # numbers of matrices
+    saved = plans["LoRA"]["weights"] - plans["LoRA beside float8"]["weights"]
+    assert saved == pytest.approx(blocks, rel=0.02)
+    coarse = plans["moments of 8 bits, no average"]
+    outside = 4096 * 256 + 9 * 256**2  # of the text and of the timestep
+    assert plans["stage 1"]["moments"] - coarse["moments"] == pytest.approx(6 * (blocks + outside), rel=0.03)
+    assert coarse["average"] == plans["stage 1 without average"]["average"] == 0 < plans["stage 1"]["average"]
 
 
 def test_block_causal_attention_is_planned():

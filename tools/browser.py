@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from comfyui import SetupError, say
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, TimeoutError, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "chrome")
 SETTINGS = {
@@ -23,6 +24,7 @@ SETTINGS = {
 }
 LOADED = "window.app && app.graph && app.extensionManager?.workflow.activeWorkflow && !document.querySelector('.p-blockui-mask')"
 PATIENCE = 180_000  # milliseconds; a busy machine is no failure
+CLICK = 10_000  # milliseconds for the effect of a click, before the next
 DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 RESULT = """type => {
     const failure = document.querySelector('[data-testid="error-overlay"]')?.innerText
@@ -130,6 +132,28 @@ def click_node(page: Page, node_type: str) -> None:
         if page.evaluate(selected, node_type):
             return
     raise AssertionError(f"{node_type} was not selected by a click")
+
+
+def click_until(page: Page, target: Locator, happened: Callable[[], bool]) -> None:
+    """Clicks a target until its effect is seen: a busy page misses a click.
+
+    Args:
+        page: The page.
+        target: What is clicked.
+        happened: Returns whether the effect is seen.
+
+    Raises:
+        AssertionError: It is never seen.
+    """
+    deadline = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError):  # it may go away with the effect
+            target.click(timeout=CLICK)
+        for _ in range(20):
+            if happened():
+                return
+            page.wait_for_timeout(CLICK / 20)
+    raise AssertionError(f"{target} was clicked without effect")
 
 
 def press_run(page: Page) -> None:

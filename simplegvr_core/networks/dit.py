@@ -31,6 +31,7 @@ STOCK_PREFIX = "model.diffusion_model."
 # ends of names of weights that training begins with at zero
 FIRST_ZERO = ("modulation", "condition_embedding", "cross_attn.o.weight", "time_embedding.2.weight", "time_projection.1.weight")
 FIRST_ZERO += ("head.head.weight",)
+HAS_FLOAT64 = ("cpu", "cuda", "meta")  # types of devices; others may lack it
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,9 @@ class SimpleGVRDiT(nn.Module):
 
     def timestep_features(self, timestep: Tensor, x: Tensor) -> Tensor:
         """Returns the sinusoid (B, freq_dim) of timestep (B,) for tokens x."""
-        if self.config.exact_time:  # on the CPU, as not every device has float64
-            return sinusoidal_embedding(self.config.freq_dim, timestep.cpu().double()).to(x.device, torch.float32)
+        if self.config.exact_time:
+            exact = timestep if timestep.device.type in HAS_FLOAT64 else timestep.cpu()
+            return sinusoidal_embedding(self.config.freq_dim, exact.double()).to(x.device, torch.float32)
         return sinusoidal_embedding(self.config.freq_dim, timestep).to(x.dtype)
 
     def tokens(self, z: Tensor) -> Tensor:

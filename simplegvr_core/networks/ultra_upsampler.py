@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from ..latent_space import LATENT_CHANNELS, pixels
 
@@ -79,6 +80,7 @@ class UltraUpsampler(nn.Module):
     def __init__(self, config: UltraUpsamplerConfig, device=None, dtype=None, operations=nn):
         super().__init__()
         self.config, self.dtype = config, dtype or torch.float32
+        self.gradient_checkpointing = False
         factory = {"device": device, "dtype": dtype}
         width = config.width
         shuffle: list[nn.Module] = []
@@ -135,13 +137,15 @@ class UltraUpsampler(nn.Module):
 
     def upsample(self, z_lr: Tensor, memory: Memory) -> Tensor:
         """Returns the upsampled chunk (B, 16, t, H, W). memory: what the chunk before left, empty before the first; it is renewed."""
+        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
         frames = []
         for frame in z_lr.unbind(2):
             h = self.pre_shuffle(frame)
             for index, block in enumerate(self.blocks):
                 past = memory.get(index, h)
                 memory[index] = h
-                h = block(h, past.to(h))
+                inputs = h, past.to(h)
+                h = cast("Tensor", recompute(block, *inputs, use_reentrant=False)) if recomputes else block(*inputs)
             frames.append(self.final(h))
         return torch.stack(frames, dim=2)
 

@@ -18,6 +18,7 @@ from ..networks.dit import CHUNK, DiTConfig
 from ..networks.upsampler import AnyUpsamplerConfig, make_upsampler, parse_upsampler_config
 from ..planning.flops import dit_flops
 from ..planning.network_memory import TEXT_TOKENS, meta
+from .moments import Moments
 from .rates import H100_FLOPS, RTX_4090_FLOPS, Work
 from .step_memory import Step, StepMemory, split_weights, step_memory
 
@@ -48,6 +49,8 @@ class Workload:
         frozen_upsampler: Whether the upsampler has no gradient.
         noises: Numbers of noise over those of the target latent.
         text: Whether text features are read.
+        moments: Data type of AdamW's moments.
+        average: Whether there is a moving average of the weights.
     """
 
     step: Callable[[int, int], Step]
@@ -65,6 +68,8 @@ class Workload:
     frozen_upsampler: bool = False
     noises: int = 2
     text: bool = False
+    moments: Moments = "float32"
+    average: bool = True
 
     @property
     def tokens(self) -> int:
@@ -125,6 +130,8 @@ def load(config: Any) -> dict[str, Any]:
         "steps": loop.steps,
         "recompute": config.gradient_checkpointing,
         "shard": loop.shard,
+        "moments": loop.moments,
+        "average": loop.ema > 0,
     }
 
 
@@ -142,7 +149,7 @@ def memory_model(work: Workload) -> Callable[[int], StepMemory]:
 
     @cache
     def counted(number: int, samples: int) -> StepMemory:
-        return step_memory(work.step(number, samples))
+        return step_memory(work.step(number, samples), work.moments, work.average)
 
     def memory(samples: int) -> StepMemory:
         if samples == 1:

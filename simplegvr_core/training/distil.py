@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from accelerate import PartialState
@@ -20,7 +19,6 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, parse_dit_config, read_dit, 
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import (
     VARIANTS,
-    LatentUpsampler,
     Upsampler,
     load_upsampler,
     make_upsampler,
@@ -143,9 +141,7 @@ class Distil:
             dit: The teacher.
             vae: Autoencoder of the latents; without it latents are not compared as pictures.
         """
-        dit.gradient_checkpointing = self.gradient_checkpointing
-        if isinstance(upsampler, LatentUpsampler):
-            upsampler.gradient_checkpointing = self.gradient_checkpointing
+        dit.gradient_checkpointing = upsampler.gradient_checkpointing = self.gradient_checkpointing
         generator = torch.Generator().manual_seed(self.loop.seed)
         if self.lora_rank:
             upsampler.requires_grad_(False)
@@ -191,8 +187,8 @@ class Distil:
             batch: dict[str, Any] = latent_batch(crop, samples, config)
             noise = torch.empty_like(batch["z_hr"])
             if isinstance(model, OneStep):
-                return Step(model, batch | {"frame": np.zeros(samples, dtype=int)})
-            last = np.full(samples, (1 - 1e-6) / self.fake_updates)  # the student's turn, at the end of its sampling
+                return Step(model, batch | {"frame": 0})
+            last = (1 - 1e-6) / self.fake_updates  # the student's turn, at the end of its sampling
             batch |= {"turn": last, "level": meta(samples, 1, 1, 1, 1), "noise": torch.cat((noise, noise), dim=1), "fresh": noise}
             return Step(model, batch, model.frozen)
 

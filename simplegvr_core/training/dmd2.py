@@ -69,21 +69,24 @@ class DMD2(nn.Module):
         self.upsampler = upsampler.requires_grad_(False)
         self.frozen = (teacher.requires_grad_(False),)  # a tuple: no part of what is trained and saved
         self.pictures, self.config = pictures, config
+        sigmas = shifted_sigmas(config.sampling.steps, config.sampling.shift, config.sampling.denoise)
+        self.sigmas, self.lengths = sigmas.tolist(), sigmas.diff().tolist()  # numbers, as the host needs them in each step
+        self.ratios = [step_ratio(sigmas, i) for i in range(config.sampling.steps)]
 
-    def forward(self, *, z_lr: Tensor, z_hr: Tensor, context: Tensor, turn: Tensor, level: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
+    def forward(self, *, z_lr: Tensor, z_hr: Tensor, context: Tensor, turn: float, level: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
         """Returns the fake score's error and, on the student's turn, the student's; a scalar.
 
         Args:
             z_lr: Low-resolution latent (B, 16, T, h, w).
             z_hr: Target latent (B, 16, T, H, W).
             context: Text features (B, S, text_dim).
-            turn: (B,) uniform in [0, 1); the first decides whether the student is updated and which of its steps is trained.
+            turn: Uniform in [0, 1); decides whether the student is updated and which of its steps is trained.
             level: Noise level at which the scores are compared, (B, 1, 1, 1, 1) in [0, 1].
             noise: Starting noise, then that of the condition, (B, 32, T, H, W).
             fresh: Noise of the comparison, (B, 16, T, H, W).
         """
         config, teacher = self.config, self.frozen[0].to(z_hr.device)
-        index, fraction = divmod(turn[0].item() * config.fake_updates, 1.0)
+        index, fraction = divmod(turn * config.fake_updates, 1.0)
         students_turn, last = index == 0, int(fraction * config.sampling.steps)
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=config.bf16):
             with torch.no_grad():
@@ -104,16 +107,15 @@ class DMD2(nn.Module):
     def simulate(self, z_up: Tensor, condition: Tensor, context: Tensor, noise: Tensor, last: int, train: bool) -> Tensor:
         """Returns the clean latent that the student predicts in step `last` of its own sampling (backward simulation)."""
         sampling = self.config.sampling
-        sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise).to(z_up)
-        z, velocity = z_up if sampling.start == "condition" else interpolate(z_up, noise, sigmas[0]), None
+        z, velocity = z_up if sampling.start == "condition" else interpolate(z_up, noise, self.sigmas[0]), None
         for i in range(last + 1):
-            sigma = sigmas[i].expand(len(z))[:, None, None, None, None]
+            sigma = z.new_full((len(z), 1, 1, 1, 1), self.sigmas[i])
             velocity_before = velocity
             with torch.set_grad_enabled(train and i == last):
                 velocity = predict(self.dit, z, condition, sigma, context)
             if i == last:
                 return clean_from_velocity(z, velocity, sigma)
-            z = z + (sigmas[i + 1] - sigmas[i]) * SOLVERS[sampling.solver](velocity, velocity_before, step_ratio(sigmas, i))
+            z = z + self.lengths[i] * SOLVERS[sampling.solver](velocity, velocity_before, self.ratios[i])
         raise AssertionError("last is a step")
 
     def real_score(self, teacher: nn.Module, z_t: Tensor, condition: Tensor, level: Tensor, context: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def matching_loss(z_0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
 def sample_matching_noise(z_hr: Tensor, draws: Draws) -> Batch:
     """Returns DMD2's turn, which is the step's, and level, noise and fresh of a batch. The level is at least 0.02 and at most 0.98."""
-    return {"turn": torch.rand(1, generator=draws.of_step()).expand(len(z_hr))} | draws.each(z_hr, sample_of_matching)
+    return {"turn": torch.rand((), generator=draws.of_step()).item()} | draws.each(z_hr, sample_of_matching)
 
 
 def sample_of_matching(z_hr: Tensor, generator: torch.Generator) -> Batch:

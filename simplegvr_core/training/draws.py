@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""A network's arguments by name: tensors (B, ...) of the samples, and Python numbers of the step, which the host knows."""
 
 READING, LEVELS, ON_DEVICE, OF_STEP = range(4)  # fields: the numbers of each are independent
 

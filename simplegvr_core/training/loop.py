@@ -2,7 +2,7 @@
 
 The random numbers of a sample follow from the seed, the step and its number (draws.py): each process reads its own samples only,
 and the number of processes, workers and accumulated batches changes no loss. A killed run resumes from its step with the losses
-that it would have had, unless it is limited in minutes. Inside a step the host never waits for the device: whether a loss is
+that it would have had, unless it is limited in minutes. Inside a step the host does not wait for the device: whether a loss is
 finite is known a step later, and an update that is not finite changes no weight.
 """
 
@@ -27,7 +27,8 @@ from ..checks import check_folder
 from ..tiling import OutOfMemory
 from .draws import Source
 from .losses import append_line, keep_steps, plot_losses
-from .optimizer_step import Outcome, event, to_host, train_step
+from .moments import Moments, moment_bytes
+from .optimizer_step import Outcome, adamw, event, to_host, train_step
 from .reader import Batches, Reader
 from .sharding import blocks, shard
 from .state import FULL_STATE, Progress, TrainingState
@@ -54,6 +55,8 @@ class LoopConfig:
     """Decay of AdamW's two moments."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
+    moments: Moments = "float32"
+    """Data type of AdamW's two moments; 8bit takes a quarter of their memory, needs torchao, and lets the host wait once a step."""
     clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     warmup: int = 100
@@ -61,7 +64,7 @@ class LoopConfig:
     schedule: Schedule = "sqrt"
     """How the learning rate falls to zero with the fraction of the run that is left; constant does not fall."""
     ema: float = 0.998
-    """Decay of the moving average of the weights, which is the result."""
+    """Decay of the moving average of the weights, which is the result; with 0 there is none, and the result is the last weights."""
     accumulate: int = 1
     """Batches of one step: their sizes add up."""
     workers: int = 0
@@ -85,7 +88,7 @@ class LoopConfig:
 
     def optimizer(self) -> dict:
         """Returns the options of the optimizer, by name, for the checkpoint."""
-        names = ("steps", "learning_rate", "betas", "weight_decay", "clip", "warmup", "schedule", "ema", "accumulate")
+        names = ("steps", "learning_rate", "betas", "weight_decay", "moments", "clip", "warmup", "schedule", "ema", "accumulate")
         return {name: getattr(self, name) for name in names}
 
     def done(self, progress: Progress) -> float:
@@ -182,13 +185,14 @@ class Run:
         if sharded:
             shard(model, accelerator.device, accelerator.num_processes)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay, fused=True)
         self.model = model if sharded else accelerator.prepare_model(model)
+        optimizer = adamw(trained, loop.moments, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay)
         self.optimizer = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer))
         self.progress = Progress([parameter for parameter in self.model.parameters() if parameter.requires_grad], loop.ema)
+        options = options | {"loop.moments": repr(loop.moments), "loop.ema > 0": repr(loop.ema > 0)}
         self.state = TrainingState(self.model, self.optimizer.optimizer, self.progress, options, folder)
         if self.is_main:
-            check_folder(folder, self.state.bytes)
+            check_folder(folder, self.state.bytes + sum(moment_bytes(parameter, loop.moments) for parameter in trained))
         self.state.load()
         for group in self.optimizer.param_groups:
             group |= {"betas": loop.betas, "weight_decay": loop.weight_decay}
@@ -276,9 +280,8 @@ class Run:
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
-        """Returns the state dict with the moving average of the trained parameters, on the CPU of the main process; the run ends."""
-        for parameter, average in zip(self.progress.parameters, self.progress.average, strict=True):
-            parameter.copy_(average)
+        """Returns the state dict with the trained parameters' average, if there is one, on the CPU of the main process; the run ends."""
+        self.progress.take_average()
         self.bar.close()
         self.tracker.close()
         state_dict = cast("dict[str, Tensor]", get_model_state_dict(self.model, options=FULL_STATE))

@@ -49,14 +49,14 @@ class OneStep(nn.Module):
         super().__init__()
         self.upsampler, self.dit, self.pictures, self.config = upsampler, dit, pictures, config
 
-    def forward(self, *, z_lr: Tensor, z_hr: Tensor, context: Tensor, frame: Tensor) -> Tensor:
+    def forward(self, *, z_lr: Tensor, z_hr: Tensor, context: Tensor, frame: int) -> Tensor:
         """Returns the mean absolute error of the result, plus the other errors by their weights; a scalar.
 
         Args:
             z_lr: Low-resolution latent (B, 16, T, h, w).
             z_hr: Target latent (B, 16, T, H, W).
             context: Text features (B, S, text_dim).
-            frame: Number of the video frame that is perceptually compared, (B,), all equal.
+            frame: Number of the video frame that is perceptually compared.
         """
         pictures, config = self.pictures.to(z_hr.device), self.config
         with torch.autocast(z_hr.device.type, torch.bfloat16, enabled=config.bf16):
@@ -64,8 +64,8 @@ class OneStep(nn.Module):
             z_0 = one_step(self.dit, z_up.detach(), config.sigma, context)
             loss = pictures.linear_error(z_0, z_hr) + config.upsampler * pictures.linear_error(z_up, z_hr)
             if config.perceptual:
-                decoded, target, number = pictures.decoded(z_0[::2]), pictures.decoded(z_hr[::2]), int(frame[0])
-                perceptual = pictures.distance(decoded[:, :, number], target[:, :, number])
+                decoded, target = pictures.decoded(z_0[::2]), pictures.decoded(z_hr[::2])
+                perceptual = pictures.distance(decoded[:, :, frame], target[:, :, frame])
                 perceptual = perceptual + DECODED * F.l1_loss(decoded, target) + FLAT * pictures.flat_error(decoded, target)
                 loss = loss + config.perceptual * perceptual
         return loss
@@ -86,4 +86,4 @@ def one_step(dit: nn.Module, z_up: Tensor, sigma: float, context: Tensor) -> Ten
 
 def sample_frame(z_hr: Tensor, draws: Draws) -> Batch:
     """Returns OneStep's frame of a batch, which is the step's."""
-    return {"frame": torch.randint(4 * z_hr.shape[2] - 3, (1,), generator=draws.of_step()).expand(len(z_hr))}
+    return {"frame": int(torch.randint(4 * z_hr.shape[2] - 3, (), generator=draws.of_step()))}

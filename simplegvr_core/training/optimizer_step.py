@@ -1,8 +1,8 @@
-"""One optimizer step, in which the host never waits for the device."""
+"""The optimizer, and one step of it, in which the host waits for the device only where moments of 8 bits want it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +12,29 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .draws import Batch
+from .moments import Moments
+
+
+def adamw(parameters: list[nn.Parameter], moments: Moments, **options: Any) -> torch.optim.Optimizer:
+    """Returns AdamW, which changes nothing in a step whose `found_inf`, a tensor on the device, is 1.
+
+    Args:
+        parameters: What is trained.
+        moments: Data type of its two moments.
+        options: Rate (lr), betas and weight_decay.
+
+    Raises:
+        ImportError: The moments have 8 bits and torchao is missing.
+    """
+    if moments == "float32":
+        return torch.optim.AdamW(parameters, **options, fused=True)
+    try:
+        from .adamw_8bit import AdamW8bit
+    except ImportError as error:
+        raise ImportError(
+            f"--loop.moments 8bit needs torchao ({error}): install it by `pip install torchao`, or leave the option out"
+        ) from error
+    return AdamW8bit(parameters, **options)
 
 
 @dataclass(frozen=True)
@@ -41,7 +64,7 @@ def train_step(
     Args:
         accelerator: As fit made it.
         model: The network, prepared by accelerate.
-        optimizer: Its fused optimizer, which skips an update on the device.
+        optimizer: Its optimizer, as adamw makes it.
         batches: Batches of the step, on the device.
         clip: Largest norm of the gradient.
     """

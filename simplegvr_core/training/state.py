@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ..files import atomic_write, write_text
 
@@ -32,6 +33,7 @@ WHOLE, PARTS = "state.pt", "state_[0-9]*"
 DAMAGE = (
     RuntimeError, EOFError, OSError, UnpicklingError, LookupError, ValueError, TypeError, AttributeError, ImportError, CheckpointException,
 )  # fmt: skip
+BEFORE = {"loop.moments": repr("float32"), "loop.ema > 0": repr(True)}  # of states without these options, which are older
 LAST_WRITTEN, RUN = ".metadata", "run.json"  # in a folder of parts
 
 
@@ -39,10 +41,11 @@ class Progress:
     """Progress of a run: step, seconds and the moving average of the trained parameters."""
 
     def __init__(self, parameters: list[nn.Parameter], ema: float):
+        """Starts the average, of decay ema, from the parameters; with 0 there is none."""
         self.step, self.elapsed = 0, 0.0
         self.parameters: list[Tensor] = [*parameters]
         self.ema = ema
-        self.average = [parameter.detach().clone() for parameter in parameters]
+        self.average = [parameter.detach().clone() for parameter in parameters] if ema else []
 
     @property
     def is_sharded(self) -> bool:
@@ -52,7 +55,14 @@ class Progress:
     def advance(self) -> None:
         """Counts a finished step and updates the average, whose decay is lower in the first steps."""
         self.step += 1
-        get_ema_multi_avg_fn(min(self.ema, self.step / (self.step + 10)))(self.average, self.parameters, None)
+        if self.average:
+            get_ema_multi_avg_fn(min(self.ema, self.step / (self.step + 10)))(self.average, self.parameters, None)
+
+    @torch.no_grad()
+    def take_average(self) -> None:
+        """Gives the parameters the values of their average, if there is one."""
+        for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)):
+            parameter.copy_(average)
 
     def state_dict(self) -> dict:
         return {"step": self.step, "elapsed": self.elapsed, "average": self.average}
@@ -84,9 +94,8 @@ class TrainingState:
 
     @property
     def bytes(self) -> int:
-        """Least bytes of the state: the weights, and of each trained parameter the two moments and the average."""
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        return weights + 3 * sum(parameter.numel() * parameter.element_size() for parameter in self.progress.parameters)
+        """Least bytes of the state without moments: the weights, and the average of the trained ones."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in (*self.model.parameters(), *self.progress.average))
 
     def saved(self) -> Path | None:
         """Returns the last saved state, a file or a folder; None before the first. A folder counts when all its parts are written."""
@@ -149,13 +158,31 @@ class TrainingState:
             (self.load_whole if path.name == WHOLE else self.load_parts)(path)
 
     def load_whole(self, path: Path) -> None:
+        if any(name.startswith("torchao.") for name in get_unsafe_globals_in_checkpoint(path)):  # which is imported for moments of 8 bits
+            self.check_options(path, {"loop.moments": repr("8bit")})
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.check_options(path, state["options"])
         own, _ = get_state_dict(self.model, [], options=StateDictOptions(full_state_dict=True))
         own, saved = cast("dict[str, Tensor]", own), state["model"]
         self.check_shapes(path, *({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, saved)))
+        if self.progress.is_sharded:
+            self.cut_moments(state["optimizer"]["state"])
         set_state_dict(self.model, self.optimizer, model_state_dict=saved, optim_state_dict=state["optimizer"], options=FULL_STATE)
         self.progress.load_state_dict(state["progress"])
+
+    def cut_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """Cuts each moment of parameters, by their names, to this process' rows; those of 8 bits cannot be sent from one to all."""
+        parameters = dict(self.model.named_parameters())
+        for name, own in moments.items():
+            parameter = cast("DTensor", parameters[name])
+            mesh, placements = parameter.device_mesh, parameter.placements
+            rows = -(-len(parameter) // mesh.size())
+            first = min(len(parameter), mesh.get_local_rank() * rows)
+            for key, moment in own.items():
+                if moment.shape == parameter.shape:
+                    part = moment[first : min(len(parameter), first + rows)].to(parameter.device)
+                    like = {"shape": parameter.shape, "stride": parameter.stride()}
+                    own[key] = DTensor.from_local(part, mesh, placements, run_check=False, **like)
 
     def load_parts(self, path: Path) -> None:
         run = json.loads((path / RUN).read_text())
@@ -169,6 +196,7 @@ class TrainingState:
         self.progress.step, self.progress.elapsed = run["step"], run["elapsed"]
 
     def check_options(self, path: Path, saved: dict[str, str]) -> None:
+        saved = BEFORE | saved
         for name, value in self.options.items():
             if name in saved and saved[name] != value:
                 raise OtherRun(

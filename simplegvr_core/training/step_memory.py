@@ -21,9 +21,8 @@ from ..networks.dit import SimpleGVRDiT
 from ..networks.windows import TokenLayout, Windows
 from ..planning.network_memory import TritonShapes
 from ..planning.tensor_memory import StorageCount, fused_attention
+from .moments import Moments, moment_bytes
 from .sharding import GATHERED, blocks
-
-MOMENTS, AVERAGE = 8, 4  # bytes of AdamW's two moments and of the moving average of a trained parameter, float32
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class StepMemory:
         weights: Of all networks, trained or frozen.
         gradients: Of the trained weights.
         moments: AdamW's.
-        average: Moving average of the trained weights.
+        average: Moving average of the trained weights; 0 without one.
         activations: The most that is alive at once beside these, with the batch.
     """
 
@@ -120,20 +119,22 @@ def with_gradients(weights: Iterable[nn.Parameter]) -> int:
     return sum(weight.nbytes * (1 + weight.requires_grad) for weight in weights)
 
 
-def step_memory(step: Step) -> StepMemory:
+def step_memory(step: Step, moments: Moments = "float32", average: bool = True) -> StepMemory:
     """Returns the bytes of a training step, in which a kernel keeps what it keeps on a GPU.
 
     Not seen: what one kernel takes and frees for itself, and what an allocator rounds up or cannot join.
 
     Args:
         step: On the "meta" device; it is used up.
+        moments: Data type of AdamW's moments.
+        average: Whether there is a moving average, float32.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, gpu_kernels(step.networks):
         step = replace(step, batch=on_fake_cpu(step, mode))
         activations = activation_bytes(step)
     weights, gradients = (sum(parameter.nbytes for parameter in parameters) for parameters in (step.weights, step.trained))
-    numbers = sum(parameter.numel() for parameter in step.trained)
-    return StepMemory(weights, gradients, MOMENTS * numbers, AVERAGE * numbers, activations)
+    of_moments = sum(moment_bytes(parameter, moments) for parameter in step.trained)
+    return StepMemory(weights, gradients, of_moments, gradients if average else 0, activations)
 
 
 def activation_bytes(step: Step) -> int:

@@ -5,11 +5,10 @@ B batch, T latent frames, h, w low-resolution latent pixels, H, W target latent 
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_folder
 from ..latent_space import LATENT_CHANNELS
@@ -19,7 +18,6 @@ from ..networks.dit import DiTConfig, SimpleGVRDiT, read_dit, read_dit_config, w
 from ..networks.tiny_vae import TinyVAE
 from ..networks.upsampler import (
     VARIANTS,
-    LatentUpsampler,
     Upsampler,
     UpsamplerConfig,
     make_upsampler,
@@ -29,6 +27,7 @@ from ..sampling.super_resolve import SamplingConfig
 from ..sampling.timesteps import Curve, load_curve
 from .batches import Crop, NoisedPairs, PairSampler
 from .cost import Workload, flow_batch, load, training_cost, upsampler_config
+from .frozen import Frozen, store_frozen
 from .loop import LoopConfig, fit, lasting_options
 from .lora import add_lora, lora_state_dict
 from .loss import FlowMatching, FlowNoise, LossConfig, Pictures
@@ -82,8 +81,9 @@ class Train:
     needs --vae. The paper has none; it makes a small model with a short training sharper."""
     lora_rank: int = 0
     """Above 0: the weights do not change and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
-    frozen: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the frozen linear layers beside a LoRA; bfloat16 takes half the memory, and wants --bf16."""
+    frozen: Frozen = "float32"
+    """Data type of the frozen linear layers beside a LoRA. bfloat16 takes half the memory; float8 (e4m3 with a scale for each row, outside
+    of blocks bfloat16) a quarter. Both want --bf16."""
     gradient_checkpointing: bool = False
     """Recompute activations of both networks: less memory, a third more operations."""
     bf16: bool = True
@@ -175,13 +175,10 @@ class Train:
 
     def prepared(self, upsampler: Upsampler, dit: SimpleGVRDiT, generator: torch.Generator) -> tuple[Upsampler, SimpleGVRDiT]:
         """Returns both networks as they are trained: recomputed where that was asked for, frozen with a LoRA where that is trained."""
-        dit.gradient_checkpointing = self.gradient_checkpointing
-        if isinstance(upsampler, LatentUpsampler):
-            upsampler.gradient_checkpointing = self.gradient_checkpointing
+        dit.gradient_checkpointing = upsampler.gradient_checkpointing = self.gradient_checkpointing
         if self.lora_rank:
             upsampler.requires_grad_(False)
-            for layer in (module for module in dit.modules() if isinstance(module, nn.Linear)):
-                layer.to(getattr(torch, self.frozen))
+            store_frozen(dit, self.frozen)
             add_lora(dit, self.lora_rank, generator)
         return upsampler, dit
 

@@ -116,8 +116,7 @@ class TrainUpsampler:
 
     def objective(self, upsampler: Upsampler, vae: TinyVAE | WanVAE | None) -> "Regression":
         """Returns the upsampler with its loss."""
-        if isinstance(upsampler, LatentUpsampler):
-            upsampler.gradient_checkpointing = self.gradient_checkpointing
+        upsampler.gradient_checkpointing = self.gradient_checkpointing
         perceptual = self.perceptual_loss if vae else 0.0
         return Regression(upsampler, Pictures(vae, perceptual=perceptual > 0), perceptual, bf16=self.bf16)
 

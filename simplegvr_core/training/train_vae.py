@@ -119,8 +119,8 @@ class NoisedCrops:
 
     def finish(self, batch: Batch, draws: Draws) -> Batch:
         """Returns Reconstruction's arguments; the compared frame is the step's."""
-        frame = torch.randint(self.crops.num_frames, (1,), generator=draws.of_step()).expand(len(draws.samples))
-        return batch | draws.each(batch["video"], self.noise_of) | {"frame": frame.to(batch["video"].device)}
+        frame = int(torch.randint(self.crops.num_frames, (), generator=draws.of_step()))
+        return batch | draws.each(batch["video"], self.noise_of) | {"frame": frame}
 
     def noise_of(self, video: Tensor, generator: torch.Generator) -> Batch:
         shape = self.vae.latent_shape(video.shape)
@@ -135,17 +135,17 @@ class Reconstruction(nn.Module):
         self.vae, self.perceptual_weight = vae, perceptual_weight
         self.perceptual = (deepcopy(st_lpips_network("vgg", "cpu")),)  # in a tuple, so that it is neither trained nor saved
 
-    def forward(self, video: Tensor, noise: Tensor, frame: Tensor) -> Tensor:
+    def forward(self, video: Tensor, noise: Tensor, frame: int) -> Tensor:
         """Returns the error of the decoded video, smooth L1 plus the weighted perceptual error; a scalar.
 
         Args:
             video: Video (B, 3, F, H, W) in [-1, 1].
             noise: Noise on its latent, of the latent's shape.
-            frame: Number of the frame of the perceptual error, (B,), all equal.
+            frame: Number of the frame of the perceptual error.
         """
         with torch.autocast(video.device.type, torch.bfloat16):
             decoded = self.vae.decode(self.vae.encode(video) + noise).float()
-            compared = slice(None, None, 2), slice(None), frame[0]
+            compared = slice(None, None, 2), slice(None), frame
             perceptual = self.perceptual[0].to(video.device)(decoded[compared], video[compared]).mean()
         error = F.smooth_l1_loss(decoded, video, beta=0.05)
         return error + self.perceptual_weight * perceptual
