@@ -264,7 +264,7 @@ PRESETS = {
         init_dit=Path("runs/tiny_teacher/dit.safetensors"),
         init_upsampler=Path("runs/tiny_teacher/upsampler.safetensors"),
         objective="regression",
-        sampling=replace(STUDENT, strength=2.0, patch_filter=5),
+        sampling=replace(STUDENT, strength=1.75, patch_filter=5),
         attention=AttentionConfig(),
         perceptual_loss=1.0,
         gradient_checkpointing=False,
