@@ -112,6 +112,7 @@ def coarse(smoke) -> tuple[Train, tuple]:
     return replace(smoke, out=smoke.out.with_name("coarse"), dit=sizes, loop=replace(LOOP, moments="8bit", ema=0.0)), options
 
 
+@pytest.mark.slow  # trains on two processes, twice, and resumes
 def test_moments_of_8_bits_are_those_of_one_process_which_can_resume_them(coarse, tmp_path):
     run, options = coarse
     ran = sharded(run, tmp_path / "two", 4, more=options)

@@ -139,6 +139,7 @@ class Summed(torch.nn.Module):
         return self.network(z_lr, size).sum()
 
 
+@pytest.mark.slow  # counts the steps of seven plans
 def test_float8_halves_the_frozen_weights_and_8_bits_quarter_the_moments():
     crop = Crop(9, (8, 12), 1)
     plans = {
