@@ -24,7 +24,7 @@ evaluate() { # NAME MODEL OPTIONS...
 distil() { # NAME OPTIONS...
     [ -e "$out/$seed/$1/dit.safetensors" ] || $run distil --preset tiny --footage "${data[@]}" --out "$out/$seed/$1" \
         --init-dit "$out/$seed/teacher/dit.safetensors" --init-upsampler "$out/$seed/teacher/upsampler.safetensors" \
-        --loop.seed "$seed" --loop.steps "$student" "${@:2}"
+        --loop.seed "$seed" --loop.steps "$student" --sampling.strength 1 --sampling.patch-filter 0 "${@:2}"
 }
 for seed in 0 1 2; do
     [ -e "$out/$seed/teacher/dit.safetensors" ] || $run train --preset tiny_teacher --footage "${data[@]}" --out "$out/$seed/teacher" \

@@ -235,7 +235,7 @@ def base(tmp_path_factory) -> Train:
     checkpoint.save(folder / "dit.safetensors", "dit", dit.state_dict(), **configs)
     checkpoint.save(folder / "upsampler.safetensors", "upsampler", upsampler.state_dict(), model=upsampler.config)
     files = {"init_dit": folder / "dit.safetensors", "init_upsampler": folder / "upsampler.safetensors"}
-    loop = replace(LOOP, steps=4, save_every=2, moments="8bit", ema=0.0)
+    loop = replace(LOOP, steps=4, save_every=2, ema=0.0)
     return replace(smoke, pairs=(folder / "pairs",), out=folder / "run", lora_rank=3, frozen="float8", bf16=True, loop=loop, **files)
 
 
@@ -249,7 +249,7 @@ def test_a_lora_beside_float8_resumes_shows_previews_and_applies_to_the_ordinary
     replace(half, loop=whole.loop).run()
     assert losses(half.out) == losses(whole.out)
     trained = checkpoint.read_config(path, "lora")["trained"]
-    assert (trained["optimizer"]["moments"], trained["optimizer"]["ema"]) == ("8bit", 0.0)
+    assert (trained["optimizer"]["moments"], trained["optimizer"]["ema"]) == ("float32", 0.0)
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
     plain, changed = load_dit(base.init_dit)[0], load_dit(base.init_dit)[0]
     add_lora_file(changed, path)
@@ -258,3 +258,9 @@ def test_a_lora_beside_float8_resumes_shows_previews_and_applies_to_the_ordinary
         assert 0 < (changed(*inputs) - plain(*inputs)).abs().max() < 1
     with pytest.raises(ValueError, match="was begun with frozen = 'float8', now it is 'bfloat16'"):
         replace(base, frozen="bfloat16").run()
+
+
+def test_moments_of_8_bits_are_refused_where_they_save_nothing():
+    lora = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((32, 1536), (1536, 32))]
+    with pytest.raises(ValueError, match=r"--loop.moments is 8bit, but no trained parameter .* leave the option out, as for a LoRA"):
+        adamw(lora, "8bit", lr=1e-3)

@@ -1,4 +1,4 @@
-"""The filter of the mesh: what repeats from patch to patch vanishes, all else stays, in memory as in files."""
+"""The filter of the mesh: what repeats from patch to patch vanishes, single details stay, in memory as in files."""
 
 from dataclasses import replace
 
@@ -38,7 +38,22 @@ def test_strength_and_filter_weigh_what_is_added():
     torch.testing.assert_close(weighed(z_up, z_up, replace(both, strength=2.0)), z_up)
 
 
-@pytest.mark.parametrize("wrong", [{"strength": 0.0}, {"patch_filter": 4}, {"patch_filter": -1}], ids=str)
+def test_slow_changes_vanish_with_the_mesh():
+    stripes = torch.sin(torch.arange(120) * 2 * torch.pi / 30).expand(1, 1, 1, 40, 120)
+    assert without_repetition(stripes, 5)[..., 20:-20].square().mean() < 0.06 * stripes.square().mean()
+
+
+def test_a_training_is_known_without_them():
+    """So that a run of before is resumed, and of a finished one they can be changed."""
+    before = (
+        "steps=50, cfg=1.0, shift=5.0, noise_augmentation=0.4, denoise=1.0, start='noise', noise_order='after_upsampler', solver='euler'"
+    )
+    assert repr(SamplingConfig(strength=1.5, patch_filter=5)) == repr(SamplingConfig()) == f"SamplingConfig({before})"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"strength": 0.0}, {"strength": float("nan")}, {"patch_filter": 4}, {"patch_filter": 1}, {"patch_filter": -3}], ids=str
+)
 def test_a_wrong_setting_is_refused(wrong):
-    with pytest.raises(ValueError, match="wanted strength > 0 and patch_filter 0 or odd"):
+    with pytest.raises(ValueError, match="wanted a number above 0, and 0 or an odd number of at least 3"):
         SamplingConfig(**wrong)

@@ -24,7 +24,7 @@ from ..networks.tiny_vae import TinyVAE, load_tiny_vae
 from ..networks.upsampler import load_upsampler
 from ..sampling.latent_file import TensorFrames
 from ..sampling.refine import Refinement, TiledVelocity, refine
-from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network
+from ..sampling.super_resolve import UPSAMPLER_FRAMES, SamplingConfig, augment_condition, guided_network, weighed
 from ..tiling import WHOLE, Tiling, aligned_tiling, blend_weights
 from ..video.frames import to_video
 from ..video.read import read_video
@@ -132,7 +132,8 @@ def sample(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tili
     with TemporaryDirectory() as folder:
         condition = TensorFrames(augment_condition(z_up, sampling.noise_augmentation, NOISE_SEED))
         sigmas = shifted_sigmas(sampling.steps, sampling.shift, sampling.denoise)
-        return refine(replace(velocity, tiling=tiling), Refinement(TensorFrames(z_up), condition, sigmas, SEED, Path(folder)))[:]
+        z = refine(replace(velocity, tiling=tiling), Refinement(TensorFrames(z_up), condition, sigmas, SEED, Path(folder)))[:]
+    return weighed(z, z_up, sampling)
 
 
 def sample_apart(velocity: TiledVelocity, z_up: Tensor, sampling: SamplingConfig, tiling: Tiling) -> Tensor:

@@ -66,7 +66,7 @@ from .seams import VIDEO, pixel_borders
 from .versions import versions
 
 WEIGHTS = ("vae", "upsampler", "model", "lora")
-CHANGED = ("steps", "cfg", "solver")  # options in place of the checkpoint's sampling
+CHANGED = ("steps", "cfg", "solver", "strength", "patch_filter")  # options in place of the checkpoint's sampling
 RUN_OPTIONS = ("device", "scale", "size", "num_frames", "height", "seed", "segment", "tile", "bf16")
 
 
@@ -114,6 +114,10 @@ class Evaluate:
     """Guidance scale of gvr; by default that of its checkpoint."""
     solver: Solver | None = None
     """Solver of gvr; by default that of its checkpoint."""
+    strength: float | None = None
+    """Factor of what gvr adds to the upsampled latent; by default that of its checkpoint."""
+    patch_filter: int | None = None
+    """Width in patches of gvr's filter of the mesh, 0 for none; by default that of its checkpoint."""
     contexts: Path | None = None
     """Folder of the clips' text features, as `simplegvr contexts` writes it, or with a file CLIP.safetensors for each clip, tensor
     "context" (S, text_dim). Without it gvr has the null prompt."""

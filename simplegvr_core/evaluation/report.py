@@ -93,8 +93,10 @@ def markdown(results: dict) -> str:
 def describe(run: dict) -> str:
     """Returns the command, and the options that decide about the results, in words."""
     frames = f"the first {run['num_frames']} frames of each clip, at most {run['height']} lines"
-    solver = run["sampling"].get("solver", "euler")  # older results have none
-    steps = f"{run['sampling']['steps']} steps" + ("" if solver == "euler" else f" of solver {solver}")
+    sampling = {"solver": "euler", "strength": 1, "patch_filter": 0} | run["sampling"]  # older results lack some
+    steps = f"{sampling['steps']} steps" + ("" if sampling["solver"] == "euler" else f" of solver {sampling['solver']}")
+    steps += "" if sampling["strength"] == 1 else f", strength {sampling['strength']:g}"
+    steps += f", mesh filter of {sampling['patch_filter']} patches" if sampling["patch_filter"] else ""
     return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {steps}, on {run['device']}."
 
 

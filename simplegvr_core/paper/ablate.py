@@ -207,9 +207,10 @@ class Ablate:
 def summarise(variants: dict[str, list[dict]], paper: list[list[str]]) -> dict:
     """Returns the mean and spread (standard deviation over seeds) of each variant's metrics, and whether the paper's order held.
 
-    Runs of one seed see the same crops in the same order, so ST-LPIPS is compared seed by seed, between variants of neighboring groups:
-    the paper has no order inside a group. "held": each variant is better than each of the next group with every seed; "did not hold":
-    somewhere it is worse with every seed; "undecided": neither. "no order": the paper has one group.
+    Runs of one seed start alike and, with the same pairs, see the same crops in the same order, so ST-LPIPS is compared seed by seed,
+    between variants of neighboring groups: the paper has no order inside a group. "held": each variant is better than each of the next
+    group with every seed; "did not hold": somewhere it is worse with every seed; "undecided": neither. "no order": the paper has one
+    group.
 
     Args:
         variants: Metrics of each run, by variant, seeds in one order.

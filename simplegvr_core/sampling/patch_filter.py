@@ -11,11 +11,12 @@ PATCH = 2  # latent pixels on each side
 def without_repetition(x: Tensor, width: int) -> Tensor:
     """Returns x minus the mean, over the patches around each patch, of what is at the same position in a patch; each frame alone.
 
-    A pattern that repeats from patch to patch vanishes; of anything else, about 1 / width^2 of its energy does.
+    What repeats from patch to patch vanishes, and with it changes that are slow against the filter: of stripes whose period is 30 latent
+    pixels, width 5 leaves 4 % of the energy. Stripes of about its own width gain by up to 40 %. Noise loses 1 / width^2.
 
     Args:
         x: What a transformer adds to a latent, (B, C, T, H, W). Its first patch begins in the corner.
-        width: Side in patches of the square around each patch, odd. Parts outside the frame do not count.
+        width: Side in patches of the square around each patch, odd, at least 3. Parts outside the frame do not count.
     """
     height, columns = x.shape[3:]
 

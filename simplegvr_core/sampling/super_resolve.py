@@ -4,8 +4,9 @@
 B batch, T latent frames, h, w low-resolution latent pixels, H, W those of the target, S text tokens; latents are normalised.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -46,7 +47,8 @@ class SamplingConfig:
         solver: "euler", or "ab2" of second order, see solvers.
         strength: Factor, above 0, of what the refinement adds to the upsampled latent. Above 1 the result is sharper than the
             objective of the training balances.
-        patch_filter: Width, odd, in patches of the filter that removes a mesh from what is added, see patch_filter; 0 is none.
+        patch_filter: Width in patches, odd and at least 3, of the filter that removes a mesh from what is added, see patch_filter; 0
+            is none. This and the strength are no part of repr, by which a training run is known: no training reads them.
 
     Raises:
         ValueError: The solver is unknown, or a number is out of its range.
@@ -60,16 +62,19 @@ class SamplingConfig:
     start: Literal["noise", "condition"] = "noise"
     noise_order: NoiseOrder = "after_upsampler"
     solver: Solver = "euler"
-    strength: float = 1.0
-    patch_filter: int = 0
+    strength: float = field(default=1.0, repr=False)
+    patch_filter: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, wanted one of {', '.join(SOLVERS)}")
         if self.steps < 1 or self.shift <= 0 or not 0 < self.denoise <= 1 or not 0 <= self.noise_augmentation <= 1:
             raise ValueError(f"{self}: wanted steps >= 1, shift > 0, denoise in (0, 1] and noise_augmentation in [0, 1]")
-        if self.strength <= 0 or self.patch_filter < 0 or (self.patch_filter and self.patch_filter % 2 == 0):
-            raise ValueError(f"{self}: wanted strength > 0 and patch_filter 0 or odd")
+        if not 0 < self.strength < math.inf or not (self.patch_filter == 0 or (self.patch_filter >= 3 and self.patch_filter % 2)):
+            raise ValueError(
+                f"strength is {self.strength} and patch_filter {self.patch_filter}, "
+                "wanted a number above 0, and 0 or an odd number of at least 3"
+            )
 
 
 PAPER = SamplingConfig()

@@ -103,8 +103,7 @@ class Distil:
         model, sample_noise = self.model(vae)
         source = NoisedPairs(chosen_pairs(self, vae, self.contexts, self.null_prompt), model.dit.config.text_dim, sample_noise)
         takes_turns = self.objective == "dmd2"
-        of_results = replace(self.sampling, strength=1.0, patch_filter=0)  # may change: no objective reads them
-        options, work = lasting_options(replace(self, sampling=of_results), {"vae"}), self.workload().work
+        options, work = lasting_options(self, {"vae"}), self.workload().work
         trained = fit(model, source, self.loop, self.out, options=options, takes_turns=takes_turns, work=work)
         if not PartialState().is_main_process:
             return {}

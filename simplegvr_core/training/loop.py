@@ -2,8 +2,8 @@
 
 The random numbers of a sample follow from the seed, the step and its number (draws.py): each process reads its own samples only,
 and the number of processes, workers and accumulated batches changes no loss. A killed run resumes from its step with the losses
-that it would have had, unless it is limited in minutes. Inside a step the host does not wait for the device: whether a loss is
-finite is known a step later, and an update that is not finite changes no weight.
+that it would have had, unless it is limited in minutes. Inside a step the host does not wait for the device, but for moments of 8
+bits: whether a loss is finite is known a step later, and an update that is not finite changes no weight.
 """
 
 import time
@@ -56,7 +56,8 @@ class LoopConfig:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     moments: Moments = "float32"
-    """Data type of AdamW's two moments; 8bit takes a quarter of their memory, needs torchao, and lets the host wait once a step."""
+    """Data type of AdamW's two moments. 8bit takes a quarter of their memory, for matrices of at least 256 rows of whole 256s, which LoRAs
+    do not have; it needs torchao, and lets the host wait once a step."""
     clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     warmup: int = 100

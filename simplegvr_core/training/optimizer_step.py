@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .draws import Batch
-from .moments import Moments
+from .moments import Moments, has_8_bits
 
 
 def adamw(parameters: list[nn.Parameter], moments: Moments, **options: Any) -> torch.optim.Optimizer:
@@ -24,10 +24,16 @@ def adamw(parameters: list[nn.Parameter], moments: Moments, **options: Any) -> t
         options: Rate (lr), betas and weight_decay.
 
     Raises:
+        ValueError: The moments have 8 bits, and no parameter is large enough for them.
         ImportError: The moments have 8 bits and torchao is missing.
     """
     if moments == "float32":
         return torch.optim.AdamW(parameters, **options, fused=True)
+    if not any(has_8_bits(parameter.shape) for parameter in parameters):
+        raise ValueError(
+            "--loop.moments is 8bit, but no trained parameter is a matrix of at least 256 rows of whole 256s, "
+            "so that nothing would be saved: leave the option out, as for a LoRA"
+        )
     try:
         from .adamw_8bit import AdamW8bit
     except ImportError as error:

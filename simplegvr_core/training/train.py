@@ -83,7 +83,8 @@ class Train:
     """Above 0: the weights do not change and a LoRA of this rank is trained, for ComfyUI's LoRA loader."""
     frozen: Frozen = "float32"
     """Data type of the frozen linear layers beside a LoRA. bfloat16 takes half the memory; float8 (e4m3 with a scale for each row, outside
-    of blocks bfloat16) a quarter. Both want --bf16."""
+    of blocks bfloat16) a quarter, with --gradient-checkpointing, without which each layer's product remembers them in bfloat16. Both want
+    --bf16."""
     gradient_checkpointing: bool = False
     """Recompute activations of both networks: less memory, a third more operations."""
     bf16: bool = True
