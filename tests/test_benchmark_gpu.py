@@ -47,6 +47,7 @@ def wait_for(process: subprocess.Popen, path: Path, reached: Callable[[dict], bo
     raise AssertionError(f"not reached, exit status {process.poll()}")
 
 
+@pytest.mark.slow  # a whole benchmark on a CPU
 def test_it_runs_whole_and_outlives_what_measures(tmp_path):
     with running(tmp_path, minutes=3) as (process, path):
         wait_for(process, path, lambda contents: (contents["running"] or "").startswith("kernels"))

@@ -72,7 +72,7 @@ def moment_nbytes(moment: torch.Tensor) -> int:
     return sum(part.nbytes for part in (moment.codes, moment.scale, moment.qmap)) if hasattr(moment, "codes") else moment.nbytes
 
 
-@pytest.mark.parametrize("size", [(8, 12), (14, 18)])
+@pytest.mark.parametrize("size", [(8, 12), pytest.param((14, 18), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", RUNS)
 def test_each_part_is_what_real_tensors_take(name, size):
     train = replace(RUNS[name], crop=Crop(9, size, 2))
