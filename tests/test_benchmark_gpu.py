@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import psutil
+import pytest
 from conftest import REPO
 
 from simplegvr_core.benchmark.gpu.items import FULL, TOY
