@@ -121,15 +121,13 @@ def describe(samples: Tensor, size: tuple[int, int], sampling: SamplingConfig, r
     """Returns the lines of the report: mode, sizes, settings, weights, attention, memory and boxes."""
     start = "the upsampled latent" if sampling.start == "condition" else f"noise level {sampling.denoise:.2f}"
     of_solver = "" if sampling.solver == "euler" else f" of solver {sampling.solver}"
-    of_result = "" if sampling.strength == 1 else f", strength {sampling.strength:g}"
-    of_result += f", mesh filter of {sampling.patch_filter} patches" if sampling.patch_filter else ""
     family = (origin_of(run.model) or {"family": "SimpleGVR"})["family"]
     return [
         f"{family}: condition at noise augmentation level {sampling.noise_augmentation:.2f}, from {start}."
         if run.takes_condition
         else f"Training-free: a stock 16-channel Wan model refined the upsampled latent from noise level {sampling.denoise:.2f}.",
         f"{pixels((samples.shape[3], samples.shape[4]))} -> {pixels(size)}, {samples.shape[2]} latent frames, "
-        f"{sampling.steps} steps{of_solver}, cfg {sampling.cfg:g}, shift {sampling.shift:g}{of_result}.",
+        f"{sampling.steps} steps{of_solver}, cfg {sampling.cfg:g}, shift {sampling.shift:g}{sampling.weighing}.",
         describe_weights(run.model, run.upsampler),
         *run.describe((samples.shape[0], samples.shape[2], *size)),
     ]

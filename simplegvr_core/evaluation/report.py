@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from ..files import read_json, write_text
+from ..sampling.super_resolve import SamplingConfig
 from .report_page import Page
 
 HOW = {
@@ -93,10 +94,8 @@ def markdown(results: dict) -> str:
 def describe(run: dict) -> str:
     """Returns the command, and the options that decide about the results, in words."""
     frames = f"the first {run['num_frames']} frames of each clip, at most {run['height']} lines"
-    sampling = {"solver": "euler", "strength": 1, "patch_filter": 0} | run["sampling"]  # older results lack some
-    steps = f"{sampling['steps']} steps" + ("" if sampling["solver"] == "euler" else f" of solver {sampling['solver']}")
-    steps += "" if sampling["strength"] == 1 else f", strength {sampling['strength']:g}"
-    steps += f", mesh filter of {sampling['patch_filter']} patches" if sampling["patch_filter"] else ""
+    sampling = SamplingConfig(**run["sampling"])  # older results lack some, which had the defaults
+    steps = f"{sampling.steps} steps" + ("" if sampling.solver == "euler" else f" of solver {sampling.solver}") + sampling.weighing
     return f"```\n{run['command']}\n```\nHere: {frames}, seed {run['seed']}, {steps}, on {run['device']}."
 
 

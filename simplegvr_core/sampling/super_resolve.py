@@ -76,6 +76,17 @@ class SamplingConfig:
                 "wanted a number above 0, and 0 or an odd number of at least 3"
             )
 
+    @property
+    def weighs(self) -> bool:
+        """Returns whether strength or filter changes what the refinement adds."""
+        return self.strength != 1 or self.patch_filter > 0
+
+    @property
+    def weighing(self) -> str:
+        """Returns strength and filter in words, each after a comma; "" for the defaults."""
+        strength = "" if self.strength == 1 else f", strength {self.strength:g}"
+        return strength + (f", mesh filter of {self.patch_filter} patches" if self.patch_filter else "")
+
 
 PAPER = SamplingConfig()
 
@@ -235,7 +246,7 @@ def weighed(z: Tensor, z_up: Tensor, sampling: SamplingConfig) -> Tensor:
         z_up: Upsampled latent of the same shape.
         sampling: strength and patch_filter are read.
     """
-    if sampling.strength == 1 and not sampling.patch_filter:
+    if not sampling.weighs:
         return z
     added = z - z_up
     if sampling.patch_filter:

@@ -97,7 +97,8 @@ def super_resolve_to_file(
             append(z)
 
     def finish(z: Tensor, frame: int) -> Tensor:
-        z = weighed(z, z_up[frame : frame + 1].to(z), sampling)
+        if sampling.weighs:
+            z = weighed(z, z_up[frame : frame + 1].to(z), sampling)
         return runtime.finish(match_source(z, z_lr[frame : frame + 1], runtime.latents, color_match))
 
     condition = stored(folder / "condition.safetensors", z_up.shape, write_condition, runtime.note) if runtime.takes_condition else None
